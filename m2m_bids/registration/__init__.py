@@ -1,0 +1,1 @@
+"""The M2M-Reg method in pure PyTorch: tensors in, tensors out."""

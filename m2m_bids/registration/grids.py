@@ -1,0 +1,91 @@
+"""Coordinate grids in unit coordinates, and sampling: the only place that knows about `grid_sample`."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def identity_map(size: int, *, like: Tensor | None = None) -> Tensor:
+    """
+    Return the identity map of a cubic grid.
+
+    Parameters
+    ----------
+    size : int
+        Number of voxels along every axis.
+    like : Tensor, optional
+        Takes dtype and device from this tensor; float32 on the CPU without it.
+
+    Returns
+    -------
+    Tensor, shape (1, 3, size, size, size)
+        Position of each voxel centre, unit coordinates ``ijk / (size - 1)``.
+
+    Examples
+    --------
+    >>> identity_map(3)[0, :, 0, 1, 2]
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    options = {} if like is None else {"dtype": like.dtype, "device": like.device}
+    axis = torch.linspace(0, 1, size, **options)
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))[None]
+
+
+def sample(
+    image: Tensor,
+    positions: Tensor,
+    *,
+    padding: Literal["border", "zeros"] = "border",
+    mode: Literal["bilinear", "nearest"] = "bilinear",
+) -> Tensor:
+    """
+    Sample images at unit coordinates by trilinear (``"bilinear"``) or nearest interpolation.
+
+    Parameters
+    ----------
+    image : Tensor, shape (N, C, I, J, K)
+        Images, displacements or maps; a batch of one is used for every batch of positions.
+    positions : Tensor, shape (N, 3, I', J', K')
+        Where to sample, unit coordinates of the image's grid.
+    padding : {"border", "zeros"}
+        Value outside the grid: that of the nearest voxel on the border, or zero.
+    mode : {"bilinear", "nearest"}
+        Interpolation, by the names of `torch.nn.functional.grid_sample`.
+
+    Returns
+    -------
+    Tensor, shape (N, C, I', J', K')
+
+    Raises
+    ------
+    ValueError
+        If the batch sizes differ, or positions do not have three components.
+    """
+    if positions.shape[1] != 3:
+        raise ValueError(f"positions must be (N, 3, I, J, K), got {tuple(positions.shape)}")
+    if image.shape[0] != positions.shape[0]:
+        if image.shape[0] != 1:
+            raise ValueError(f"batch sizes differ: {image.shape[0]} and {positions.shape[0]}")
+        image = image.expand(positions.shape[0], *image.shape[1:])
+    # grid_sample orders components last axis first, in [-1, 1].
+    grid = positions.flip(1).permute(0, 2, 3, 4, 1) * 2 - 1
+    return functional.grid_sample(
+        image, grid.to(image.dtype), mode=mode, padding_mode=padding, align_corners=True
+    )
+
+
+def pool(image: Tensor) -> Tensor:
+    """
+    Halve the resolution of images by average pooling, as GradICON does between its scales.
+
+    Parameters
+    ----------
+    image : Tensor, shape (N, C, I, J, K)
+
+    Returns
+    -------
+    Tensor, shape (N, C, ceil(I / 2), ceil(J / 2), ceil(K / 2))
+    """
+    return functional.avg_pool3d(image, 2, ceil_mode=True)

@@ -1,0 +1,225 @@
+"""GradICON's network: a cascade of U-Nets from coarse to fine, each refining the last.
+
+Sources: Tian et al., GradICON, CVPR 2023; Greer et al., ICON, ICCV 2021. The tensors of the full-size
+network map one to one onto those of the ICON project's three-step `tallUNet2` network (`icon_names`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from m2m_bids.registration.grids import identity_map, pool, sample
+from m2m_bids.registration.maps import warp
+
+
+@dataclass(frozen=True)
+class GradICONConfig:
+    """
+    Sizes of the network; the defaults are the paper's.
+
+    Parameters
+    ----------
+    down_widths, up_widths : tuple of int
+        Channels after each halving, and after the doubling that undoes it, finest first.
+    n_scales : int
+        U-Nets of the cascade; the first works at ``1 / 2 ** (n_scales - 1)`` of the resolution.
+    normalization : {"batch", "group"}
+        After each doubling. ``"batch"`` is GradICON's; ``"group"`` (8 groups) does not mix subjects.
+    """
+
+    down_widths: tuple[int, ...] = (16, 32, 64, 256, 512)
+    up_widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    n_scales: int = 3
+    normalization: Literal["batch", "group"] = "batch"
+
+    def __post_init__(self):
+        # JSON cards hold lists.
+        object.__setattr__(self, "down_widths", tuple(self.down_widths))
+        object.__setattr__(self, "up_widths", tuple(self.up_widths))
+        if len(self.down_widths) != len(self.up_widths):
+            raise ValueError(f"as many down_widths as up_widths, got {self}")
+        if self.normalization not in ("batch", "group"):
+            raise ValueError(f'normalization must be "batch" or "group", got {self.normalization!r}')
+        if self.n_scales < 1:
+            raise ValueError(f"n_scales must be at least 1, got {self.n_scales}")
+
+
+COMPACT = GradICONConfig(
+    down_widths=(16, 32, 64, 128), up_widths=(16, 32, 64, 64), normalization="group"
+)
+
+
+def _match_channels(x: Tensor, n_channels: int) -> Tensor:
+    """Drop the last channels, or put zero channels in front."""
+    if x.shape[1] >= n_channels:
+        return x[:, :n_channels]
+    return functional.pad(x, (0, 0, 0, 0, 0, 0, n_channels - x.shape[1], 0))
+
+
+class UNet(nn.Module):
+    """
+    U-Net with residual halvings and doublings (the ICON project's `UNet2`).
+
+    Parameters
+    ----------
+    config : GradICONConfig
+    """
+
+    def __init__(self, config: GradICONConfig):
+        super().__init__()
+        down = (2, *config.down_widths)
+        up = config.up_widths
+        self.down_convs = nn.ModuleList(
+            nn.Conv3d(a, b, 3, padding=1, stride=2) for a, b in zip(down, down[1:], strict=False)
+        )
+        into_up = [width + skip for width, skip in zip(down[1:], (*up[1:], 0), strict=True)]
+        self.up_convs = nn.ModuleList(
+            nn.ConvTranspose3d(a, b, 4, padding=1, stride=2) for a, b in zip(into_up, up, strict=True)
+        )
+        norm = nn.BatchNorm3d if config.normalization == "batch" else _group_norm
+        self.norms = nn.ModuleList(norm(width) for width in up)
+        self.last_conv = nn.Conv3d(2 + up[0], 3, 3, padding=1)
+        nn.init.zeros_(self.last_conv.weight)
+        nn.init.zeros_(self.last_conv.bias)
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """
+        Predict a displacement; zero at initialisation.
+
+        Parameters
+        ----------
+        moving, fixed : Tensor, shape (N, 1, n, n, n)
+
+        Returns
+        -------
+        Tensor, shape (N, 3, n, n, n)
+            Displacement on the fixed grid, unit coordinates.
+        """
+        x = torch.cat((moving, fixed), 1)
+        skips = []
+        for conv in self.down_convs:
+            skips.append(x)
+            y = conv(functional.leaky_relu(x))
+            x = y + _match_channels(pool(x), y.shape[1])
+        for conv, norm in zip(reversed(self.up_convs), reversed(self.norms), strict=True):
+            y = conv(functional.leaky_relu(x))
+            doubled = functional.interpolate(
+                _match_channels(x, y.shape[1]), scale_factor=2, mode="trilinear", align_corners=False
+            )
+            skip = skips.pop()
+            i, j, k = skip.shape[2:]
+            x = torch.cat((norm(y + doubled)[:, :, :i, :j, :k], skip), 1)
+        return self.last_conv(x) / 10
+
+
+def _group_norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(8, width), width)
+
+
+class GradICON(nn.Module):
+    """
+    Cascade of U-Nets: warp the moving image by what is known, predict the rest, compose.
+
+    Parameters
+    ----------
+    config : GradICONConfig, optional
+    """
+
+    def __init__(self, config: GradICONConfig | None = None):
+        super().__init__()
+        self.config = config or GradICONConfig()
+        self.unets = nn.ModuleList(UNet(self.config) for _ in range(self.config.n_scales))
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """
+        Register image pairs.
+
+        Parameters
+        ----------
+        moving, fixed : Tensor, shape (N, 1, n, n, n)
+            Images in [0, 1]; ``n`` is any size that halves ``n_scales - 1`` times to 2 or more.
+
+        Returns
+        -------
+        Tensor, shape (N, 3, n, n, n)
+            Displacement on the fixed grid: ``warp(moving, x + disp) ~ fixed``, unit coordinates.
+        """
+        pyramid = [(moving, fixed)]
+        for _ in range(self.config.n_scales - 1):
+            pyramid.append((pool(pyramid[-1][0]), pool(pyramid[-1][1])))
+        fields: list[Tensor] = []
+        for unet, (small_moving, small_fixed) in zip(self.unets, reversed(pyramid), strict=True):
+            if fields:
+                small_moving = sample(small_moving, _apply(fields, small_moving))
+            fields.append(unet(small_moving, small_fixed).float())
+        return _apply(fields, moving) - identity_map(moving.shape[-1], like=moving)
+
+
+def _apply(fields: list[Tensor], image: Tensor) -> Tensor:
+    """Compose displacements, coarsest outermost, into a map on the image's grid."""
+    points = identity_map(image.shape[-1], like=image)
+    for disp in reversed(fields):
+        if disp.shape[-1] == points.shape[-1] and disp is fields[-1]:
+            points = points + disp
+        else:
+            points = points.expand(len(disp), -1, -1, -1, -1)
+            points = points + sample(disp, points)
+    return points
+
+
+def icon_names(n_scales: int = 3) -> dict[str, str]:
+    """
+    Return the prefixes of this network's U-Nets in a state dict of the ICON project.
+
+    Parameters
+    ----------
+    n_scales : int
+
+    Returns
+    -------
+    dict
+        From ``"unets.0"`` (coarsest) and so on to the prefix of the same U-Net in the state dict of nested
+        `TwoStepRegistration` and `DownsampleRegistration` modules.
+    """
+    names = {}
+    prefix = ""
+    for scale in reversed(range(1, n_scales)):
+        names[f"unets.{scale}"] = f"{prefix}netPsi.net"
+        prefix += "netPhi.net."
+    names["unets.0"] = f"{prefix}net"
+    return names
+
+
+def from_icon(state: dict[str, Tensor], *, n_scales: int = 3) -> dict[str, Tensor]:
+    """
+    Rename the tensors of an ICON state dict to those of `GradICON`.
+
+    Parameters
+    ----------
+    state : dict
+        State dict of the ICON network, without a ``regis_net.`` prefix.
+    n_scales : int
+
+    Returns
+    -------
+    dict
+        State dict for ``GradICON(GradICONConfig())``.
+
+    Raises
+    ------
+    ValueError
+        If a tensor has no counterpart.
+    """
+    parts = {"downConvs": "down_convs", "upConvs": "up_convs", "batchNorms": "norms", "lastConv": "last_conv"}
+    prefixes = {theirs: ours for ours, theirs in icon_names(n_scales).items()}
+    renamed = {}
+    for name, tensor in state.items():
+        prefix = next((p for p in prefixes if name.startswith(f"{p}.")), None)
+        part, _, rest = name[len(prefix or "") + 1 :].partition(".")
+        if prefix is None or part not in parts:
+            raise ValueError(f"{name}: no such tensor in a {n_scales}-scale GradICON network")
+        renamed[f"{prefixes[prefix]}.{parts[part]}.{rest}"] = tensor
+    return renamed

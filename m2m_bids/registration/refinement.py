@@ -1,0 +1,163 @@
+"""Instance optimisation: the M2M-Reg objective on one pair, from wherever the network left it.
+
+The bridge is a pre-aligned pair (Sec. 2.4 of the paper), so three maps are optimised: moving -> fixed,
+fixed -> bridge, bridge -> moving. Each is the network's map after the flow of a stationary velocity,
+``phi = phi_network(exp(v)(x))``, which keeps it a diffeomorphism where the network's is one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from m2m_bids.registration.grids import identity_map, sample
+from m2m_bids.registration.m2m import (
+    CycleMaps,
+    CyclePairs,
+    cycle_map,
+    cycle_similarity_loss,
+    predict_cycle,
+)
+from m2m_bids.registration.maps import compose, integrate_velocity, map_from_displacement
+from m2m_bids.registration.regularity import bending_loss, jacobian_identity_loss
+from m2m_bids.registration.similarity import smooth
+
+
+@dataclass(frozen=True)
+class RefinementConfig:
+    """
+    How to refine one pair.
+
+    Parameters
+    ----------
+    n_steps : int
+        Adam's steps in all; two thirds of them at half the resolution. Zero keeps the network's maps.
+    step_voxels : float
+        Adam's learning rate: about how far a step moves a point, in voxels of the velocities' grid.
+    velocity_size : int
+        Voxels along every axis of the velocities' grid.
+    velocity_sigma_voxels : float
+        The velocities are Gaussian-smoothed parameters.
+    gradcycon_weight, bending_weight : float
+        Of Eq. 3, and of the velocities' second differences in voxels.
+    lncc_sigma_voxels : float
+        Window of the similarity on the full grid; half of it at half the resolution.
+    """
+
+    n_steps: int = 60
+    step_voxels: float = 0.1
+    velocity_size: int = 32
+    velocity_sigma_voxels: float = 1.0
+    gradcycon_weight: float = 1.0
+    bending_weight: float = 0.5
+    lncc_sigma_voxels: float = 2.5
+
+
+class Registration(NamedTuple):
+    """
+    The maps of one registered pair.
+
+    Parameters
+    ----------
+    forward : Tensor, shape (1, 3, n, n, n)
+        Map from the fixed grid to unit coordinates of the moving image, phi_ST.
+    backward : Tensor, shape (1, 3, n, n, n)
+        Map from the moving grid to the fixed image, by way of the bridge: phi_TS'(phi_T'S(x)). It is
+        found without phi_ST, so that their agreement says how sure both are.
+    losses : list of dict
+        The named terms at every step.
+    """
+
+    forward: Tensor
+    backward: Tensor
+    losses: list[dict[str, float]]
+
+
+def register_pair(
+    network: Callable[[Tensor, Tensor], Tensor] | None,
+    pairs: CyclePairs,
+    config: RefinementConfig,
+) -> Registration:
+    """
+    Register a moving image S to a fixed image T.
+
+    Parameters
+    ----------
+    network : callable, optional
+        Takes moving and fixed images to displacements; without it the maps start from the identity.
+    pairs : CyclePairs
+        One pair and an aligned bridge, each image (1, 1, n, n, n).
+    config : RefinementConfig
+
+    Returns
+    -------
+    Registration
+
+    Raises
+    ------
+    ValueError
+        If the bridge is not aligned.
+    """
+    if not pairs.is_aligned:
+        raise ValueError("the bridge of a refinement must be an aligned pair")
+    with torch.no_grad():
+        if network is None:
+            identity = identity_map(pairs.s.shape[-1], like=pairs.s)
+            start = CycleMaps(identity, identity, None, identity)
+        else:
+            start = predict_cycle(network, pairs)
+    maps, losses = _refine(start, pairs, config) if config.n_steps else (start, [])
+    return Registration(maps.st, compose(maps.t_bridge_s, maps.bridge_t_s), losses)
+
+
+def _refine(
+    start: CycleMaps, pairs: CyclePairs, config: RefinementConfig
+) -> tuple[CycleMaps, list[dict[str, float]]]:
+    size = config.velocity_size
+    initial = torch.cat((start.st, start.t_bridge_s, start.bridge_t_s))
+    parameters = torch.zeros((3, 3, size, size, size), device=pairs.s.device, requires_grad=True)
+    optimizer = torch.optim.Adam([parameters], lr=config.step_voxels)
+    losses = []
+    n_coarse = 2 * config.n_steps // 3
+    for n_steps, is_coarse in ((n_coarse, True), (config.n_steps - n_coarse, False)):
+        level_pairs, level_initial = pairs, initial
+        if is_coarse:
+            level_pairs = CyclePairs(*(_halve(image) for image in pairs[:4]), is_aligned=True)
+            half = identity_map(level_pairs.s.shape[-1], like=initial)
+            level_initial = half + sample(
+                initial - identity_map(initial.shape[-1], like=initial), half.expand(3, -1, -1, -1, -1)
+            )
+        sigma = config.lncc_sigma_voxels / (2 if is_coarse else 1)
+        for _ in range(n_steps):
+            velocity = smooth(parameters, config.velocity_sigma_voxels)
+            maps = _maps(level_initial, velocity)
+            terms = {
+                "m2m": cycle_similarity_loss(level_pairs, maps, lncc_sigma_voxels=sigma),
+                "gradcycon": config.gradcycon_weight * jacobian_identity_loss(cycle_map(maps)),
+                "bending": config.bending_weight * bending_loss(velocity),
+            }
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            losses.append({name: term.item() for name, term in terms.items()})
+    with torch.no_grad():
+        maps = _maps(initial, smooth(parameters, config.velocity_sigma_voxels))
+    return maps, losses
+
+
+def _halve(image: Tensor) -> Tensor:
+    """Halve the resolution, keeping voxel centres of the first and last planes."""
+    return sample(smooth(image, 0.8), identity_map(image.shape[-1] // 2, like=image))
+
+
+def _maps(initial: Tensor, velocity: Tensor) -> CycleMaps:
+    """Compose the network's maps with the flows of the velocities (in voxels of their grid)."""
+    flow = integrate_velocity(velocity / (velocity.shape[-1] - 1))
+    size = initial.shape[-1]
+    if size != flow.shape[-1]:
+        identity = identity_map(size, like=flow).expand(len(flow), -1, -1, -1, -1)
+        flow = sample(flow, identity)
+    st, t_bridge_s, bridge_t_s = compose(initial, map_from_displacement(flow)).split(1)
+    return CycleMaps(st, t_bridge_s, None, bridge_t_s)

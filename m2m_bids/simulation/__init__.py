@@ -1,0 +1,1 @@
+"""Simulated ADNI-like cohorts with known transforms."""
