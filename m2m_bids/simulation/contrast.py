@@ -10,6 +10,7 @@ from m2m_bids.registration.similarity import smooth
 from m2m_bids.simulation.anatomy import (
     TEMPLATE_CHANNELS,
     Subject,
+    Template,
     random_field,
     uniform,
 )
@@ -32,7 +33,9 @@ def _unit_range(image: Tensor) -> Tensor:
     return (image / top.clamp_min(1e-6)).clamp_max(1)
 
 
-def _add_noise(image: Tensor, sd: float, sigma_voxels: float, generator: torch.Generator) -> Tensor:
+def _add_noise(
+    image: Tensor, sd: float, sigma_voxels: float, generator: torch.Generator
+) -> Tensor:
     noise = smooth(torch.randn(image.shape, generator=generator), sigma_voxels)
     return image + sd * noise / noise.std()
 
@@ -138,7 +141,9 @@ def simulate_fa(subject: Subject, spacing_mm: float, generator: torch.Generator)
     csf, gm, wm = subject.tissues.split(1, dim=1)
     core = smooth(wm, uniform(generator, 2.0, 4.0) / spacing_mm)
     bundles = random_field(size, uniform(generator, 9, 22) / spacing_mm, generator)
-    crossing = torch.sigmoid(uniform(generator, 1.0, 2.5) * (bundles + uniform(generator, 0.0, 1.5)))
+    crossing = torch.sigmoid(
+        uniform(generator, 1.0, 2.5) * (bundles + uniform(generator, 0.0, 1.5))
+    )
     # White matter of the template that is sure is callosum or capsule: the most anisotropic of all.
     deep = _channel(subject, "wm").pow(3)
     fibres = wm * (0.25 + uniform(generator, 0.3, 0.7) * core.pow(uniform(generator, 0.7, 2.0)))
@@ -185,3 +190,35 @@ def echo_planar_displacement(
     disp = torch.zeros(1, 3, size, size, size)
     disp[:, axis] = shift[0] / extent_mm
     return disp
+
+
+def template_bridge(template: Template, modality: str) -> tuple[Tensor, Tensor]:
+    """
+    Make an aligned bridge pair of the template: its T1w, and what PET or FA would show of it.
+
+    Parameters
+    ----------
+    template : Template
+    modality : {"pet", "fa"}
+
+    Returns
+    -------
+    functional, t1w : Tensor, shape (1, 1, n, n, n)
+        PET is blurred grey matter and 0.35 of the white; FA is white matter, brighter in its core.
+
+    Raises
+    ------
+    ValueError
+        If the modality is another.
+    """
+    gm, wm, mask = (
+        template.data[:, [TEMPLATE_CHANNELS.index(name)]] for name in ("gm", "wm", "mask")
+    )
+    if modality == "pet":
+        functional = smooth(gm + 0.35 * wm, 6 * FWHM_TO_SIGMA / template.spacing_mm)
+    elif modality == "fa":
+        functional = wm * (0.3 + 0.7 * smooth(wm, 4 / template.spacing_mm)) + 0.08 * gm
+    else:
+        raise ValueError(f'modality must be "pet" or "fa", got {modality!r}')
+    t1w = template.data[:, :1] * mask
+    return _unit_range(functional), _unit_range(t1w)

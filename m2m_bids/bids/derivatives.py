@@ -1,0 +1,290 @@
+"""Describe the output dataset: its description, its sidecars, and what it lacks."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2m_bids import __version__
+from m2m_bids.bids.naming import Transform, expected_anat_outputs, expected_outputs
+
+if TYPE_CHECKING:
+    from m2m_bids.bids.query import Scan
+
+BIDS_VERSION = "1.10.0"
+# What the BIDS schema does not define yet. The validator wants a folder to be ignored in all
+# three ways: as an entry, as a folder, and with its content.
+BIDSIGNORE = (
+    "*.html",
+    "logs/",
+    "sub-*/figures",
+    "sub-*/figures/",
+    "sub-*/figures/**",
+    "sub-*/log",
+    "sub-*/log/",
+    "sub-*/log/**",
+    "*_xfm.*",
+    "*_dwimap.*",
+    "*_petref.*",
+    "*_tacs.*",
+    "*_stat.tsv",
+)
+_PACKAGES = (
+    "antspyx",
+    "nibabel",
+    "nilearn",
+    "nipype",
+    "nitransforms",
+    "numpy",
+    "scipy",
+    "torch",
+)
+
+
+def write_text(file: Path, text: str) -> None:
+    """
+    Write a text file in one step: readers see the old content or the new one, never a part.
+
+    A file that already holds this text is left alone, so that a finished output folder can be
+    read-only.
+    """
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if file.read_text(encoding="utf-8") == text:
+            return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        # mkstemp makes private files; outputs follow the user's umask as others do.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object in one step, indented, with keys in the order given."""
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_dataset_files(out_dir: Path, datasets: Mapping[str, Path]) -> None:
+    """
+    Write ``dataset_description.json`` and ``.bidsignore`` of the output dataset.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Root of the output dataset; made if absent.
+    datasets : mapping of str to Path
+        Input datasets by the name that BIDS URIs use: "raw" and the derivatives' names.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds the dataset of another application.
+    """
+    file = out_dir / "dataset_description.json"
+    maker = _described_maker(file)
+    if maker not in (None, "m2m-bids"):
+        raise ValueError(
+            f"{file}: the output folder holds a dataset made by {maker}. Give an output folder "
+            "that is empty or was written by m2m-bids."
+        )
+    description = {
+        "Name": "m2m-bids: PET and FA registered to T1w",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "m2m-bids", "Version": __version__, **_code_url()}],
+        "HowToAcknowledge": "Please cite the works listed in logs/CITATION.md.",
+        "DatasetLinks": {name: path.absolute().as_uri() for name, path in datasets.items()},
+    }
+    write_json(file, description)
+    write_text(out_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
+
+
+def _code_url() -> dict[str, str]:
+    """Give the source code's address that the installed package declares, if any."""
+    for entry in importlib.metadata.metadata("m2m-bids").get_all("Project-URL") or []:
+        label, _, url = entry.partition(", ")
+        if label.lower() in ("repository", "source", "homepage"):
+            return {"CodeURL": url}
+    return {}
+
+
+def _described_maker(file: Path) -> str | None:
+    """Name the application that a dataset description gives; None where there is no file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return str(content["GeneratedBy"][0]["Name"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError):
+        return "an unknown application"
+
+
+def bids_uri(file: Path, out_dir: Path, datasets: Mapping[str, Path]) -> str:
+    """
+    Name a file by a BIDS URI: ``bids:raw:sub-01/...``, or ``bids::sub-01/...`` for an output.
+
+    Parameters
+    ----------
+    file : Path
+        A file of the output dataset or of one of `datasets`.
+    out_dir : Path
+        Root of the output dataset.
+    datasets : mapping of str to Path
+        Input datasets by name. Where they are nested, the innermost one names the file.
+
+    Raises
+    ------
+    ValueError
+        If the file is in none of the datasets.
+    """
+    file = file.absolute()
+    roots = {"": out_dir.absolute(), **{name: path.absolute() for name, path in datasets.items()}}
+    holding = {name: root for name, root in roots.items() if root in file.parents}
+    if not holding:
+        raise ValueError(f"{file} is in none of the datasets {sorted(map(str, roots.values()))}")
+    name = max(holding, key=lambda key: len(holding[key].parts))
+    return f"bids:{name}:{file.relative_to(holding[name]).as_posix()}"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """
+    How a registered image came about; fields that are None are left out of sidecars.
+
+    Attributes
+    ----------
+    transform : {"m2m", "rigid"}
+        The transform that was applied.
+    transform_requested : {"m2m", "rigid"}
+        The transform that was asked for: it differs where the deformable step was rejected.
+    fallback_reason : str, optional
+        Why the deformable step was rejected.
+    weights_sha256 : str, optional
+        Hash of the network's weights.
+    refine_steps : int, optional
+        Steps of refinement after the network.
+    device : str, optional
+        Device that the network ran on.
+    random_seed : int, optional
+        Seed of the run.
+    """
+
+    transform: Transform
+    transform_requested: Transform
+    fallback_reason: str | None = None
+    weights_sha256: str | None = None
+    refine_steps: int | None = None
+    device: str | None = None
+    random_seed: int | None = None
+
+    def to_sidecar(self) -> dict[str, Any]:
+        """Spell the fields as BIDS metadata."""
+        names = {
+            "transform": "Transform",
+            "transform_requested": "TransformRequested",
+            "fallback_reason": "TransformFallbackReason",
+            "weights_sha256": "WeightsSHA256",
+            "refine_steps": "RefinementSteps",
+            "device": "Device",
+            "random_seed": "RandomSeed",
+        }
+        values = {names[key]: value for key, value in asdict(self).items() if value is not None}
+        return {**values, "SoftwareVersions": software_versions()}
+
+
+def software_versions() -> dict[str, str]:
+    """List the versions of m2m-bids, Python and the packages that numbers depend on."""
+    versions = {"m2m-bids": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def image_sidecar(
+    sources: Sequence[str],
+    *,
+    is_skull_stripped: bool | None = None,
+    spatial_reference: str | None = None,
+    provenance: Provenance | None = None,
+    description: str | None = None,
+    source_metadata: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Compose the sidecar of an output image or transform.
+
+    Parameters
+    ----------
+    sources : sequence of str
+        BIDS URIs of the files that the output was computed from.
+    is_skull_stripped : bool, optional
+        Needed for T1w, PET and FA images; not for masks, label maps and transforms.
+    spatial_reference : str, optional
+        BIDS URI of the image on whose grid the output is; needed in names with ``space-``.
+    provenance : Provenance, optional
+        For registered images and transforms.
+    description : str, optional
+        What the output is, in words.
+    source_metadata : mapping, optional
+        Fields of the source's sidecar that stay true (tracer, units, frames).
+
+    Returns
+    -------
+    dict
+        JSON object, for `write_json`.
+    """
+    sidecar: dict[str, Any] = {}
+    if description is not None:
+        sidecar["Description"] = description
+    sidecar["Sources"] = list(sources)
+    if spatial_reference is not None:
+        sidecar["SpatialReference"] = spatial_reference
+    if is_skull_stripped is not None:
+        sidecar["SkullStripped"] = is_skull_stripped
+    sidecar.update(source_metadata or {})
+    if provenance is not None:
+        sidecar.update(provenance.to_sidecar())
+    return sidecar
+
+
+def missing_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> list[Path]:
+    """
+    List the outputs that a scan still lacks; an empty list means that it is finished.
+
+    A scan whose deformable step was rejected is finished without deformable transforms. One that
+    was finished with another ``--transform`` than is asked for now is not.
+
+    Parameters
+    ----------
+    scan : Scan
+        A scan with its T1w.
+    out_dir : Path
+        Root of the output dataset.
+    transform : {"m2m", "rigid"}
+        The transform that is asked for.
+    """
+    outputs = expected_outputs(scan, out_dir, transform)
+    sidecar = outputs["preproc_json"]
+    used: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        used = json.loads(sidecar.read_text(encoding="utf-8"))
+    if used.get("TransformRequested") != transform:
+        return list(outputs.values())
+    if used.get("Transform") == "rigid":
+        outputs = expected_outputs(scan, out_dir, "rigid")
+    anatomical = expected_anat_outputs(scan.t1w_entities, out_dir)
+    needed = [*outputs.values(), *(anatomical[key] for key in ("preproc", "mask"))]
+    return [file for file in needed if not file.is_file()]

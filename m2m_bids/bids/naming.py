@@ -1,0 +1,279 @@
+"""Read BIDS file names and build the paths of the outputs."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from m2m_bids.bids.query import Scan
+
+# Short name in file names -> name in pybids and in BIDS filter files, in the order of file names.
+# The order is that of the BIDS schema; from, to, mode, model and param are in no schema yet.
+ENTITIES = {
+    "sub": "subject",
+    "ses": "session",
+    "sample": "sample",
+    "task": "task",
+    "acq": "acquisition",
+    "ce": "ceagent",
+    "trc": "tracer",
+    "rec": "reconstruction",
+    "dir": "direction",
+    "run": "run",
+    "mod": "modality",
+    "echo": "echo",
+    "flip": "flip",
+    "inv": "inv",
+    "mt": "mt",
+    "part": "part",
+    "hemi": "hemi",
+    "space": "space",
+    "split": "split",
+    "recording": "recording",
+    "chunk": "chunk",
+    "seg": "segmentation",
+    "res": "res",
+    "den": "den",
+    "label": "label",
+    "from": "from",
+    "to": "to",
+    "mode": "mode",
+    "model": "model",
+    "param": "param",
+    "desc": "desc",
+}
+# Entities that say what an image is rather than which one: the outputs have their own.
+_DESCRIBING = {"space", "res", "den", "label", "seg", "from", "to", "mode", "param", "desc"}
+_DATATYPES = ("anat", "dwi", "pet", "figures")
+_LABEL = re.compile(r"[a-zA-Z0-9+]+")
+_EXTENSION = re.compile(r"(\.[a-zA-Z0-9]+)+")
+
+Modality = Literal["pet", "fa"]
+Transform = Literal["m2m", "rigid"]
+
+
+class ParsedName(NamedTuple):
+    """A BIDS file name in its parts; entities have short names and keep the file's order."""
+
+    entities: dict[str, str]
+    suffix: str
+    extension: str
+
+
+def parse_name(file: Path | str) -> ParsedName:
+    """
+    Split a BIDS file name into entities, suffix and extension.
+
+    Only the file name is read, never its folders.
+
+    Raises
+    ------
+    ValueError
+        If the name is not made of ``key-label`` pairs and a suffix.
+
+    Examples
+    --------
+    >>> parse_name("sub-01_ses-M000_trc-FDG_pet.nii.gz")
+    ParsedName(entities={'sub': '01', 'ses': 'M000', 'trc': 'FDG'}, suffix='pet',
+               extension='.nii.gz')
+    """
+    stem, dot, extension = Path(file).name.partition(".")
+    *pairs, suffix = stem.split("_")
+    entities = {}
+    for pair in pairs:
+        key, dash, label = pair.partition("-")
+        if not (dash and key.isalnum() and _LABEL.fullmatch(label)) or key in entities:
+            raise ValueError(f"{file}: '{pair}' is not a BIDS key-label pair")
+        entities[key] = label
+    if not suffix.isalnum():
+        raise ValueError(f"{file}: '{suffix}' is not a BIDS suffix")
+    return ParsedName(entities, suffix, dot + extension)
+
+
+def output_entities(entities: Mapping[str, str]) -> dict[str, str]:
+    """
+    Keep the entities that tell one scan from another, and drop those that outputs set anew.
+
+    Examples
+    --------
+    >>> output_entities({"sub": "01", "space": "ACPC", "model": "tensor", "param": "fa"})
+    {'sub': '01', 'model': 'tensor'}
+    """
+    return {key: entities[key] for key in ENTITIES if key in entities and key not in _DESCRIBING}
+
+
+def build_stem(entities: Mapping[str, str | None], suffix: str) -> str:
+    """
+    Join entities (short names; None leaves one out) in BIDS order, and the suffix.
+
+    Raises
+    ------
+    ValueError
+        If an entity is unknown, a label or suffix is not alphanumeric, or ``sub`` is missing.
+
+    Examples
+    --------
+    >>> build_stem({"desc": "rigid", "sub": "01", "trc": "FDG"}, "pet")
+    'sub-01_trc-FDG_desc-rigid_pet'
+    """
+    given = {key: label for key, label in entities.items() if label is not None}
+    if unknown := sorted(set(given) - set(ENTITIES)):
+        raise ValueError(f"unknown entities {unknown}: expected some of {list(ENTITIES)}")
+    if "sub" not in given:
+        raise ValueError("a BIDS file name needs the entity 'sub'")
+    for key, label in {**given, "suffix": suffix}.items():
+        if not isinstance(label, str) or not _LABEL.fullmatch(label):
+            raise ValueError(f"{key}: {label!r} is not a BIDS label (letters and digits only)")
+    return "_".join([*(f"{key}-{given[key]}" for key in ENTITIES if key in given), suffix])
+
+
+def output_path(
+    out_dir: Path,
+    entities: Mapping[str, str | None],
+    *,
+    datatype: str,
+    suffix: str,
+    extension: str,
+    **more: str | None,
+) -> Path:
+    """
+    Build the path of one output.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Root of the output dataset.
+    entities : mapping
+        Labels under short names (``sub``, ``ses``, ``trc``, ...), in any order.
+    datatype : str
+        Folder of the file: anat, dwi, pet, or figures (kept at the level of the subject).
+    suffix, extension : str
+        End of the file name; the extension starts with a dot.
+    **more : str or None
+        Entities to add or replace; None removes one. ``from_`` stands for ``from``.
+
+    Returns
+    -------
+    Path
+        Always a file below `out_dir`, since labels hold only letters, digits and ``+``.
+
+    Raises
+    ------
+    ValueError
+        If a label, entity, datatype or extension cannot be part of a BIDS path.
+
+    Examples
+    --------
+    >>> path = output_path(Path("out"), {"sub": "01", "trc": "FDG"}, datatype="pet", suffix="pet",
+    ...                    extension=".nii.gz", space="T1w", desc="preproc")
+    >>> path.as_posix()
+    'out/sub-01/pet/sub-01_trc-FDG_space-T1w_desc-preproc_pet.nii.gz'
+    """
+    if datatype not in _DATATYPES:
+        raise ValueError(f"datatype: {datatype!r} is not one of {_DATATYPES}")
+    if not _EXTENSION.fullmatch(extension):
+        raise ValueError(f"extension: {extension!r} is not a file extension such as '.nii.gz'")
+    merged = {**entities, **{key.rstrip("_"): label for key, label in more.items()}}
+    stem = build_stem(merged, suffix)
+    folder = Path(out_dir) / f"sub-{merged['sub']}"
+    if merged.get("ses") and datatype != "figures":
+        folder = folder / f"ses-{merged['ses']}"
+    return folder / datatype / (stem + extension)
+
+
+def scan_name(modality: Modality, entities: Mapping[str, str]) -> str:
+    """
+    Name a scan; scans of one name would have the same outputs.
+
+    Examples
+    --------
+    >>> scan_name("fa", {"sub": "02", "ses": "M012", "space": "ACPC"})
+    'sub-02_ses-M012_param-FA_dwimap'
+    """
+    kept = output_entities(entities)
+    if modality == "fa":
+        return build_stem({**kept, "param": "FA"}, "dwimap")
+    return build_stem(kept, "pet")
+
+
+def expected_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> dict[str, Path]:
+    """
+    List what a finished scan consists of.
+
+    The files are in the folder of the scan's own session, whichever session its T1w is of.
+
+    Parameters
+    ----------
+    scan : Scan
+        A PET or FA scan.
+    out_dir : Path
+        Root of the output dataset.
+    transform : {"m2m", "rigid"}
+        The transform that was used: a scan whose deformable step was rejected has "rigid".
+
+    Returns
+    -------
+    dict
+        ``preproc`` and ``rigid`` (images on the T1w's grid), both with ``_json``;
+        ``rigid_xfm`` and ``rigid_inverse_xfm`` (ITK affines); with "m2m" also ``m2m_xfm`` and
+        ``m2m_inverse_xfm`` (ITK composites). ``*_xfm`` carry images from the scan to the T1w.
+    """
+    is_pet = scan.modality == "pet"
+    datatype = "pet" if is_pet else "dwi"
+    origin = "petref" if is_pet else "FA"
+    entities = output_entities(scan.entities)
+    described = {"space": "T1w", "param": None if is_pet else "FA"}
+
+    def image(desc: str, extension: str) -> Path:
+        return output_path(
+            out_dir,
+            {**entities, **described, "desc": desc},
+            datatype=datatype,
+            suffix="pet" if is_pet else "dwimap",
+            extension=extension,
+        )
+
+    def xfm(start: str, end: str, desc: str) -> Path:
+        return output_path(
+            out_dir,
+            {**entities, "from": start, "to": end, "mode": "image", "desc": desc},
+            datatype=datatype,
+            suffix="xfm",
+            extension=".txt" if desc == "rigid" else ".h5",
+        )
+
+    outputs = {
+        "preproc": image("preproc", ".nii.gz"),
+        "preproc_json": image("preproc", ".json"),
+        "rigid": image("rigid", ".nii.gz"),
+        "rigid_json": image("rigid", ".json"),
+    }
+    for desc in ("rigid", "m2m") if transform == "m2m" else ("rigid",):
+        outputs[f"{desc}_xfm"] = xfm(origin, "T1w", desc)
+        outputs[f"{desc}_inverse_xfm"] = xfm("T1w", origin, desc)
+    return outputs
+
+
+def expected_anat_outputs(t1w_entities: Mapping[str, str], out_dir: Path) -> dict[str, Path]:
+    """
+    List the outputs of a T1w reference, in the folder of its own session.
+
+    Returns
+    -------
+    dict
+        ``preproc`` and ``mask``, both with ``_json``, and ``dseg`` with ``dseg_json``.
+    """
+    entities = output_entities(t1w_entities)
+    parts = {"preproc": ("preproc", "T1w"), "mask": ("brain", "mask"), "dseg": (None, "dseg")}
+    outputs = {}
+    for key, (desc, suffix) in parts.items():
+        for name, extension in ((key, ".nii.gz"), (f"{key}_json", ".json")):
+            outputs[name] = output_path(
+                out_dir,
+                {**entities, "desc": desc},
+                datatype="anat",
+                suffix=suffix,
+                extension=extension,
+            )
+    return outputs

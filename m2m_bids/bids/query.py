@@ -1,0 +1,395 @@
+"""Find the PET and FA scans of a BIDS dataset, each with the T1w image it is registered to."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2m_bids.bids.layout import (
+    IMAGE_EXTENSIONS,
+    PET_METADATA,
+    QueryError,
+    find_files,
+    group_by_folder,
+    index_dataset,
+    list_participants,
+    read_bids_filters,
+    read_sidecar,
+)
+from m2m_bids.bids.naming import Modality, ParsedName, parse_name, scan_name
+from m2m_bids.bids.sessions import T1wImage, choose_t1w
+from m2m_bids.bids.tracers import is_same_tracer
+
+if TYPE_CHECKING:
+    from bids import BIDSLayout
+
+__all__ = ["QueryError", "Scan", "query", "read_bids_filters"]
+
+logger = logging.getLogger(__name__)
+
+_T1W_QUERY = {"suffix": "T1w", "datatype": "anat", "extension": list(IMAGE_EXTENSIONS)}
+_SCAN_QUERIES = {
+    "pet": {"suffix": "pet", "datatype": "pet", "extension": list(IMAGE_EXTENSIONS)},
+    "fa": {
+        "suffix": ["dwimap", "FA", "fa", "dwi"],
+        "datatype": "dwi",
+        "extension": list(IMAGE_EXTENSIONS),
+    },
+}
+# Beginnings of the names of standard spaces, of BIDS and of TemplateFlow. An FA map there has
+# left its subject's anatomy; any other space is a subject's own.
+_STANDARD_SPACE = re.compile(
+    r"MNI|ICBM|IXI|OASIS|NKI|NMT|UNC|PNC|WHS|RESILIENT|Talairach|JHU|FMRIB|Fischer344|MBM|"
+    r"Pediatric|fsaverage|fsLR|onavg|dhcp",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """
+    A PET or FA scan with the T1w image chosen for it.
+
+    Attributes
+    ----------
+    modality : {"pet", "fa"}
+        Kind of image.
+    file : Path
+        The image.
+    entities : dict
+        Entities of the file name under their short names (``sub``, ``ses``, ``trc``, ...).
+    t1w : Path or None
+        The T1w image, always of the same subject; None for a scan that is left out for lack
+        of one.
+    t1w_entities : dict
+        Entities of the T1w's file name.
+    source : str
+        "raw", or the name of the derivatives dataset that holds the scan.
+    reason : str
+        Why the scan is left out; empty for a scan to register.
+    sidecar : dict
+        PET metadata from JSON sidecars; empty for FA and where there are none.
+    t1w_choice : str
+        The rule by which the T1w image was chosen.
+    is_alternative : bool
+        Whether this is a further version of a scan (another space, dataset or compression),
+        whose outputs would be mistaken for that scan's. Alternatives are always left out.
+    """
+
+    modality: Modality
+    file: Path
+    entities: dict[str, str]
+    t1w: Path | None = None
+    t1w_entities: dict[str, str] = field(default_factory=dict)
+    source: str = "raw"
+    reason: str = ""
+    sidecar: dict[str, Any] = field(default_factory=dict)
+    t1w_choice: str = ""
+    is_alternative: bool = False
+
+    @property
+    def name(self) -> str:
+        """Unique BIDS stem, such as ``sub-01_ses-M000_trc-FDG_pet``; a file of alternatives."""
+        if self.is_alternative:
+            return f"{self.source}:{self.file.name}"
+        return scan_name(self.modality, self.entities)
+
+    @property
+    def subject(self) -> str:
+        """Participant label, without ``sub-``."""
+        return self.entities["sub"]
+
+    @property
+    def session(self) -> str | None:
+        """Session label, without ``ses-``."""
+        return self.entities.get("ses")
+
+    @property
+    def tracer(self) -> str | None:
+        """Tracer of a PET scan: ``trc``, or ``acq`` in names of before BIDS 1.6."""
+        if self.modality != "pet":
+            return None
+        return self.entities.get("trc", self.entities.get("acq"))
+
+
+def query(
+    bids_dir: Path,
+    *,
+    participant_labels: Sequence[str] = (),
+    session_labels: Sequence[str] = (),
+    tracer_labels: Sequence[str] = (),
+    modalities: Sequence[Modality] = ("pet", "fa"),
+    derivatives: Mapping[str, Path] | None = None,
+    filters: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Scan]:
+    """
+    Find the scans of a dataset, and the T1w image of each.
+
+    Sessions are read from file names. PET scans and T1w images come from the raw dataset; FA
+    maps from the derivatives datasets and, as ``_FA`` images in ``dwi/``, from the raw one.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        The raw dataset.
+    participant_labels, session_labels, tracer_labels : sequence of str
+        Labels to keep, with or without their prefix; all by default. Sessions select scans, not
+        T1w images: the nearest T1w may be of a session that is not listed. Tracers are
+        compared without regard to case, and to the isotope where one of both names has none.
+    modalities : sequence of {"pet", "fa"}
+        Kinds of images to find.
+    derivatives : mapping of str to Path, optional
+        Derivatives datasets by name.
+    filters : mapping, optional
+        Further queries, as `read_bids_filters` returns them.
+
+    Returns
+    -------
+    list of Scan
+        Sorted by participant, session and name. Scans that cannot be registered have a reason.
+
+    Raises
+    ------
+    QueryError
+        If a participant does not exist, a dataset cannot be indexed, a requested session or
+        tracer matches nothing, or there is no scan at all.
+    """
+    labels = [label.removeprefix("sub-") for label in participant_labels]
+    _check_participants(Path(bids_dir), labels)
+    filters = filters or {}
+    layouts = _index_all(Path(bids_dir), derivatives or {}, labels)
+    images = _find_t1w_images(layouts["raw"], filters.get("t1w", {}))
+    scans = []
+    for modality in modalities:
+        found = _find_scans(modality, layouts, filters.get(modality, {}))
+        if modality == "pet":
+            found = _add_metadata(found, layouts["raw"])
+        scans += [scan for scan in found if not labels or scan.subject in labels]
+    if not scans:
+        raise QueryError(_nothing_found(Path(bids_dir), modalities, layouts, labels, filters))
+    scans = _select_sessions(scans, [label.removeprefix("ses-") for label in session_labels])
+    tracers = [label.removeprefix("trc-") for label in tracer_labels]
+    scans = _select_tracers(scans, tracers, is_cohort=not labels)
+    t1w_filter = f" that matches {dict(filters['t1w'])}" if filters.get("t1w") else ""
+    none = f"no T1w image (anat/*_T1w.nii[.gz]){t1w_filter} of its subject in {bids_dir}"
+    scans = [_add_t1w(scan, images.get(scan.subject, []), none) for scan in scans]
+    return sorted(
+        _leave_out_duplicates(scans),
+        key=lambda scan: (scan.subject, scan.session or "", scan.name, str(scan.file)),
+    )
+
+
+def _check_participants(bids_dir: Path, labels: Sequence[str]) -> None:
+    """Raise QueryError, with the labels there are, if one of `labels` has no folder."""
+    available = list_participants(bids_dir)
+    if missing := [label for label in labels if label not in available]:
+        close = get_close_matches(missing[0], available, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise QueryError(
+            f"{bids_dir}: no participant {_listed(missing)}.{hint} "
+            f"The dataset has: {_listed(available)}."
+        )
+
+
+def _listed(labels: Iterable[str], n_shown: int = 20) -> str:
+    """Join labels for a message, and only count those beyond the first."""
+    labels = list(labels)
+    rest = f" and {len(labels) - n_shown} more" if len(labels) > n_shown else ""
+    return ", ".join(labels[:n_shown]) + rest
+
+
+def _index_all(
+    bids_dir: Path, derivatives: Mapping[str, Path], participants: Sequence[str]
+) -> dict[str, "BIDSLayout"]:
+    """Index every dataset once; the raw one is under "raw", which no derivative may be."""
+    layouts = {"raw": index_dataset(bids_dir, participants)}
+    for name, path in derivatives.items():
+        if name == "raw":
+            raise QueryError("the name 'raw' is taken by the BIDS dataset: rename the derivative")
+        if not Path(path).is_dir():
+            raise QueryError(f"derivatives dataset {name}: {path} is not a folder")
+        layouts[name] = index_dataset(Path(path), participants)
+    return layouts
+
+
+def _parse(file: Path) -> ParsedName | None:
+    """Read the name of a subject's file; None, with a warning, where it is not BIDS."""
+    try:
+        parsed = parse_name(file)
+    except ValueError as error:
+        logger.warning("Ignored: %s.", error)
+        return None
+    subject = parsed.entities.get("sub")
+    folders = [part for part in file.parent.parts if part.startswith("sub-")]
+    if subject is None or not folders or folders[-1] != f"sub-{subject}":
+        logger.warning("Ignored: %s is not in the folder of the subject that it names.", file)
+        return None
+    return parsed
+
+
+def _find_t1w_images(
+    layout: "BIDSLayout", filters: Mapping[str, Any]
+) -> dict[str, list[T1wImage]]:
+    """Group the T1w images of a dataset by subject."""
+    images: dict[str, list[T1wImage]] = {}
+    for file in find_files(layout, {**_T1W_QUERY, **filters}):
+        if parsed := _parse(file):
+            image = T1wImage(file, parsed.entities)
+            images.setdefault(parsed.entities["sub"], []).append(image)
+    return images
+
+
+def _find_scans(
+    modality: Modality, layouts: Mapping[str, "BIDSLayout"], filters: Mapping[str, Any]
+) -> list[Scan]:
+    """Find the scans of one modality, those to be preferred first."""
+    # Derivatives come first: a FA map computed with care is better than the scanner's.
+    names = ["raw"] if modality == "pet" else [*(name for name in layouts if name != "raw"), "raw"]
+    scans = []
+    for source in names:
+        for file in find_files(layouts[source], {**_SCAN_QUERIES[modality], **filters}):
+            parsed = _parse(file)
+            if parsed and (modality == "pet" or _is_fa(parsed)):
+                scan = Scan(modality, file, parsed.entities, source=source)
+                scans.append(_check_usable(scan))
+    return scans
+
+
+def _is_fa(parsed: ParsedName) -> bool:
+    """Tell FA maps from the other maps of a diffusion model, in any case of letters."""
+    if parsed.suffix.lower() == "fa":
+        return True
+    name = "desc" if "param" not in parsed.entities else "param"
+    return parsed.entities.get(name, "").lower() == "fa"
+
+
+def _check_usable(scan: Scan) -> Scan:
+    """Leave a scan out if its name or file tells that it cannot be used."""
+    if not scan.file.exists():
+        reason = f"{scan.file} is a link without its content: fetch it, as with `datalad get`"
+        return replace(scan, reason=reason)
+    space = scan.entities.get("space", "")
+    if scan.modality == "fa" and _STANDARD_SPACE.match(space):
+        reason = f"in standard space {space}: an FA map in the subject's own space is needed"
+        return replace(scan, reason=reason, is_alternative=True)
+    return scan
+
+
+def _add_metadata(scans: Sequence[Scan], layout: "BIDSLayout") -> list[Scan]:
+    """Read the sidecars of PET scans; a scan whose sidecar is broken is left out."""
+    sidecars = group_by_folder(find_files(layout, {"suffix": "pet", "extension": ".json"}))
+    complete = []
+    for scan in scans:
+        try:
+            metadata = read_sidecar(scan.file, sidecars, PET_METADATA)
+            complete.append(replace(scan, sidecar=metadata))
+        except ValueError as error:
+            complete.append(replace(scan, reason=scan.reason or str(error)))
+    return complete
+
+
+def _select_sessions(scans: list[Scan], labels: Sequence[str]) -> list[Scan]:
+    """Keep the scans of the requested sessions."""
+    if not labels:
+        return scans
+    found = {scan.session for scan in scans if scan.session}
+    missing = [label for label in labels if label not in found]
+    has = f"The scans have sessions: {_listed(sorted(found))}." if found else "They have none."
+    if len(missing) == len(labels):
+        raise QueryError(f"No scan of session {_listed(missing)} was found. {has}")
+    if missing:
+        logger.warning("No scan of session %s was found. %s", _listed(missing), has)
+    return [scan for scan in scans if scan.session in labels]
+
+
+def _select_tracers(scans: list[Scan], labels: Sequence[str], is_cohort: bool) -> list[Scan]:
+    """
+    Keep the PET scans of the requested tracers, and every scan that is not PET.
+
+    In a whole cohort, tracers none of which exists are a mistake; a single participant may well
+    lack them and still have FA.
+    """
+    if not labels:
+        return scans
+    found = {scan.tracer for scan in scans if scan.tracer}
+    matches = {label: [t for t in found if is_same_tracer(t, label)] for label in labels}
+    wanted = {tracer for tracers in matches.values() for tracer in tracers}
+    kept = [scan for scan in scans if scan.modality != "pet" or scan.tracer in wanted]
+    if missing := [label for label in labels if not matches[label]]:
+        has = f"Those found have: {_listed(sorted(found))}." if found else "None has a tracer."
+        message = f"No PET scan of tracer {_listed(missing)} was found. {has}"
+        if not kept or (is_cohort and not wanted):
+            raise QueryError(message)
+        logger.warning(message)
+    return kept
+
+
+def _add_t1w(scan: Scan, images: Sequence[T1wImage], why_none: str) -> Scan:
+    """Choose the T1w image of a scan among those of its subject."""
+    choice = choose_t1w(scan.session, images)
+    if choice is None:
+        return replace(scan, reason=scan.reason or why_none)
+    reason = scan.reason
+    if not choice.image.file.exists():
+        reason = reason or f"its T1w {choice.image.file} is a link without its content"
+    return replace(
+        scan,
+        t1w=choice.image.file,
+        t1w_entities=choice.image.entities,
+        t1w_choice=choice.rule,
+        reason=reason,
+    )
+
+
+def _leave_out_duplicates(scans: Sequence[Scan]) -> list[Scan]:
+    """Leave out scans whose outputs would have the names of those of a better scan."""
+    order = {id(scan): rank for rank, scan in enumerate(scans)}
+
+    def preference(scan: Scan) -> tuple[bool | int, ...]:
+        is_raw, is_uncompressed = scan.source == "raw", not scan.file.name.endswith(".gz")
+        has_space = "space" in scan.entities
+        return bool(scan.reason), has_space, is_raw, is_uncompressed, order[id(scan)]
+
+    chosen: dict[str, Scan] = {}
+    kept = []
+    for scan in sorted(scans, key=preference):
+        best = chosen.setdefault(scan.name, scan)
+        if best is not scan:
+            same = f"the outputs of {best.file} ({best.source}) have the same names: it is used"
+            scan = replace(scan, reason=scan.reason or same, is_alternative=True)
+        kept.append(scan)
+    return kept
+
+
+def _nothing_found(
+    bids_dir: Path,
+    modalities: Sequence[Modality],
+    layouts: Mapping[str, "BIDSLayout"],
+    labels: Sequence[str],
+    filters: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Say what was looked for, and where FA maps may be waiting."""
+    names = " or ".join({"pet": "PET", "fa": "FA"}[modality] for modality in modalities)
+    looked = {
+        "pet": f"pet/*_pet.nii[.gz] in {bids_dir}",
+        "fa": "dwi/*_param-FA_dwimap.nii[.gz] and dwi/*_FA.nii[.gz] in "
+        + ", ".join(layout.root for layout in layouts.values()),
+    }
+    message = f"No {names} scan was found"
+    if labels:
+        message += f" of participant {_listed(labels)}"
+    message += ". Looked for " + "; ".join(looked[modality] for modality in modalities) + "."
+    if used := {key: dict(value) for key, value in filters.items() if key in modalities}:
+        message += f" With the BIDS filter {used}."
+    nested = sorted(path.name for path in bids_dir.glob("derivatives/*") if path.is_dir())
+    given = {layout.root for layout in layouts.values()}
+    unused = [
+        name for name in nested if str(bids_dir.absolute() / "derivatives" / name) not in given
+    ]
+    if "fa" in modalities and unused:
+        example = bids_dir / "derivatives" / unused[0]
+        message += f" Derivatives are read only if given: -d {unused[0]}={example}."
+    return message

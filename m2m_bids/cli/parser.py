@@ -1,0 +1,359 @@
+"""The command line: arguments to Settings."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from m2m_bids import __version__
+from m2m_bids.cli.plugins import read_plugin_file
+from m2m_bids.settings import (
+    ANALYSIS_LEVELS,
+    DEFAULT_RANDOM_SEED,
+    DEFAULT_REFINE_STEPS,
+    MODALITIES,
+    NOT_REUSED,
+    TRANSFORMS,
+    Settings,
+    read_toml,
+)
+
+# GB per unit; a bare number is in MB, as in fMRIPrep.
+_UNITS_GB = {"K": 1e-6, "M": 1e-3, "": 1e-3, "G": 1.0, "T": 1e3}
+_EPILOG = """\
+Long options may be spelled with underscores too (--participant_label).
+
+examples:
+  m2m-bids /data/bids /data/out participant -d qsirecon=/data/qsirecon
+  m2m-bids /data/bids /data/out participant --participant-label 01 02 --modalities pet
+  m2m-bids /data/bids /data/out participant --dry-run
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and whose long options take underscores too."""
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        self.exit(2, f"{self.prog}: error: {line} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_with_dashes(arg) for arg in args], namespace)
+
+
+def _with_dashes(argument: str) -> str:
+    """Spell a long option with dashes; values are left alone."""
+    if not argument.startswith("--"):
+        return argument
+    option, equals, value = argument.partition("=")
+    return option.replace("_", "-") + equals + value
+
+
+def _label(prefix: str) -> Callable[[str], str]:
+    """Make an argument type: a BIDS label, with or without its prefix."""
+
+    def label(value: str) -> str:
+        stripped = value.removeprefix(prefix)
+        if not re.fullmatch(r"[a-zA-Z0-9+]+", stripped):
+            raise argparse.ArgumentTypeError(f"{value!r} is no label (letters and digits only)")
+        return stripped
+
+    return label
+
+
+def _analysis_level(value: str) -> str:
+    """Accept the analysis levels that exist, and say which will come."""
+    if value not in ANALYSIS_LEVELS:
+        later = value in ("group", "train", "evaluate")
+        why = "is planned for a later version" if later else "does not exist"
+        raise argparse.ArgumentTypeError(
+            f"level {value!r} {why}; this version has only {', '.join(ANALYSIS_LEVELS)}"
+        )
+    return value
+
+
+def _memory_gb(value: str) -> float:
+    """
+    Read an amount of memory in GB.
+
+    Examples
+    --------
+    >>> [_memory_gb(text) for text in ("8000", "8G", "8gb", "0.5T", "8000M")]
+    [8.0, 8.0, 8.0, 500.0, 8.0]
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", value.strip(), re.IGNORECASE)
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is no amount of memory: give a number of MB, or one with K, M, G or T"
+        )
+    return float(match.group(1)) * _UNITS_GB[match.group(2).upper()]
+
+
+def _derivative(value: str) -> tuple[str, Path]:
+    """Read NAME=PATH, or PATH, whose name is that of its folder."""
+    name, equals, path = value.partition("=")
+    if not equals:
+        return Path(value).absolute().name, Path(value)
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"{value!r}: expected NAME=PATH or PATH")
+    return name, Path(path)
+
+
+def _whole_number(lowest: int) -> Callable[[str], int]:
+    """Make an argument type: an integer that is not below `lowest`."""
+
+    def whole_number(value: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", value) or int(value) < lowest:
+            raise argparse.ArgumentTypeError(
+                f"{value!r} is no whole number that is at least {lowest}"
+            )
+        return int(value)
+
+    return whole_number
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """
+    Build the parser of ``m2m-bids``.
+
+    Options that are not given are absent from the namespace; their defaults are in `Settings`.
+    """
+    parser = _Parser(
+        prog="m2m-bids",
+        description="Register PET and FA images of a BIDS dataset to the T1w image of the same "
+        "participant: rigidly, then deformably with M2M-Reg.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("bids_dir", type=Path, help="root folder of the raw BIDS dataset")
+    parser.add_argument("output_dir", type=Path, help="output folder, outside of bids_dir")
+    parser.add_argument(
+        "analysis_level",
+        type=_analysis_level,
+        metavar="participant",
+        help="level of the analysis: 'participant'",
+    )
+    _add_selection(parser.add_argument_group("which scans"))
+    _add_registration(parser.add_argument_group("registration"))
+    _add_performance(parser.add_argument_group("performance"))
+    _add_running(parser.add_argument_group("running"))
+    _add_information(parser.add_argument_group("information"))
+    return parser
+
+
+def _add_selection(group: argparse._ArgumentGroup) -> None:
+    """Add options that select scans."""
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "LABEL"}
+    group.add_argument(
+        "--participant-label",
+        type=_label("sub-"),
+        help="participants, with or without 'sub-' (default: all)",
+        **several,
+    )
+    group.add_argument(
+        "--session-label",
+        "--session-id",
+        type=_label("ses-"),
+        dest="session_label",
+        help="sessions of the scans, with or without 'ses-'; a scan's T1w may be of another "
+        "session (default: all)",
+        **several,
+    )
+    group.add_argument(
+        "--tracer-label",
+        type=_label("trc-"),
+        help="PET tracers, with or without 'trc-' and isotope: FDG is 18FFDG (default: all)",
+        **several,
+    )
+    group.add_argument(
+        "--modalities",
+        nargs="+",
+        choices=MODALITIES,
+        help="kinds of images to register (default: pet fa)",
+    )
+    group.add_argument(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        action="extend",
+        type=_derivative,
+        metavar="NAME=PATH",
+        help="derivatives datasets with FA maps; a PATH alone is named after its folder",
+    )
+    group.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help='JSON file of pybids queries under "t1w", "pet" and "fa"; null means that an '
+        'entity is absent, "*" that it is present',
+    )
+    group.add_argument(
+        "--skip-bids-validation",
+        action="store_true",
+        help="do not validate the BIDS dataset first",
+    )
+
+
+def _add_registration(group: argparse._ArgumentGroup) -> None:
+    """Add options that change results."""
+    group.add_argument(
+        "--transform",
+        choices=TRANSFORMS,
+        help="last step: 'rigid' alone, or 'm2m', rigid and deformable (default: m2m)",
+    )
+    group.add_argument(
+        "--refine",
+        type=_whole_number(0),
+        metavar="N",
+        help="steps of refinement of each pair after the network's prediction; 0 turns it off "
+        f"(default: {DEFAULT_REFINE_STEPS})",
+    )
+    group.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FOLDER",
+        help="network weights (default: those that come with m2m-bids)",
+    )
+    group.add_argument(
+        "--random-seed",
+        type=_whole_number(0),
+        metavar="N",
+        help=f"seed of every random number (default: {DEFAULT_RANDOM_SEED})",
+    )
+
+
+def _add_performance(group: argparse._ArgumentGroup) -> None:
+    """Add options that change how fast a run is."""
+    group.add_argument(
+        "--nprocs",
+        "--nthreads",
+        "--n-cpus",
+        dest="nprocs",
+        type=_whole_number(1),
+        metavar="N",
+        help="threads of all processes together (default: all cores)",
+    )
+    group.add_argument(
+        "--omp-nthreads",
+        type=_whole_number(1),
+        metavar="N",
+        help="threads of one process (default: as --nprocs, at most 8)",
+    )
+    group.add_argument(
+        "--mem",
+        "--mem-mb",
+        dest="mem_gb",
+        type=_memory_gb,
+        metavar="SIZE",
+        help="memory of all processes together, in MB or with a suffix K, M, G or T",
+    )
+    group.add_argument(
+        "--device",
+        metavar="{auto,cpu,cuda,cuda:N}",
+        help="where the network runs; 'cuda' fails without a GPU, 'auto' takes one if there is "
+        "one (default: auto)",
+    )
+    group.add_argument(
+        "--use-plugin",
+        "--nipype-plugin-file",
+        dest="plugin_file",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with Nipype's plugin and plugin_args",
+    )
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    """Add options on the way a run goes."""
+    group.add_argument(
+        "-w",
+        "--work-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of intermediate results (default: ./work)",
+    )
+    group.add_argument(
+        "--clean-workdir", action="store_true", help="empty the work folder before the run"
+    )
+    group.add_argument(
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="take options from logs/config_*.toml of an earlier run; options that are given "
+        "here win, folders and the run's name are always new",
+    )
+    group.add_argument(
+        "--stop-on-first-crash",
+        action="store_true",
+        help="end the run when one scan fails (default: go on with the others)",
+    )
+    group.add_argument(
+        "--reports-only", action="store_true", help="only write reports from finished outputs"
+    )
+
+
+def _add_information(group: argparse._ArgumentGroup) -> None:
+    """Add options that show something."""
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the scans, their T1w and weights, and why any is left out; compute nothing",
+    )
+    group.add_argument(
+        "--write-graph", action="store_true", help="write the graph of the Nipype workflow"
+    )
+    group.add_argument(
+        "--notrack",
+        action="store_true",
+        help="accepted as in fMRIPrep, without effect: nothing is ever tracked",
+    )
+    group.add_argument(
+        "-v", "--verbose", action="count", help="more messages; -vv for all of them"
+    )
+    group.add_argument("--version", action="version", version=f"m2m-bids {__version__}")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Settings:
+    """
+    Turn command-line arguments into settings.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    Settings
+        Validated settings of a new run.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 and one line on standard error, if an argument is invalid.
+    """
+    parser = build_parser()
+    given = vars(parser.parse_args(argv))
+    given.pop("notrack", None)
+    try:
+        options = {}
+        if config_file := given.get("config_file"):
+            saved = read_toml(config_file)
+            options = {name: saved[name] for name in saved if name not in NOT_REUSED}
+        options.update(
+            {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in given.items()
+            }
+        )
+        settings = Settings(**options)
+        if settings.plugin_file is not None:
+            read_plugin_file(settings.plugin_file)
+    except ValueError as error:
+        parser.error(str(error))
+    return settings

@@ -1,0 +1,1 @@
+"""Output patterns, report layout, thresholds and default weights."""

@@ -1,0 +1,1 @@
+"""Measures of overlap, folding and landmarks: arrays in, numbers out."""

@@ -1,0 +1,1 @@
+"""Images in, images out: bias field, brain mask, static reference, rigid alignment."""

@@ -1,0 +1,277 @@
+"""Draw a registration from images: flicker before and after, anatomy, Jacobian determinant."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+
+from m2m_bids.reports.mosaic import Mosaic, make_mosaic
+from m2m_bids.reports.svg import (
+    BRAIN_COLOR,
+    DIM,
+    HEADER_PX,
+    TITLE,
+    WHITE,
+    contour,
+    data_uri,
+    orientation_note,
+    raster,
+    slice_labels,
+    text,
+    write_svg,
+)
+
+LINE_COLORS = ("#37e0ff", "#ff7de0", "#ffe14d")
+STATE_TITLES = {
+    "initial": "Before registration: positions as in the headers",
+    "rigid": "After rigid alignment",
+    "m2m": "After M2M-Reg",
+}
+PERIOD_S = 2.6
+# The moving image is opaque for half of the period, so that both are seen for the same time.
+FLICKER_STYLE = f"""
+@keyframes flicker {{0%, 44% {{opacity: 1}} 50%, 94% {{opacity: 0}} 100% {{opacity: 1}}}}
+.moving {{animation: flicker {PERIOD_S}s linear infinite}}
+.fixed {{animation: flicker {PERIOD_S}s linear -{PERIOD_S / 2}s infinite}}
+.stage:hover .moving {{animation-play-state: paused}}
+.name {{cursor: pointer; pointer-events: all}}
+.name-fixed:hover ~ .stage .moving {{animation: none; opacity: 0}}
+.name-moving:hover ~ .stage .moving {{animation: none; opacity: 1}}
+.name-lines:hover ~ .stage .lines {{display: none}}
+"""
+
+
+def flicker(
+    background: nb.Nifti1Image,
+    mask: nb.Nifti1Image,
+    states: Mapping[str, nb.Nifti1Image],
+    out_dir: Path,
+    *,
+    contours: Mapping[str, nb.Nifti1Image] | None = None,
+    label: str = "PET",
+    color_map: str = "inferno",
+) -> dict[str, Path]:
+    """
+    Draw one animated figure per state, alternating the T1w and the moving image.
+
+    All figures show the same slices, in the same windows, so that states can be compared: the
+    slices follow from the mask, the moving image's window from the pooled values of all states.
+
+    Parameters
+    ----------
+    background : Nifti1Image
+        T1w, 3-D.
+    mask : Nifti1Image
+        Brain mask in the T1w's world; its outline is drawn.
+    states : mapping of str to Nifti1Image
+        Moving image at each stage, 3-D, in the T1w's world (on its grid or another one), not
+        smoothed. Names ``initial``, ``rigid`` and ``m2m`` get a title of their own; any other
+        name is the title.
+    out_dir : Path
+        Folder for the files ``<name>.svg``.
+    contours : mapping of str to Nifti1Image
+        Further masks to outline, such as white matter, by the name shown in the legend.
+    label : str
+        What the moving image is, as shown: PET, FA.
+    color_map : str
+        Matplotlib colour map of the moving image.
+
+    Returns
+    -------
+    dict of str to Path
+        File of each state.
+
+    Raises
+    ------
+    ValueError
+        If there is no state, or the mask is empty.
+    """
+    if not states:
+        raise ValueError("states is empty: expected the moving image at one stage at least")
+    mosaic = make_mosaic(mask)
+    inside = [tile > 0.5 for tile in mosaic.sample(mask)]
+    fixed = _grey(mosaic, background, inside)
+    sampled = {name: mosaic.sample(image) for name, image in states.items()}
+    window = _window([v for tiles in sampled.values() for v in _within(tiles, inside)])
+    outlines = {"brain": mask, **(contours or {})}
+    lines = _outlines(mosaic, outlines)
+    files = {}
+    for name, tiles in sampled.items():
+        moving = _color_table(color_map)[mosaic.canvas(_levels(tiles, window))]
+        is_visible = any(values.any() for values in _within(tiles, inside))
+        body = _flicker_header(STATE_TITLES.get(name, name), label, outlines, mosaic)
+        body += _color_bar(color_map, window, mosaic.width_px)
+        body += f'<g class="stage">{raster(fixed, HEADER_PX)}'
+        body += raster(moving, HEADER_PX, css_class="moving")
+        body += f'<g class="lines">{lines}</g>{slice_labels(mosaic, HEADER_PX)}'
+        body += (
+            "" if is_visible else _warning(f"The {label} has no signal in the brain mask", mosaic)
+        )
+        body += "</g>"
+        files[name] = _write(body, Path(out_dir) / f"{name}.svg", mosaic, style=FLICKER_STYLE)
+    return files
+
+
+def anatomical_figure(
+    t1w: nb.Nifti1Image, mask: nb.Nifti1Image, dseg: nb.Nifti1Image, out_file: Path
+) -> Path:
+    """
+    Draw the T1w with the outlines of the brain mask, the cortex and the white matter.
+
+    Parameters
+    ----------
+    t1w, mask, dseg : Nifti1Image
+        T1w, brain mask and tissue classes (1 grey matter, 2 white matter, 3 CSF), 3-D, one world.
+    out_file : Path
+        SVG file to write.
+
+    Returns
+    -------
+    Path
+        `out_file`.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty.
+    """
+    mosaic = make_mosaic(mask)
+    outlines = {
+        "brain": mask,
+        "white matter": select_labels(dseg, 2),
+        "grey matter": select_labels(dseg, 1, 2),
+    }
+    inside = [tile > 0.5 for tile in mosaic.sample(mask)]
+    body = text("T1w, brain mask and tissue", 12, 30, fill=WHITE, **TITLE)
+    body += text(orientation_note(mosaic), 12, 57, font_size=17, fill=DIM)
+    body += _legend(outlines, mosaic.width_px - 12)
+    body += raster(_grey(mosaic, t1w, inside), HEADER_PX) + _outlines(mosaic, outlines)
+    return _write(body + slice_labels(mosaic, HEADER_PX), Path(out_file), mosaic)
+
+
+def select_labels(dseg: nb.Nifti1Image, *labels: int) -> nb.Nifti1Image:
+    """
+    Take classes of a label image as a mask.
+
+    Parameters
+    ----------
+    dseg : Nifti1Image
+        Integer labels; in BIDS 1 is grey matter, 2 white matter, 3 CSF.
+    *labels : int
+        Classes that belong to the mask.
+
+    Returns
+    -------
+    Nifti1Image
+        Mask, uint8.
+    """
+    is_member = np.isin(np.rint(np.asanyarray(dseg.dataobj)), labels)
+    return nb.Nifti1Image(is_member.astype(np.uint8), dseg.affine)
+
+
+def _write(body: str, out_file: Path, mosaic: Mosaic, *, style: str = "") -> Path:
+    """Write a figure with a header above a mosaic."""
+    size_px = (mosaic.width_px, mosaic.height_px + HEADER_PX)
+    return write_svg(body, out_file, size_px=size_px, style=style)
+
+
+def _window(values: list[np.ndarray]) -> tuple[float, float]:
+    """Grey level window: 0 (0.5th percentile if negative) to the 99.5th percentile."""
+    pooled = np.concatenate(values)
+    pooled = pooled[np.isfinite(pooled) & (pooled != 0)]
+    if not pooled.size:
+        return 0.0, 1.0
+    lower, upper = np.percentile(pooled, (0.5, 99.5))
+    lower = min(float(lower), 0.0)
+    return lower, float(upper) if upper > lower else lower + 1.0
+
+
+def _within(tiles: list[np.ndarray], inside: list[np.ndarray]) -> list[np.ndarray]:
+    """Values of each tile in the mask."""
+    return [tile[selected] for tile, selected in zip(tiles, inside, strict=True)]
+
+
+def _levels(tiles: list[np.ndarray], window: tuple[float, float]) -> list[np.ndarray]:
+    """Map values to 0 ... 255 in a window."""
+    lower, upper = window
+    scaled = [np.clip((tile - lower) / (upper - lower), 0, 1) for tile in tiles]
+    return [np.rint(255 * tile).astype(np.uint8) for tile in scaled]
+
+
+def _grey(mosaic: Mosaic, image: nb.Nifti1Image, inside: list[np.ndarray]) -> np.ndarray:
+    """Canvas of an image in grey, windowed on the values in the mask."""
+    tiles = mosaic.sample(image)
+    window = _window(_within(tiles, inside))
+    return mosaic.canvas(_levels(tiles, window))
+
+
+def _color_table(name: str) -> np.ndarray:
+    """Colours of a Matplotlib colour map, (256, 3) uint8."""
+    from matplotlib import colormaps
+
+    return np.rint(255 * colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
+
+
+def _colors(outlines: Mapping[str, nb.Nifti1Image]) -> dict[str, str]:
+    """Colour of each outline: the brain's, then one after the other."""
+    colors = (BRAIN_COLOR, *LINE_COLORS)
+    return {name: colors[i % len(colors)] for i, name in enumerate(outlines)}
+
+
+def _outlines(mosaic: Mosaic, outlines: Mapping[str, nb.Nifti1Image]) -> str:
+    """Draw the outlines of masks over the mosaic."""
+    return "".join(
+        contour(mosaic, mosaic.sample(outlines[name]), HEADER_PX, color=color)
+        for name, color in _colors(outlines).items()
+    )
+
+
+def _legend(outlines: Mapping[str, nb.Nifti1Image], right_px: int) -> str:
+    """Name the outlines in their colours, ending at `right_px`."""
+    parts, x_px = [], right_px
+    for name, color in reversed(_colors(outlines).items()):
+        parts.append(text(f"— {name}", x_px, 30, font_size=19, fill=color, text_anchor="end"))
+        x_px -= 11 * len(name) + 36
+    return f'<g class="name name-lines">{"".join(parts)}</g>'
+
+
+def _flicker_header(title: str, label: str, outlines: Mapping, mosaic: Mosaic) -> str:
+    """Title, note and the names that hold one image while the pointer is on them."""
+    note = (
+        orientation_note(mosaic) + " Point at the images to hold them, at a name to see it alone."
+    )
+    x_px = 760
+    return (
+        text(title, 12, 30, fill=WHITE, **TITLE)
+        + text(note, 12, 57, font_size=17, fill=DIM)
+        + text("T1w", x_px, 30, fill="#555", **TITLE, **{"class": "name name-fixed"})
+        + text(label, x_px + 80, 30, fill="#555", **TITLE, **{"class": "name name-moving"})
+        + '<g pointer-events="none">'
+        + text("T1w", x_px, 30, fill=WHITE, **TITLE, **{"class": "fixed"})
+        + text(label, x_px + 80, 30, fill="#ffd23c", **TITLE, **{"class": "moving"})
+        + "</g>"
+        + _legend(outlines, mosaic.width_px - 12)
+    )
+
+
+def _color_bar(color_map: str, window: tuple[float, float], right_px: int) -> str:
+    """Colour bar with its limits, below the legend."""
+    bar = np.broadcast_to(_color_table(color_map)[None], (1, 256, 3)).copy()
+    lower, upper = (f"{v:.0f}" if abs(v) >= 1000 else f"{v:.3g}" for v in window)
+    style = {"font_size": 17, "fill": DIM, "text_anchor": "end"}
+    x_px = right_px - 22 - 10 * len(upper)
+    return (
+        text(lower, x_px - 158, 57, **style)
+        + f'<image x="{x_px - 150}" y="43" width="150" height="15" '
+        f'preserveAspectRatio="none" href="{data_uri(bar)}"/>'
+        + text(upper, right_px - 12, 57, **style)
+    )
+
+
+def _warning(message: str, mosaic: Mosaic) -> str:
+    """Write a message across the mosaic."""
+    x_px, y_px = mosaic.width_px // 2, HEADER_PX + mosaic.height_px // 2
+    return text(
+        message, x_px, y_px, text_anchor="middle", font_size=44, font_weight="bold", fill="#ff5050"
+    )

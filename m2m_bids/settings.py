@@ -1,0 +1,388 @@
+"""The settings of a run: one frozen object, validated once, saved beside the outputs."""
+
+import logging
+import os
+import re
+import tempfile
+import tomllib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+DEFAULT_REFINE_STEPS = 60
+DEFAULT_RANDOM_SEED = 0
+MODALITIES = ("pet", "fa")
+TRANSFORMS = ("m2m", "rigid")
+ANALYSIS_LEVELS = ("participant",)
+# What --config-file does not bring back: where a run reads and writes is said anew, and an
+# action that was asked for once is not repeated.
+NOT_REUSED = frozenset(
+    {
+        "bids_dir",
+        "output_dir",
+        "run_uuid",
+        "clean_workdir",
+        "dry_run",
+        "reports_only",
+        "verbose",
+        "write_graph",
+    }
+)
+
+_LABEL = re.compile(r"[a-zA-Z0-9+]+")
+_DATASET_NAME = re.compile(r"[a-zA-Z0-9_.+-]+")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_RUN_UUID = re.compile(r"\d{8}-\d{6}_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def new_run_uuid() -> str:
+    """Make the name of a run, ``YYYYMMDD-HHMMSS_<uuid4>`` in local time."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4()}"
+
+
+def available_cpus() -> int:
+    """Count the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """
+    Every option of a run.
+
+    Paths become absolute; labels have no prefix. An instance has been validated.
+
+    Attributes
+    ----------
+    bids_dir, output_dir : Path
+        Raw BIDS dataset, and root of the output dataset.
+    analysis_level : str
+        Only "participant".
+    participant_label, session_label, tracer_label : tuple of str
+        Labels to process; empty for all.
+    modalities : tuple of str
+        Kinds of scans to register: "pet", "fa".
+    derivatives : tuple of (str, Path)
+        Derivatives datasets by name; see also `derivative_dirs`.
+    bids_filter_file : Path, optional
+        JSON file of further queries.
+    skip_bids_validation : bool
+        Whether the input is not validated.
+    work_dir : Path
+        Folder of intermediate results.
+    clean_workdir : bool
+        Whether the work folder is emptied before the run.
+    nprocs, omp_nthreads : int
+        Threads of all processes together, and of one process. 0 stands for a number that fits
+        the machine and is replaced by it.
+    mem_gb : float, optional
+        Memory that all processes may use together, in GB; None for what there is.
+    device : str
+        "auto", "cpu", "cuda" or "cuda:N".
+    plugin_file : Path, optional
+        YAML file with Nipype's ``plugin`` and ``plugin_args``.
+    config_file : Path, optional
+        The file that options were read from.
+    stop_on_first_crash : bool
+        Whether one failed scan ends the run.
+    weights : Path, optional
+        Folder of network weights; None for those of the package.
+    refine : int
+        Steps of refinement after the network; 0 for none.
+    transform : {"m2m", "rigid"}
+        The last step of registration.
+    random_seed : int
+        Seed of every random number.
+    dry_run, write_graph, reports_only : bool
+        Only list the scans; write the graph of the workflow; only write reports.
+    verbose : int
+        How often -v was given.
+    run_uuid : str
+        Name of the run, ``YYYYMMDD-HHMMSS_<uuid4>``.
+
+    Raises
+    ------
+    ValueError
+        If an option is invalid; the message names it, its value and what is expected.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: str = "participant"
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    tracer_label: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = MODALITIES
+    derivatives: tuple[tuple[str, Path], ...] = ()
+    bids_filter_file: Path | None = None
+    skip_bids_validation: bool = False
+    work_dir: Path = Path("work")
+    clean_workdir: bool = False
+    nprocs: int = 0
+    omp_nthreads: int = 0
+    mem_gb: float | None = None
+    device: str = "auto"
+    plugin_file: Path | None = None
+    config_file: Path | None = None
+    stop_on_first_crash: bool = False
+    weights: Path | None = None
+    refine: int = DEFAULT_REFINE_STEPS
+    transform: Literal["m2m", "rigid"] = "m2m"
+    random_seed: int = DEFAULT_RANDOM_SEED
+    dry_run: bool = False
+    write_graph: bool = False
+    reports_only: bool = False
+    verbose: int = 0
+    run_uuid: str = field(default_factory=new_run_uuid)
+
+    def __post_init__(self) -> None:
+        """Make paths absolute, fill in what depends on the machine, and validate."""
+        for name in _PATHS:
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _absolute(path))
+        derivatives = tuple((name, _absolute(path)) for name, path in self.derivatives)
+        object.__setattr__(self, "derivatives", derivatives)
+        for name in ("participant_label", "session_label", "tracer_label", "modalities"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        _check_choices(self)
+        _check_numbers(self)
+        _check_folders(self)
+        _check_files(self)
+        nprocs = self.nprocs or available_cpus()
+        object.__setattr__(self, "nprocs", nprocs)
+        object.__setattr__(self, "omp_nthreads", self.omp_nthreads or min(nprocs, 8))
+
+    @property
+    def derivative_dirs(self) -> dict[str, Path]:
+        """Derivatives datasets by name."""
+        return dict(self.derivatives)
+
+    @property
+    def config_toml(self) -> Path:
+        """File under the output's ``logs/`` that keeps the settings of this run."""
+        return self.output_dir / "logs" / f"config_{self.run_uuid}.toml"
+
+    def to_toml(self, file: Path | None = None) -> Path:
+        """
+        Save the settings in one step, by default as `config_toml`.
+
+        Returns
+        -------
+        Path
+            The file.
+        """
+        import tomli_w
+
+        file = self.config_toml if file is None else Path(file)
+        text = tomli_w.dumps({"schema_version": SCHEMA_VERSION, "settings": self._to_table()})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".config") as folder:
+            partial = Path(folder) / file.name
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, file)
+        return file
+
+    def _to_table(self) -> dict[str, Any]:
+        """Spell the settings in types that TOML has; options that are None are absent."""
+        table: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "derivatives":
+                table[item.name] = {name: str(path) for name, path in value}
+            elif isinstance(value, tuple):
+                table[item.name] = list(value)
+            elif value is not None:
+                table[item.name] = str(value) if isinstance(value, Path) else value
+        return table
+
+    @classmethod
+    def from_toml(cls, file: Path, **overrides: Any) -> "Settings":
+        """
+        Read settings that `to_toml` has saved.
+
+        Without overrides the result equals what was saved, the run's name included.
+
+        Raises
+        ------
+        ValueError
+            If the file or one of its options is invalid.
+        """
+        return cls(**{**read_toml(file), **overrides})
+
+
+_PATHS = (
+    "bids_dir",
+    "output_dir",
+    "bids_filter_file",
+    "work_dir",
+    "plugin_file",
+    "config_file",
+    "weights",
+)
+_TUPLES = ("participant_label", "session_label", "tracer_label", "modalities")
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """
+    Read the options of a settings file, in the types of `Settings`, without validating them.
+
+    Unknown options, of a newer version say, are left out with a warning.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, is not TOML, or is of a later schema.
+    """
+    try:
+        content = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"--config-file {file}: cannot be read as TOML ({error})") from error
+    version = content.get("schema_version")
+    if not isinstance(version, int) or not isinstance(content.get("settings"), dict):
+        raise ValueError(
+            f"--config-file {file}: no settings of m2m-bids. Give a config_*.toml file from the "
+            "logs/ folder of an earlier output."
+        )
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"--config-file {file}: has schema version {version}, this version of m2m-bids "
+            f"reads up to {SCHEMA_VERSION}. Update m2m-bids."
+        )
+    known = {item.name: item for item in fields(Settings)}
+    options = {}
+    for name, value in content["settings"].items():
+        if name not in known:
+            logger.warning("%s: unknown option %r is ignored.", file, name)
+            continue
+        options[name] = _from_toml_value(name, value, f"--config-file {file}: option {name}")
+    return options
+
+
+def _from_toml_value(name: str, value: Any, where: str) -> Any:
+    """Convert one value of a settings file to the type that `Settings` has."""
+    if name == "derivatives":
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            raise ValueError(f"{where}: expected a table of NAME = PATH, found {value!r}")
+        return tuple((key, Path(path)) for key, path in value.items())
+    default = {item.name: item.default for item in fields(Settings)}[name]
+    if name in _TUPLES:
+        is_valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        value = tuple(value) if is_valid else value
+    elif name in _PATHS:
+        is_valid = isinstance(value, str)
+        value = Path(value) if is_valid else value
+    elif name == "mem_gb":
+        is_valid = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        is_valid = type(value) is (str if name == "run_uuid" else type(default))
+    if not is_valid:
+        raise ValueError(f"{where}: {value!r} is of the wrong type")
+    return value
+
+
+def _absolute(path: Path | str) -> Path:
+    """Make a path absolute and expand ``~``; links are kept."""
+    return Path(os.path.normpath(Path(path).expanduser().absolute()))
+
+
+def _is_within(inner: Path, outer: Path) -> bool:
+    """Tell whether a path is another one or below it, links resolved."""
+    inner, outer = inner.resolve(), outer.resolve()
+    return inner == outer or outer in inner.parents
+
+
+def _check_choices(settings: Settings) -> None:
+    """Raise ValueError for a label, device or choice that does not exist."""
+    for name in ("participant_label", "session_label", "tracer_label"):
+        for label in getattr(settings, name):
+            if not _LABEL.fullmatch(label):
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option}: {label!r} is no label (letters and digits only)")
+    choices: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+        "analysis level": ((settings.analysis_level,), ANALYSIS_LEVELS),
+        "--modalities": (settings.modalities, MODALITIES),
+        "--transform": ((settings.transform,), TRANSFORMS),
+    }
+    for option, (values, allowed) in choices.items():
+        if not values or not set(values) <= set(allowed):
+            raise ValueError(f"{option}: {list(values)} must be of {', '.join(allowed)}")
+    if not _DEVICE.fullmatch(settings.device):
+        raise ValueError(f"--device: {settings.device!r} must be auto, cpu, cuda or cuda:N")
+    if not _RUN_UUID.fullmatch(settings.run_uuid):
+        raise ValueError(f"run_uuid: {settings.run_uuid!r} is not YYYYMMDD-HHMMSS_<uuid4>")
+    names = [name for name, _ in settings.derivatives]
+    for name in names:
+        if not _DATASET_NAME.fullmatch(name) or name == "raw" or names.count(name) > 1:
+            raise ValueError(
+                f"--derivatives: {name!r} must be a name of letters, digits and _.+-, used once, "
+                "and not 'raw'; give another one with NAME=PATH"
+            )
+
+
+def _check_numbers(settings: Settings) -> None:
+    """Raise ValueError for a number out of its range."""
+    lowest = {"nprocs": 0, "omp_nthreads": 0, "refine": 0, "random_seed": 0, "verbose": 0}
+    for name, low in lowest.items():
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < low:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: {value!r} must be a whole number, at least {low}")
+    if settings.random_seed >= 2**32:
+        raise ValueError(f"--random-seed: {settings.random_seed} must be below 2^32")
+    if settings.mem_gb is not None and not 0 < settings.mem_gb < float("inf"):
+        raise ValueError(f"--mem: {settings.mem_gb} GB must be more than 0")
+
+
+def _check_folders(settings: Settings) -> None:
+    """Raise ValueError for a missing input, or an output that would touch an input."""
+    bids_dir, output_dir, work_dir = settings.bids_dir, settings.output_dir, settings.work_dir
+    if not bids_dir.is_dir():
+        raise ValueError(f"bids_dir: {bids_dir} is not a folder. Give the root of the dataset.")
+    if _is_within(output_dir, bids_dir):
+        raise ValueError(
+            f"output_dir: {output_dir} is the BIDS folder {bids_dir} or inside it. Inputs are "
+            "never written to: give a folder outside of it."
+        )
+    if _is_within(work_dir, bids_dir):
+        raise ValueError(
+            f"--work-dir: {work_dir} is the BIDS folder {bids_dir} or inside it. Give a folder "
+            "outside of it with -w (default: ./work)."
+        )
+    if _is_within(bids_dir, work_dir) or _is_within(output_dir, work_dir):
+        raise ValueError(
+            f"--work-dir: {work_dir} holds the BIDS or the output folder, and may be emptied. "
+            "Give a folder of its own with -w."
+        )
+    for name, path in (("output_dir", output_dir), ("--work-dir", work_dir)):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{name}: {path} is a file. Give a folder.")
+    for name, path in settings.derivatives:
+        if not path.is_dir():
+            raise ValueError(f"--derivatives: {name}={path} is not a folder.")
+        if _is_within(output_dir, path) or _is_within(work_dir, path):
+            raise ValueError(
+                f"--derivatives: {name}={path} holds the output or work folder. Inputs are never "
+                "written to: give other folders."
+            )
+
+
+def _check_files(settings: Settings) -> None:
+    """Raise ValueError for a file that is missing or cannot be used."""
+    files = {
+        "--bids-filter-file": settings.bids_filter_file,
+        "--config-file": settings.config_file,
+        "--use-plugin": settings.plugin_file,
+    }
+    for option, file in files.items():
+        if file is not None and not file.is_file():
+            raise ValueError(f"{option}: {file} is not a file.")
+    if settings.weights is not None and not settings.weights.is_dir():
+        raise ValueError(f"--weights: {settings.weights} is not a folder of weights.")

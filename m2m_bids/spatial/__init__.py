@@ -1,0 +1,1 @@
+"""Grids, intensities and transforms of images in world space, without torch."""

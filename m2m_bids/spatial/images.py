@@ -1,0 +1,254 @@
+"""Read NIfTI images with every check that later steps rely on, and write them atomically."""
+
+import gzip
+import logging
+import os
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import nibabel as nb
+import numpy as np
+from nibabel.affines import apply_affine
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
+from nibabel.spatialimages import HeaderDataError
+
+logger = logging.getLogger(__name__)
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, MemoryError, OverflowError)
+
+
+class ImageError(ValueError):
+    """An image cannot be used; the message names the file, what was found and what to do."""
+
+
+def load_image(file: Path | str) -> nb.Nifti1Image:
+    """
+    Read a NIfTI image wholly into memory and check that it can be used.
+
+    Integer images without a scale keep their type, scaled images become float32. The data are in
+    the byte order of the machine. Voxels that are not finite are allowed. A header that leaves the
+    orientation open, or states two different ones, is reported as a warning.
+
+    Parameters
+    ----------
+    file : Path or str
+        NIfTI-1 or NIfTI-2 file (``.nii``, ``.nii.gz``).
+
+    Returns
+    -------
+    Nifti1Image
+        Image with its data in memory; its affine maps voxels to RAS+ millimetres.
+
+    Raises
+    ------
+    ImageError
+        If the file is missing, truncated, corrupt or not NIfTI, has an empty axis, has voxels that
+        are not real numbers (RGB, complex), or has voxel sizes or an affine that are zero,
+        negative, not finite or not invertible.
+    """
+    file = Path(file)
+    if not file.is_file():
+        hint = "a link to a file that is not there; get its content" if file.is_symlink() else ""
+        raise ImageError(f"{file}: {hint or 'no such file'}.")
+    try:
+        image = nb.load(file, mmap=False)
+    except (*_READ_ERRORS, ImageFileError, HeaderDataError) as error:
+        raise ImageError(
+            f"{file}: not a readable image ({_reason(error)}): expected NIfTI (.nii or .nii.gz). "
+            "Convert or copy the file again."
+        ) from error
+    if not isinstance(image, nb.nifti1.Nifti1Pair):
+        raise ImageError(
+            f"{file}: format {type(image).__name__}: expected NIfTI (.nii or .nii.gz). Convert it."
+        )
+    _check_header(image, file)
+    data = _read_data(image, file)
+    header = image.header.copy()
+    header.set_data_dtype(data.dtype)
+    image_class = nb.Nifti2Image if isinstance(image, nb.Nifti2Pair) else nb.Nifti1Image
+    return image_class(data, image.affine, header)
+
+
+def require_3d(image: nb.Nifti1Image, file: Path | str) -> nb.Nifti1Image:
+    """
+    Return an image without trailing axes of length one, or fail if it is not 3-D then.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        Image of any number of axes.
+    file : Path or str
+        Name of the image in messages.
+
+    Returns
+    -------
+    Nifti1Image, 3-D
+
+    Raises
+    ------
+    ImageError
+        If the image has fewer than three axes, or a fourth or later axis longer than one.
+    """
+    if len(image.shape) == 3:
+        return image
+    shape = " x ".join(str(size) for size in image.shape)
+    if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
+        raise ImageError(
+            f"{file}: {len(image.shape)}-D image ({shape}): expected 3-D, one volume. "
+            "Extract or average the volume that is meant."
+        )
+    data = np.asanyarray(image.dataobj).reshape(image.shape[:3])
+    return type(image)(data, image.affine, image.header)
+
+
+def save_image(image: nb.Nifti1Image, file: Path | str) -> Path:
+    """
+    Write an image so that the file is either whole or absent.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        Image to write.
+    file : Path or str
+        Destination, ``.nii`` or ``.nii.gz``; its folder is made if necessary.
+
+    Returns
+    -------
+    Path
+        The destination.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is another.
+    """
+    file = Path(file)
+    if not file.name.endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"{file}: expected a file name that ends in .nii or .nii.gz")
+    with replacing(file) as temporary:
+        image.to_filename(temporary)
+    return file
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """
+    Yield a hidden file name beside a destination; rename it to the destination on success.
+
+    Parameters
+    ----------
+    file : Path
+        Destination; its folder is made if necessary.
+
+    Yields
+    ------
+    Path
+        Name to write to, with the destination's suffixes. It is removed if the block fails.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{uuid.uuid4().hex}{''.join(file.suffixes[-2:])}")
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_header(image: nb.nifti1.Nifti1Pair, file: Path) -> None:
+    """Raise ImageError unless axes, voxel type, voxel sizes and affine can be used."""
+    shape = " x ".join(str(size) for size in image.shape)
+    if not image.shape or min(image.shape) < 1:
+        raise ImageError(f"{file}: empty image ({shape} voxels): expected at least one voxel.")
+    dtype = image.get_data_dtype()
+    if dtype.fields is not None or dtype.kind not in "iufb":
+        kind = "RGB" if dtype.fields is not None else str(dtype)
+        raise ImageError(
+            f"{file}: {kind} voxels: expected one real number per voxel. "
+            "Convert to a scalar image."
+        )
+    zooms = _stored_zooms(image, file)
+    if not (np.isfinite(zooms).all() and (zooms > 0).all()):
+        raise ImageError(
+            f"{file}: voxel size {_listed(zooms)} mm: expected three positive numbers. "
+            "Correct pixdim in the header, or convert the image again."
+        )
+    affine = image.affine
+    if not np.isfinite(affine).all():
+        raise ImageError(
+            f"{file}: affine with values that are not finite. "
+            "Correct sform and qform in the header."
+        )
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if sizes.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
+        raise ImageError(
+            f"{file}: affine that cannot be inverted (voxel edges {_listed(sizes)} mm). "
+            "Correct sform and qform in the header."
+        )
+    _warn_of_orientation(image, file)
+
+
+def _stored_zooms(image: nb.nifti1.Nifti1Pair, file: Path) -> np.ndarray:
+    """Voxel sizes as stored: nibabel reads zero as one and drops the sign."""
+    header_file = image.file_map["header" if "header" in image.file_map else "image"].filename
+    with ImageOpener(str(header_file or file), "rb") as stream:
+        stored = type(image.header).from_fileobj(stream, check=False)
+    return np.asarray(stored["pixdim"][1 : 1 + min(3, len(image.shape))], dtype=float)
+
+
+def _warn_of_orientation(image: nb.nifti1.Nifti1Pair, file: Path) -> None:
+    """Log that software may place an image differently; nibabel prefers the sform, ITK may not."""
+    qform, qform_code = image.header.get_qform(coded=True)
+    sform, sform_code = image.header.get_sform(coded=True)
+    if not qform_code and not sform_code:
+        logger.warning("%s: no orientation in the header; taken as LAS, centred", file)
+    if qform is None or sform is None or len(image.shape) < 3:
+        return
+    corners = np.stack(np.meshgrid(*((0, n - 1) for n in image.shape[:3])), axis=-1)
+    shift = apply_affine(qform, corners) - apply_affine(sform, corners)
+    distance_mm = np.linalg.norm(shift, axis=-1).max()
+    if distance_mm > 1:
+        logger.warning("%s: sform and qform differ by %.1f mm; sform used", file, distance_mm)
+
+
+def _read_data(image: nb.nifti1.Nifti1Pair, file: Path) -> np.ndarray:
+    """Voxels in native byte order; float32 if the header scales them."""
+    try:
+        if file.name.endswith(".gz"):
+            _check_gzip(file)
+        proxy = cast(ArrayProxy, image.dataobj)
+        if proxy.slope != 1 or proxy.inter != 0:
+            return image.get_fdata(dtype=np.float32, caching="unchanged")
+        data = np.asarray(proxy)
+    except _READ_ERRORS as error:
+        dtype = image.get_data_dtype()
+        n_bytes = int(np.prod(image.shape, dtype=object)) * dtype.itemsize
+        raise ImageError(
+            f"{file}: truncated or corrupt ({_reason(error)}): "
+            f"expected {n_bytes} bytes of voxel data. Convert or copy the file again."
+        ) from error
+    if data.dtype.kind == "f" and data.dtype.itemsize > 8:
+        return data.astype(np.float64)
+    return data.astype(data.dtype.newbyteorder("="), copy=False)
+
+
+def _check_gzip(file: Path) -> None:
+    """Read to the end, where the checksum is; nibabel stops before it."""
+    with gzip.open(file) as stream:
+        while stream.read(2**22):
+            pass
+
+
+def _reason(error: BaseException) -> str:
+    """First line of an exception's message, or its name."""
+    return next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__
+
+
+def _listed(values: np.ndarray) -> str:
+    return " x ".join(f"{value:g}" for value in values)

@@ -1,0 +1,203 @@
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+
+from m2m_bids import __version__
+from m2m_bids.bids import derivatives
+from m2m_bids.bids.derivatives import Provenance
+from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, output_path
+from m2m_bids.bids.query import Scan
+
+T1W = {"sub": "01", "ses": "M000"}
+PET = {"sub": "01", "ses": "M000", "trc": "18FFDG", "rec": "coregavg"}
+FA = {"sub": "01", "ses": "M012", "space": "ACPC", "model": "tensor", "param": "fa"}
+
+
+@pytest.fixture
+def scans(tmp_path):
+    bids_dir, dti = tmp_path / "bids", tmp_path / "bids/derivatives/dti"
+    anat = bids_dir / "sub-01/ses-M000/anat/sub-01_ses-M000_T1w.nii.gz"
+    return [
+        Scan("pet", bids_dir / "sub-01/ses-M000/pet/x_pet.nii.gz", PET, anat, T1W),
+        Scan("fa", dti / "sub-01/ses-M012/dwi/x_dwimap.nii.gz", FA, anat, T1W, "dti"),
+    ]
+
+
+def save_image(file, dtype=np.float32):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nb.Nifti1Image(np.ones((4, 5, 6), dtype), np.diag([2.0, 2.0, 2.0, 1.0])).to_filename(file)
+
+
+def write_anat(out_dir, t1w_uri):
+    anat = expected_anat_outputs(T1W, out_dir)
+    save_image(anat["preproc"])
+    save_image(anat["mask"], np.uint8)
+    save_image(anat["dseg"], np.uint8)
+    sidecar = derivatives.image_sidecar([t1w_uri], is_skull_stripped=False)
+    derivatives.write_json(anat["preproc_json"], sidecar)
+    reference = derivatives.bids_uri(anat["preproc"], out_dir, {})
+    labels = derivatives.image_sidecar([reference], spatial_reference=reference)
+    derivatives.write_json(anat["mask_json"], {**labels, "Type": "Brain"})
+    derivatives.write_json(anat["dseg_json"], {**labels, "Manual": False})
+    return reference
+
+
+def write_scan(scan, out_dir, datasets, reference, *, requested="m2m", used="m2m"):
+    outputs = expected_outputs(scan, out_dir, used)
+    sidecar = derivatives.image_sidecar(
+        [derivatives.bids_uri(path, out_dir, datasets) for path in (scan.file, scan.t1w)],
+        is_skull_stripped=scan.modality == "fa",
+        spatial_reference=reference,
+        provenance=Provenance(used, requested, weights_sha256="0" * 64, device="cpu"),
+        source_metadata=scan.sidecar,
+    )
+    for key, file in outputs.items():
+        if key.endswith("_json"):
+            derivatives.write_json(file, sidecar)
+        elif key.endswith("_xfm"):
+            file.write_bytes(b"not empty")
+        else:
+            save_image(file)
+    return outputs
+
+
+def write_dataset(scans, out_dir):
+    bids_dir = scans[0].file.parents[3]
+    datasets = {"raw": bids_dir, "dti": bids_dir / "derivatives/dti"}
+    derivatives.write_dataset_files(out_dir, datasets)
+    reference = write_anat(out_dir, derivatives.bids_uri(scans[0].t1w, out_dir, datasets))
+    for scan in scans:
+        write_scan(scan, out_dir, datasets, reference)
+    figure = output_path(
+        out_dir, PET, datatype="figures", suffix="pet", extension=".svg", desc="m2m"
+    )
+    derivatives.write_text(figure, "<svg/>")
+    derivatives.write_text(out_dir / "logs/status.tsv", "participant_id\n")
+    derivatives.write_text(out_dir / "sub-01.html", "<html/>")
+    derivatives.write_text(out_dir / "sub-01/log/run/crash.txt", "Traceback")
+
+
+def test_validator_finds_no_error(scans, tmp_path):
+    validator = shutil.which("bids-validator-deno")
+    if validator is None:
+        pytest.skip("bids-validator-deno is not installed")
+    out_dir = tmp_path / "out"
+    write_dataset(scans, out_dir)
+    command = [validator, "--format", "json", str(out_dir)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    issues = json.loads(result.stdout)["issues"]["issues"]
+    errors = [issue for issue in issues if issue["severity"] == "error"]
+    assert errors == []
+    assert result.returncode == 0
+
+
+def test_dataset_description(scans, tmp_path):
+    out_dir = tmp_path / "out"
+    derivatives.write_dataset_files(out_dir, {"raw": tmp_path / "with space"})
+    content = json.loads((out_dir / "dataset_description.json").read_text())
+    assert content["DatasetType"] == "derivative"
+    assert content["GeneratedBy"][0]["Name"] == "m2m-bids"
+    assert content["GeneratedBy"][0]["Version"] == __version__
+    assert content["DatasetLinks"]["raw"] == f"file://{tmp_path}/with%20space"
+    derivatives.write_dataset_files(out_dir, {"raw": tmp_path})
+
+
+def test_foreign_output_folder_is_refused(tmp_path):
+    description = {"Name": "x", "GeneratedBy": [{"Name": "fMRIPrep"}]}
+    (tmp_path / "dataset_description.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="made by fMRIPrep"):
+        derivatives.write_dataset_files(tmp_path, {})
+    assert json.loads((tmp_path / "dataset_description.json").read_text()) == description
+
+
+def test_bids_uri_names_the_innermost_dataset(tmp_path):
+    datasets = {"raw": tmp_path, "dti": tmp_path / "derivatives/dti"}
+    out_dir = tmp_path.parent / "out"
+    uri = derivatives.bids_uri
+    assert uri(tmp_path / "sub-01/a.nii", out_dir, datasets) == "bids:raw:sub-01/a.nii"
+    assert uri(datasets["dti"] / "sub-01/a.nii", out_dir, datasets) == "bids:dti:sub-01/a.nii"
+    assert uri(out_dir / "sub-01/a.nii", out_dir, datasets) == "bids::sub-01/a.nii"
+    with pytest.raises(ValueError, match="in none of the datasets"):
+        uri(Path("/elsewhere/a.nii"), out_dir, datasets)
+
+
+def test_write_text_replaces_in_one_step(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt"
+    derivatives.write_text(file, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(derivatives.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        derivatives.write_text(file, "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    derivatives.write_text(file, "old")  # the same text needs no write
+
+
+def test_written_files_follow_the_umask(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    derivatives.write_text(tmp_path / "file", "x")
+    assert (tmp_path / "file").stat().st_mode == plain.stat().st_mode
+
+
+def test_provenance_in_sidecar():
+    provenance = Provenance("rigid", "m2m", fallback_reason="folds", device="cpu")
+    sidecar = derivatives.image_sidecar(["bids:raw:a"], provenance=provenance)
+    assert sidecar["Sources"] == ["bids:raw:a"]
+    assert (sidecar["Transform"], sidecar["TransformRequested"]) == ("rigid", "m2m")
+    assert sidecar["TransformFallbackReason"] == "folds"
+    assert sidecar["SoftwareVersions"]["m2m-bids"] == __version__
+    assert "WeightsSHA256" not in sidecar
+    assert "SkullStripped" not in sidecar
+
+
+class TestMissingOutputs:
+    @pytest.fixture
+    def finished(self, scans, tmp_path):
+        out_dir = tmp_path / "out"
+        write_dataset(scans, out_dir)
+        return scans, out_dir
+
+    def test_finished_scan_lacks_nothing(self, finished):
+        scans, out_dir = finished
+        assert [derivatives.missing_outputs(scan, out_dir, "m2m") for scan in scans] == [[], []]
+
+    @pytest.mark.parametrize("key", ["preproc", "rigid_json", "m2m_inverse_xfm"])
+    def test_one_file_is_missing(self, finished, key):
+        scans, out_dir = finished
+        file = expected_outputs(scans[0], out_dir, "m2m")[key]
+        file.unlink()
+        assert derivatives.missing_outputs(scans[0], out_dir, "m2m") == [file]
+
+    def test_anatomical_reference_is_missing(self, finished):
+        scans, out_dir = finished
+        file = expected_anat_outputs(T1W, out_dir)["mask"]
+        file.unlink()
+        assert derivatives.missing_outputs(scans[1], out_dir, "m2m") == [file]
+
+    def test_rejected_deformable_step_is_finished(self, scans, tmp_path):
+        out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]
+        reference = write_anat(out_dir, "bids:raw:x")
+        write_scan(scans[0], out_dir, {"raw": bids_dir}, reference, used="rigid")
+        assert derivatives.missing_outputs(scans[0], out_dir, "m2m") == []
+
+    def test_rigid_request_does_not_finish_m2m(self, scans, tmp_path):
+        out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]
+        reference = write_anat(out_dir, "bids:raw:x")
+        datasets = {"raw": bids_dir}
+        write_scan(scans[0], out_dir, datasets, reference, requested="rigid", used="rigid")
+        assert derivatives.missing_outputs(scans[0], out_dir, "rigid") == []
+        expected = list(expected_outputs(scans[0], out_dir, "m2m").values())
+        assert derivatives.missing_outputs(scans[0], out_dir, "m2m") == expected
+
+    def test_nothing_is_there(self, scans, tmp_path):
+        expected = list(expected_outputs(scans[1], tmp_path, "m2m").values())
+        assert derivatives.missing_outputs(scans[1], tmp_path, "m2m") == expected

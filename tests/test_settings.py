@@ -1,0 +1,185 @@
+import dataclasses
+import logging
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from m2m_bids import settings as module
+from m2m_bids.settings import DEFAULT_REFINE_STEPS, Settings, new_run_uuid, read_toml
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    bids_dir = tmp_path / "bids"
+    for name in ("sub-01", "derivatives/dti"):
+        (bids_dir / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return {"bids_dir": bids_dir, "output_dir": tmp_path / "out"}
+
+
+def test_defaults(folders, tmp_path):
+    settings = Settings(**folders)
+    assert settings.work_dir == tmp_path / "work"
+    assert settings.modalities == ("pet", "fa")
+    assert settings.refine == DEFAULT_REFINE_STEPS == 60
+    assert settings.nprocs >= 1
+    assert 1 <= settings.omp_nthreads <= settings.nprocs
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.refine = 1
+
+
+def test_paths_become_absolute(folders, tmp_path):
+    settings = Settings(
+        bids_dir=Path("bids"),
+        output_dir=Path("x/../out"),
+        derivatives=(("dti", Path("bids/derivatives/dti")),),
+    )
+    assert settings.bids_dir == tmp_path / "bids"
+    assert settings.output_dir == tmp_path / "out"
+    assert settings.derivative_dirs == {"dti": tmp_path / "bids/derivatives/dti"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bids_dir": "none"}, "none is not a folder"),
+        ({"output_dir": "bids"}, "is the BIDS folder .* or inside it"),
+        ({"output_dir": "bids/derivatives/m2m"}, "is the BIDS folder .* or inside it"),
+        ({"output_dir": "link/out"}, "is the BIDS folder .* or inside it"),
+        ({"output_dir": "a_file"}, "output_dir: .* is a file"),
+        ({"work_dir": "bids/work"}, "--work-dir: .* inside it"),
+        ({"work_dir": "."}, "--work-dir: .* holds the BIDS or the output folder"),
+        ({"work_dir": "out"}, "--work-dir: .* holds the BIDS or the output folder"),
+        ({"work_dir": "a_file"}, "--work-dir: .* is a file"),
+        ({"analysis_level": "group"}, "analysis level"),
+        ({"participant_label": ("../x",)}, "--participant-label: '../x'"),
+        ({"modalities": ("pet", "ct")}, "--modalities"),
+        ({"modalities": ()}, "--modalities"),
+        ({"transform": "affine"}, "--transform"),
+        ({"device": "gpu"}, "--device: 'gpu' must be auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:x"}, "--device"),
+        ({"refine": -1}, "--refine: -1"),
+        ({"nprocs": -1}, "--nprocs"),
+        ({"mem_gb": 0.0}, "--mem"),
+        ({"random_seed": 2**32}, "--random-seed"),
+        ({"derivatives": (("dti", "none"),)}, "--derivatives: dti=.*none is not a folder"),
+        ({"derivatives": (("raw", "other"),)}, "--derivatives: 'raw'"),
+        ({"derivatives": (("d", "other"), ("d", "bids"))}, "--derivatives: 'd'"),
+        ({"derivatives": (("a/b", "other"),)}, "--derivatives: 'a/b'"),
+        ({"derivatives": (("d", "out"),)}, "holds the output"),
+        ({"weights": "none"}, "--weights: .*none is not a folder"),
+        ({"bids_filter_file": "none"}, "--bids-filter-file: .*none is not a file"),
+        ({"plugin_file": "none"}, "--use-plugin: .*none is not a file"),
+        ({"run_uuid": "../../x"}, "run_uuid"),
+    ],
+)
+def test_invalid_options(folders, tmp_path, change, message):
+    (tmp_path / "a_file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(folders["bids_dir"])
+    with pytest.raises(ValueError, match=message):
+        Settings(**{**folders, **change})
+
+
+@pytest.fixture
+def unusual(folders, tmp_path):
+    for name in ("weights", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("filter.json", "plugin.yml", "old.toml"):
+        (tmp_path / name).touch()
+    return Settings(
+        **folders,
+        participant_label=("01", "02"),
+        session_label=("M000",),
+        tracer_label=("18FFDG",),
+        modalities=("fa",),
+        derivatives=(("other", tmp_path / "other"), ("with.dot", tmp_path / "bids/derivatives")),
+        bids_filter_file=tmp_path / "filter.json",
+        skip_bids_validation=True,
+        work_dir=tmp_path / "w",
+        clean_workdir=True,
+        nprocs=1003,
+        omp_nthreads=1002,
+        mem_gb=7.5,
+        device="cuda:1",
+        plugin_file=tmp_path / "plugin.yml",
+        config_file=tmp_path / "old.toml",
+        stop_on_first_crash=True,
+        weights=tmp_path / "weights",
+        refine=0,
+        transform="rigid",
+        random_seed=7,
+        dry_run=True,
+        write_graph=True,
+        reports_only=True,
+        verbose=2,
+    )
+
+
+def test_every_option_survives_toml(unusual):
+    default = Settings(bids_dir=unusual.bids_dir, output_dir=unusual.output_dir)
+    for item in dataclasses.fields(Settings):
+        if item.name not in ("bids_dir", "output_dir", "analysis_level"):
+            assert getattr(unusual, item.name) != getattr(default, item.name), item.name
+    file = unusual.to_toml()
+    assert file == unusual.output_dir / "logs" / f"config_{unusual.run_uuid}.toml"
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert Settings.from_toml(file) == unusual
+
+
+def test_defaults_survive_toml(folders, tmp_path):
+    settings = Settings(**folders)
+    assert Settings.from_toml(settings.to_toml(tmp_path / "a.toml")) == settings
+
+
+def test_overrides(unusual, tmp_path):
+    again = Settings.from_toml(unusual.to_toml(), refine=5, output_dir=tmp_path / "new")
+    assert (again.refine, again.output_dir) == (5, tmp_path / "new")
+    assert again.participant_label == unusual.participant_label
+
+
+def test_unknown_options_are_named(folders, tmp_path, caplog):
+    file = Settings(**folders).to_toml(tmp_path / "a.toml")
+    file.write_text(file.read_text().replace("[settings]", "[settings]\nfrobnicate = 3"))
+    with caplog.at_level(logging.WARNING):
+        assert "frobnicate" not in read_toml(file)
+    assert "frobnicate" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not toml", "cannot be read as TOML"),
+        ("a = 1", "no settings of m2m-bids"),
+        ("schema_version = 99\n[settings]\n", "schema version 99"),
+        ("schema_version = 1\n[settings]\nrefine = '5'\n", "option refine: '5'"),
+        ("schema_version = 1\n[settings]\nrefine = true\n", "option refine: True"),
+        ("schema_version = 1\n[settings]\nmodalities = 'pet'\n", "option modalities"),
+        ("schema_version = 1\n[settings]\nderivatives = ['a']\n", "option derivatives"),
+        ("schema_version = 1\n[settings]\nderivatives = {a = 1}\n", "option derivatives"),
+        ("schema_version = 1\n[settings]\nweights = 1\n", "option weights"),
+    ],
+)
+def test_bad_settings_files(tmp_path, text, message):
+    file = tmp_path / "a.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_toml(file)
+
+
+def test_missing_settings_file(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.toml"):
+        read_toml(tmp_path / "none.toml")
+
+
+def test_the_schema_version_is_saved(folders, tmp_path):
+    file = Settings(**folders).to_toml(tmp_path / "a.toml")
+    assert tomllib.loads(file.read_text())["schema_version"] == module.SCHEMA_VERSION
+
+
+def test_run_uuid():
+    first, second = new_run_uuid(), new_run_uuid()
+    assert first != second
+    assert module._RUN_UUID.fullmatch(first)
