@@ -260,7 +260,9 @@ def image_sidecar(
     return sidecar
 
 
-def missing_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> list[Path]:
+def missing_outputs(
+    scan: "Scan", out_dir: Path, transform: Transform, *, made_with: Mapping[str, Any] | None = None
+) -> list[Path]:
     """
     List the outputs that a scan still lacks; an empty list means that it is finished.
 
@@ -275,13 +277,17 @@ def missing_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> list[P
         Root of the output dataset.
     transform : {"m2m", "rigid"}
         The transform that is asked for.
+    made_with : mapping, optional
+        Further fields that the sidecar of the registered image must hold, such as
+        ``WeightsSHA256``; a scan made with other ones is not finished.
     """
     outputs = expected_outputs(scan, out_dir, transform)
     sidecar = outputs["preproc_json"]
     used: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         used = json.loads(sidecar.read_text(encoding="utf-8"))
-    if used.get("TransformRequested") != transform:
+    wanted = {"TransformRequested": transform, **(made_with or {})}
+    if any(used.get(name) != value for name, value in wanted.items()):
         return list(outputs.values())
     if used.get("Transform") == "rigid":
         outputs = expected_outputs(scan, out_dir, "rigid")

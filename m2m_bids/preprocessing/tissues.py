@@ -89,4 +89,6 @@ def _in_order(means: np.ndarray) -> np.ndarray:
 
 def _six_neighbours(data: np.ndarray) -> np.ndarray:
     """Sum the six face neighbours of every voxel."""
-    return sum(ndimage.convolve1d(data, [1, 0, 1], axis=axis, mode="constant") for axis in range(3))
+    return sum(
+        ndimage.convolve1d(data, [1, 0, 1], axis=axis, mode="constant") for axis in range(3)
+    )

@@ -1,4 +1,4 @@
-"""Coordinate grids in unit coordinates, and sampling: the only place that knows about `grid_sample`."""
+"""Unit coordinate grids, and sampling: the only place that knows about `grid_sample`."""
 
 from typing import Literal
 

@@ -1,7 +1,8 @@
 """The M2M-Reg objective: a pair, a bridge pair, named loss terms.
 
-Source: Choo et al., Mono-Modalizing Extremely Heterogeneous Multi-Modal Medical Image Registration,
-MICCAI 2025. The order of composition is the paper's: ``phi_st(phi_ts2(x))`` takes a point of S' to S.
+Source: Choo et al., Mono-Modalizing Extremely Heterogeneous Multi-Modal Medical Image
+Registration, MICCAI 2025. The order of composition is the paper's: ``phi_st(phi_ts2(x))`` takes a
+point of S' to S.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,8 @@ class CyclePairs(NamedTuple):
     """
     The four images of one cycle S -> T -> S' -> T' -> S, each of shape (N, 1, n, n, n) in [0, 1].
 
-    S and S' are of one modality, T and T' of the other. ``is_aligned`` states that S' and T' are of one
-    subject and already registered, so that phi_S'T' is the identity (Sec. 2.4).
+    S and S' are of one modality, T and T' of the other. ``is_aligned`` states that S' and T' are
+    of one subject and already registered, so that phi_S'T' is the identity (Sec. 2.4).
     """
 
     s: Tensor
@@ -34,7 +35,7 @@ class CyclePairs(NamedTuple):
 
 
 class CycleMaps(NamedTuple):
-    """The maps of one cycle, each (N, 3, n, n, n) in unit coordinates; ``bridge`` is None for an identity."""
+    """The maps of one cycle, (N, 3, n, n, n), unit coordinates; ``bridge`` None is the identity."""
 
     st: Tensor
     t_bridge_s: Tensor
@@ -86,7 +87,9 @@ def predict_cycle(network: Network, pairs: CyclePairs) -> CycleMaps:
     return CycleMaps(st, t_bridge_s, bridge[0] if bridge else None, bridge_t_s)
 
 
-def cycle_similarity_loss(pairs: CyclePairs, maps: CycleMaps, *, lncc_sigma_voxels: float) -> Tensor:
+def cycle_similarity_loss(
+    pairs: CyclePairs, maps: CycleMaps, *, lncc_sigma_voxels: float
+) -> Tensor:
     r"""
     Compare images of one modality around the cycle.
 
@@ -111,7 +114,9 @@ def cycle_similarity_loss(pairs: CyclePairs, maps: CycleMaps, *, lncc_sigma_voxe
     Tensor, shape ()
     """
     to_bridge_t = maps.t_bridge_s if maps.bridge is None else compose(maps.t_bridge_s, maps.bridge)
-    from_bridge_s = maps.bridge_t_s if maps.bridge is None else compose(maps.bridge, maps.bridge_t_s)
+    from_bridge_s = (
+        maps.bridge_t_s if maps.bridge is None else compose(maps.bridge, maps.bridge_t_s)
+    )
     warped = torch.cat(
         (
             warp(pairs.s, compose(maps.st, maps.t_bridge_s)),
@@ -126,7 +131,9 @@ def cycle_similarity_loss(pairs: CyclePairs, maps: CycleMaps, *, lncc_sigma_voxe
 
 def cycle_map(maps: CycleMaps) -> Tensor:
     r"""
-    Compose the whole cycle, :math:`\varphi_{ST} \circ \varphi_{TS'} \circ \varphi_{S'T'} \circ \varphi_{T'S}`.
+    Compose the whole cycle.
+
+    .. math:: \varphi_{ST} \circ \varphi_{TS'} \circ \varphi_{S'T'} \circ \varphi_{T'S}
 
     Parameters
     ----------

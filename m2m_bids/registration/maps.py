@@ -29,7 +29,8 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
     .. math:: \varphi_{AC}(x) = \varphi_{AB}(\varphi_{BC}(x))
 
-    The displacement of the outer map is interpolated, and continued beyond the border by its value there.
+    The displacement of the outer map is interpolated, and continued beyond the border by its value
+    there.
 
     Parameters
     ----------
@@ -102,8 +103,9 @@ def invert(phi: Tensor, *, n_iterations: int = 30) -> Tensor:
     phi : Tensor, shape (N, 3, n, n, n)
         Map, unit coordinates.
     n_iterations : int
-        Iterations of ``inverse <- identity - disp(inverse)``; they converge where the displacement's
-        derivative is below one, and are damped by one half so that they also do somewhat beyond.
+        Iterations of ``inverse <- identity - disp(inverse)``; they converge where the
+        displacement's derivative is below one, and are damped by one half so that they also do
+        somewhat beyond.
 
     Returns
     -------
@@ -146,8 +148,8 @@ def jacobian_determinant(phi: Tensor) -> Tensor:
     """
     Return the Jacobian determinant of maps, by forward differences.
 
-    The determinant is the same in unit coordinates and in world millimetres, since one affine takes both
-    the map's argument and its value from one to the other.
+    The determinant is the same in unit coordinates and in world millimetres, since one affine
+    takes both the map's argument and its value from one to the other.
 
     Parameters
     ----------

@@ -1,8 +1,9 @@
 """Instance optimisation: the M2M-Reg objective on one pair, from wherever the network left it.
 
-The bridge is a pre-aligned pair (Sec. 2.4 of the paper), so three maps are optimised: moving -> fixed,
-fixed -> bridge, bridge -> moving. Each is the network's map after the flow of a stationary velocity,
-``phi = phi_network(exp(v)(x))``, which keeps it a diffeomorphism where the network's is one.
+The bridge is a pre-aligned pair (Sec. 2.4 of the paper), so three maps are optimised: moving ->
+fixed, fixed -> bridge, bridge -> moving. Each is the network's map after the flow of a stationary
+velocity, ``phi = phi_network(exp(v)(x))``, which keeps it a diffeomorphism where the network's is
+one.
 """
 
 from collections.abc import Callable
@@ -20,9 +21,14 @@ from m2m_bids.registration.m2m import (
     cycle_similarity_loss,
     predict_cycle,
 )
-from m2m_bids.registration.maps import compose, integrate_velocity, map_from_displacement
+from m2m_bids.registration.maps import (
+    compose,
+    integrate_velocity,
+    map_from_displacement,
+    warp,
+)
 from m2m_bids.registration.regularity import bending_loss, jacobian_identity_loss
-from m2m_bids.registration.similarity import smooth
+from m2m_bids.registration.similarity import lncc_loss, smooth
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,11 @@ class RefinementConfig:
     Parameters
     ----------
     n_steps : int
-        Adam's steps in all; two thirds of them at half the resolution. Zero keeps the network's maps.
+        Adam's steps in all; two thirds of them at half the resolution. Zero keeps the network's
+        maps.
     step_voxels : float
-        Adam's learning rate: about how far a step moves a point, in voxels of the velocities' grid.
+        Adam's learning rate: about how far a step moves a point, in voxels of the velocities'
+        grid.
     velocity_size : int
         Voxels along every axis of the velocities' grid.
     velocity_sigma_voxels : float
@@ -64,14 +72,18 @@ class Registration(NamedTuple):
     forward : Tensor, shape (1, 3, n, n, n)
         Map from the fixed grid to unit coordinates of the moving image, phi_ST.
     backward : Tensor, shape (1, 3, n, n, n)
-        Map from the moving grid to the fixed image, by way of the bridge: phi_TS'(phi_T'S(x)). It is
-        found without phi_ST, so that their agreement says how sure both are.
+        Map from the moving grid to the fixed image, by way of the bridge: phi_TS'(phi_T'S(x)). It
+        is found without phi_ST, so that their agreement says how sure both are.
+    similarity_gain : float
+        What phi_ST adds, beyond the identity, to the two mono-modal similarities (LNCC) of Eq. 2
+        that it enters: of S at S', and of T' at T. It tells whether the map is worth applying.
     losses : list of dict
         The named terms at every step.
     """
 
     forward: Tensor
     backward: Tensor
+    similarity_gain: float
     losses: list[dict[str, float]]
 
 
@@ -86,7 +98,8 @@ def register_pair(
     Parameters
     ----------
     network : callable, optional
-        Takes moving and fixed images to displacements; without it the maps start from the identity.
+        Takes moving and fixed images to displacements; without it the maps start from the
+        identity.
     pairs : CyclePairs
         One pair and an aligned bridge, each image (1, 1, n, n, n).
     config : RefinementConfig
@@ -109,7 +122,26 @@ def register_pair(
         else:
             start = predict_cycle(network, pairs)
     maps, losses = _refine(start, pairs, config) if config.n_steps else (start, [])
-    return Registration(maps.st, compose(maps.t_bridge_s, maps.bridge_t_s), losses)
+    with torch.no_grad():
+        identity = identity_map(pairs.s.shape[-1], like=pairs.s)
+        gain = _forward_loss(pairs, maps._replace(st=identity), config) - _forward_loss(
+            pairs, maps, config
+        )
+        backward = compose(maps.t_bridge_s, maps.bridge_t_s)
+    return Registration(maps.st, backward, gain.item(), losses)
+
+
+def _forward_loss(pairs: CyclePairs, maps: CycleMaps, config: RefinementConfig) -> Tensor:
+    """Sum the two similarity losses of Eq. 2 that phi_ST enters."""
+    return lncc_loss(
+        warp(pairs.s, compose(maps.st, maps.t_bridge_s)),
+        pairs.bridge_s,
+        sigma_voxels=config.lncc_sigma_voxels,
+    ) + lncc_loss(
+        warp(pairs.bridge_t, compose(maps.bridge_t_s, maps.st)),
+        pairs.t,
+        sigma_voxels=config.lncc_sigma_voxels,
+    )
 
 
 def _refine(
@@ -127,7 +159,8 @@ def _refine(
             level_pairs = CyclePairs(*(_halve(image) for image in pairs[:4]), is_aligned=True)
             half = identity_map(level_pairs.s.shape[-1], like=initial)
             level_initial = half + sample(
-                initial - identity_map(initial.shape[-1], like=initial), half.expand(3, -1, -1, -1, -1)
+                initial - identity_map(initial.shape[-1], like=initial),
+                half.expand(3, -1, -1, -1, -1),
             )
         sigma = config.lncc_sigma_voxels / (2 if is_coarse else 1)
         for _ in range(n_steps):

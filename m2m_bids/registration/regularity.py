@@ -12,9 +12,10 @@ def jacobian_identity_loss(phi: Tensor) -> Tensor:
 
     .. math:: \| \nabla \varphi - I \|_F^2
 
-    averaged over voxels. It is GradICON (Eq. 4) of :math:`\varphi_{ST} \circ \varphi_{TS}` and GradCyCon
-    (Eq. 3) of the M2M-Reg cycle. The paper's code evaluates it at jittered points of a coarser grid by four
-    compositions; here one composition on the whole grid is differentiated by forward differences.
+    averaged over voxels. It is GradICON (Eq. 4) of :math:`\varphi_{ST} \circ \varphi_{TS}` and
+    GradCyCon (Eq. 3) of the M2M-Reg cycle. The paper's code evaluates it at jittered points of a
+    coarser grid by four compositions; here one composition on the whole grid is differentiated by
+    forward differences.
 
     Parameters
     ----------
@@ -52,7 +53,8 @@ def bending_loss(disp: Tensor) -> Tensor:
     Parameters
     ----------
     disp : Tensor, shape (N, 3, n, n, n)
-        Displacement or velocity in any unit; the loss is in its square, per voxel step to the fourth.
+        Displacement or velocity in any unit; the loss is in its square, per voxel step to the
+        fourth.
 
     Returns
     -------

@@ -27,8 +27,8 @@ def smooth(image: Tensor, sigma_voxels: float, *, radius_voxels: int | None = No
     sigma_voxels : float
         Standard deviation; zero returns the image.
     radius_voxels : int, optional
-        Taps on either side of the centre; ``round(2 * sigma)`` (at least 1) by default. The kernel sums
-        to one, and the image is padded with zeros.
+        Taps on either side of the centre; ``round(2 * sigma)`` (at least 1) by default. The kernel
+        sums to one, and the image is padded with zeros.
 
     Returns
     -------
@@ -50,10 +50,14 @@ def lncc_loss(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Tensor:
     r"""
     Return one minus the mean local normalised cross-correlation.
 
-    .. math:: 1 - \frac{\mathrm{cov}(a, b)}{\sqrt{(\mathrm{var}(a) + \epsilon)(\mathrm{var}(b) + \epsilon)}}
+    .. math::
 
-    with moments in a Gaussian window of ``4 * sigma + 1`` taps, zero padding and :math:`\epsilon = 10^{-5}`
-    (the similarity of Eqs. 1 and 2 of the M2M-Reg paper, with the window of its public code).
+        1 - \frac{\mathrm{cov}(a, b)}
+        {\sqrt{(\mathrm{var}(a) + \epsilon)(\mathrm{var}(b) + \epsilon)}}
+
+    with moments in a Gaussian window of ``4 * sigma + 1`` taps, zero padding and :math:`\epsilon =
+    10^{-5}` (the similarity of Eqs. 1 and 2 of the M2M-Reg paper, with the window of its public
+    code).
 
     Parameters
     ----------
@@ -65,7 +69,8 @@ def lncc_loss(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Tensor:
     Returns
     -------
     Tensor, shape ()
-        Zero for images equal up to a local affine intensity map where they are not flat, at most 2.
+        Zero for images equal up to a local affine intensity map where they are not flat, at most
+        2.
 
     Raises
     ------

@@ -139,8 +139,8 @@ class Trainer:
         if not torch.isfinite(total):
             terms = {name: loss.item() for name, loss in losses.items()}
             raise FloatingPointError(
-                f"iteration {self.iteration}: the loss is not finite ({terms}). The checkpoint in {self.run_dir}"
-                " is from before; continue with a lower learning rate."
+                f"iteration {self.iteration}: the loss is not finite ({terms}). The checkpoint in"
+                f" {self.run_dir} is from before; continue with a lower learning rate."
             )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -164,7 +164,11 @@ class Trainer:
 
     def _log(self, means: dict[str, float], seconds: float) -> None:
         file = self.run_dir / LOG_NAME
-        row = {"iteration": self.iteration, "seconds": round(seconds, 1), "lr": self.learning_rate()}
+        row = {
+            "iteration": self.iteration,
+            "seconds": round(seconds, 1),
+            "lr": self.learning_rate(),
+        }
         row |= {name: round(value, 5) for name, value in means.items()}
         is_new = not file.exists()
         with file.open("a", newline="") as stream:

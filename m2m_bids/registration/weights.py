@@ -1,4 +1,4 @@
-"""Weights of a network: a folder with a safetensors file and the JSON card that rebuilds the network."""
+"""Weights of a network: a safetensors file and the JSON card that rebuilds the network."""
 
 import hashlib
 import json
@@ -107,20 +107,57 @@ def read_card(folder: Path | str) -> WeightsCard:
     for name in (CARD_NAME, TENSORS_NAME):
         if not (folder / name).is_file():
             raise WeightsError(
-                f"{folder}: no {name} in this weights folder; it should hold {CARD_NAME} and {TENSORS_NAME},"
-                " as training writes them. Name such a folder with --weights."
+                f"{folder}: no {name} in this weights folder; it should hold {CARD_NAME} and"
+                f" {TENSORS_NAME}, as training writes them. Name such a folder with --weights."
             )
     try:
         entries = json.loads((folder / CARD_NAME).read_text())
-        card = WeightsCard(**entries)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
-        raise WeightsError(f"{folder / CARD_NAME}: not a weights card ({error}). Copy the folder again.") from error
-    return WeightsCard(**{**asdict(card), "modalities": tuple(card.modalities)})
+        card = WeightsCard(**{**entries, "modalities": tuple(entries["modalities"])})
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{folder / CARD_NAME}: not a weights card ({error!r}). Copy the folder again."
+        ) from error
+    return card
+
+
+def read_tensors(folder: Path | str) -> tuple[bytes, WeightsCard]:
+    """
+    Read a weights folder and check its hash.
+
+    Parameters
+    ----------
+    folder : Path or str
+
+    Returns
+    -------
+    data : bytes
+        The safetensors file.
+    card : WeightsCard
+
+    Raises
+    ------
+    WeightsError
+        If a file is missing or unreadable, or the hash differs from the card's.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    file = folder / TENSORS_NAME
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot be read ({error.strerror}).") from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != card.sha256:
+        raise WeightsError(
+            f"{file}: its SHA-256 is {sha256}, but {CARD_NAME} says {card.sha256}. The file is"
+            " damaged or was exchanged; get both files again from one source."
+        )
+    return data, card
 
 
 def load_weights(folder: Path | str) -> tuple[nn.Module, WeightsCard]:
     """
-    Rebuild a network from its weights folder and check its hash; nothing is unpickled.
+    Rebuild a network from its weights folder; nothing is unpickled.
 
     Parameters
     ----------
@@ -135,26 +172,21 @@ def load_weights(folder: Path | str) -> tuple[nn.Module, WeightsCard]:
     Raises
     ------
     WeightsError
-        If a file is missing or unreadable, the hash differs from the card's, or the tensors do not fit.
+        As `read_tensors` does, and if the tensors do not fit the network of the card.
     """
     folder = Path(folder)
-    card = read_card(folder)
-    file = folder / TENSORS_NAME
-    data = file.read_bytes()
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != card.sha256:
-        raise WeightsError(
-            f"{file}: its SHA-256 is {sha256}, but {CARD_NAME} says {card.sha256}. The file is damaged or was"
-            " exchanged; get both files again from one source."
-        )
+    data, card = read_tensors(folder)
     if card.network not in NETWORKS:
         raise WeightsError(
-            f"{folder / CARD_NAME}: unknown network {card.network!r}; known are {', '.join(sorted(NETWORKS))}"
+            f"{folder / CARD_NAME}: unknown network {card.network!r};"
+            f" known are {', '.join(sorted(NETWORKS))}"
         )
     try:
         network = NETWORKS[card.network](card.config)
         network.load_state_dict(safetensors.torch.load(data))
     except (TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise WeightsError(f"{file}: does not fit the network of its card ({reason})") from error
+        raise WeightsError(
+            f"{folder / TENSORS_NAME}: does not fit the network of its card ({reason})"
+        ) from error
     return network.eval(), card

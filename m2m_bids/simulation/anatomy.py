@@ -5,6 +5,7 @@ Pure PyTorch, so that a network can be trained where only torch and numpy are in
 """
 
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +257,25 @@ def deformed_subject(subject: Subject, displacement: Tensor) -> Subject:
         sample(subject.tissues, points, padding="zeros"),
         sample(subject.template, points, padding="zeros"),
     )
+
+
+def load_template(size: int = 64, spacing_mm: float = 3.0) -> Template:
+    """
+    Load the template of a grid: the packaged one, else one made from nilearn's images.
+
+    Parameters
+    ----------
+    size : int
+    spacing_mm : float
+
+    Returns
+    -------
+    Template
+        For 64 voxels of 3 mm, what `template_from_nilearn` gave; that file needs no nilearn.
+    """
+    if (size, spacing_mm) == (64, 3.0):
+        return Template.load(Path(str(files("m2m_bids.data") / "mni152_64x3mm.npz")))
+    return template_from_nilearn(size, spacing_mm)
 
 
 def template_from_nilearn(size: int = 64, spacing_mm: float = 3.0) -> Template:

@@ -27,9 +27,9 @@ from m2m_bids.simulation.anatomy import (
     Subject,
     Template,
     deformed_subject,
+    load_template,
     random_coordinates,
     random_subject,
-    template_from_nilearn,
     uniform,
 )
 from m2m_bids.simulation.contrast import (
@@ -359,7 +359,6 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m m2m_bids.simulation.training", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of checkpoints, logs and, at the end, weights/")
-    parser.add_argument("--template", type=Path, help="file of Template.save, where nilearn is absent")
     parser.add_argument("--coarse-iterations", type=int, default=12000)
     parser.add_argument("--fine-iterations", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
@@ -367,7 +366,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    template = Template.load(args.template) if args.template else template_from_nilearn()
+    template = load_template()
     coarse = TrainingConfig(n_iterations=args.coarse_iterations)
     fine = TrainingConfig(n_iterations=args.fine_iterations, learning_rate=5e-4)
     network, is_done = train_stage(

@@ -1,10 +1,12 @@
 """GradICON's network: a cascade of U-Nets from coarse to fine, each refining the last.
 
-Sources: Tian et al., GradICON, CVPR 2023; Greer et al., ICON, ICCV 2021. The tensors of the full-size
-network map one to one onto those of the ICON project's three-step `tallUNet2` network (`icon_names`).
+Sources: Tian et al., GradICON, CVPR 2023; Greer et al., ICON, ICCV 2021. The tensors of the
+full-size network map one to one onto those of the ICON project's three-step `tallUNet2` network
+(`icon_names`).
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -12,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from m2m_bids.registration.grids import identity_map, pool, sample
-from m2m_bids.registration.maps import warp
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class GradICONConfig:
     n_scales : int
         U-Nets of the cascade; the first works at ``1 / 2 ** (n_scales - 1)`` of the resolution.
     normalization : {"batch", "group"}
-        After each doubling. ``"batch"`` is GradICON's; ``"group"`` (8 groups) does not mix subjects.
+        After each doubling. ``"batch"`` is GradICON's; ``"group"`` (8 groups) does not mix
+        subjects.
     """
 
     down_widths: tuple[int, ...] = (16, 32, 64, 256, 512)
@@ -41,8 +43,12 @@ class GradICONConfig:
         object.__setattr__(self, "up_widths", tuple(self.up_widths))
         if len(self.down_widths) != len(self.up_widths):
             raise ValueError(f"as many down_widths as up_widths, got {self}")
+        if not self.down_widths:
+            raise ValueError("down_widths must hold at least one width")
         if self.normalization not in ("batch", "group"):
-            raise ValueError(f'normalization must be "batch" or "group", got {self.normalization!r}')
+            raise ValueError(
+                f'normalization must be "batch" or "group", got {self.normalization!r}'
+            )
         if self.n_scales < 1:
             raise ValueError(f"n_scales must be at least 1, got {self.n_scales}")
 
@@ -73,11 +79,12 @@ class UNet(nn.Module):
         down = (2, *config.down_widths)
         up = config.up_widths
         self.down_convs = nn.ModuleList(
-            nn.Conv3d(a, b, 3, padding=1, stride=2) for a, b in zip(down, down[1:], strict=False)
+            nn.Conv3d(a, b, 3, padding=1, stride=2) for a, b in pairwise(down)
         )
         into_up = [width + skip for width, skip in zip(down[1:], (*up[1:], 0), strict=True)]
         self.up_convs = nn.ModuleList(
-            nn.ConvTranspose3d(a, b, 4, padding=1, stride=2) for a, b in zip(into_up, up, strict=True)
+            nn.ConvTranspose3d(a, b, 4, padding=1, stride=2)
+            for a, b in zip(into_up, up, strict=True)
         )
         norm = nn.BatchNorm3d if config.normalization == "batch" else _group_norm
         self.norms = nn.ModuleList(norm(width) for width in up)
@@ -107,7 +114,10 @@ class UNet(nn.Module):
         for conv, norm in zip(reversed(self.up_convs), reversed(self.norms), strict=True):
             y = conv(functional.leaky_relu(x))
             doubled = functional.interpolate(
-                _match_channels(x, y.shape[1]), scale_factor=2, mode="trilinear", align_corners=False
+                _match_channels(x, y.shape[1]),
+                scale_factor=2,
+                mode="trilinear",
+                align_corners=False,
             )
             skip = skips.pop()
             i, j, k = skip.shape[2:]
@@ -140,13 +150,24 @@ class GradICON(nn.Module):
         Parameters
         ----------
         moving, fixed : Tensor, shape (N, 1, n, n, n)
-            Images in [0, 1]; ``n`` is any size that halves ``n_scales - 1`` times to 2 or more.
+            Images in [0, 1]; ``n`` is any size above ``2 ** (n_scales + len(down_widths) - 2)``,
+            so that every halving still finds two voxels: 65 or more for the default configuration.
 
         Returns
         -------
         Tensor, shape (N, 3, n, n, n)
             Displacement on the fixed grid: ``warp(moving, x + disp) ~ fixed``, unit coordinates.
+
+        Raises
+        ------
+        ValueError
+            If the images are too small.
         """
+        n_halvings = self.config.n_scales + len(self.config.down_widths) - 2
+        if moving.shape[-1] <= 2**n_halvings:
+            raise ValueError(
+                f"images must be larger than {2**n_halvings} voxels, got {moving.shape[-1]}"
+            )
         pyramid = [(moving, fixed)]
         for _ in range(self.config.n_scales - 1):
             pyramid.append((pool(pyramid[-1][0]), pool(pyramid[-1][1])))
@@ -181,8 +202,8 @@ def icon_names(n_scales: int = 3) -> dict[str, str]:
     Returns
     -------
     dict
-        From ``"unets.0"`` (coarsest) and so on to the prefix of the same U-Net in the state dict of nested
-        `TwoStepRegistration` and `DownsampleRegistration` modules.
+        From ``"unets.0"`` (coarsest) and so on to the prefix of the same U-Net in the state dict
+        of nested `TwoStepRegistration` and `DownsampleRegistration` modules.
     """
     names = {}
     prefix = ""
@@ -213,7 +234,12 @@ def from_icon(state: dict[str, Tensor], *, n_scales: int = 3) -> dict[str, Tenso
     ValueError
         If a tensor has no counterpart.
     """
-    parts = {"downConvs": "down_convs", "upConvs": "up_convs", "batchNorms": "norms", "lastConv": "last_conv"}
+    parts = {
+        "downConvs": "down_convs",
+        "upConvs": "up_convs",
+        "batchNorms": "norms",
+        "lastConv": "last_conv",
+    }
     prefixes = {theirs: ours for ours, theirs in icon_names(n_scales).items()}
     renamed = {}
     for name, tensor in state.items():

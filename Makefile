@@ -1,0 +1,67 @@
+# The two commands of the README are `make demo` and `make test`; the others are for developers.
+#
+#   make demo       simulate a small cohort, register it, print the report's path and the accuracy
+#   make test       the test suite, in a fresh environment, against an installed (not editable) package
+#   make test-all   the same with the slow tests, and those on a GPU where there is one
+#   make lint       ruff alone, in the demo's environment
+#
+# PYTHON names the interpreter (3.11 or newer). Downloads follow pip's own configuration, so that, for
+# instance, PIP_EXTRA_INDEX_URL can name an index with PyTorch for the CPU alone.
+
+PYTHON ?= python3
+TORCH := $(shell grep '^torch==' constraints.txt)
+THREADS := OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1
+# `pytest tests`, not `python -m pytest`, which would put the checkout before the installed package.
+# The doctests, those of m2m_bids.workflows too, are collected from the installed package.
+PYTEST = $(THREADS) .venv-test/bin/pytest -n 2 --dist loadfile tests --pyargs m2m_bids
+INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test test-all test-venv lint clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+
+define new-venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12" >&2; exit 1; }
+	rm -rf $(1)
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python $(INSTALL) $(TORCH)
+endef
+
+.venv/installed: pyproject.toml setup.py constraints.txt
+	$(call new-venv,.venv)
+	.venv/bin/python $(INSTALL) -e .
+	touch $@
+
+demo: .venv/installed
+	rm -rf demo
+	.venv/bin/m2m-bids-simulate cohort demo/bids --subjects 3
+	.venv/bin/m2m-bids demo/bids demo/out participant -d dti=demo/bids/derivatives/dti -w demo/work
+	@echo && echo "Reports, to be opened in a browser:" && ls -1 $(CURDIR)/demo/out/sub-*.html && echo
+	@.venv/bin/m2m-bids-simulate table demo/bids demo/out
+
+# setuptools leaves build/ behind, whose stale modules would enter the next wheel.
+test-venv:
+	$(call new-venv,.venv-test)
+	rm -rf build
+	.venv-test/bin/python $(INSTALL) '.[test]'
+	rm -rf build
+
+test: test-venv
+	$(PYTEST) -m "not slow and not gpu"
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+
+test-all: test-venv
+	$(PYTEST)
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+
+lint: .venv/installed
+	.venv/bin/python $(INSTALL) ruff
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+clean:
+	rm -rf .venv .venv-test build dist demo *.egg-info

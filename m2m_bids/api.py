@@ -1,0 +1,470 @@
+"""Register images without Nipype and BIDS: the work that the app's nodes do.
+
+>>> from m2m_bids.api import register_files  # doctest: +SKIP
+>>> result = register_files("pet.nii.gz", "T1w.nii.gz", modality="pet")  # doctest: +SKIP
+>>> nb.save(result.moved, "pet_in_T1w.nii.gz")  # doctest: +SKIP
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import nibabel as nb
+import numpy as np
+
+from m2m_bids.spatial.conform import NetworkGrid, sample_on_grid, template_grid
+from m2m_bids.spatial.fields import DisplacementField, invert_displacement, jacobian_determinant
+from m2m_bids.spatial.images import ImageError, load_image, require_3d
+from m2m_bids.spatial.intensity import normalize
+from m2m_bids.spatial.resampling import resample
+from m2m_bids.spatial.transforms import Chain, displacement_from_unit
+
+if TYPE_CHECKING:
+    import torch
+
+    from m2m_bids.registration.m2m import CyclePairs
+    from m2m_bids.registration.refinement import Registration
+    from m2m_bids.registration.weights import WeightsCard
+
+Modality = Literal["pet", "fa"]
+DEFAULT_WEIGHTS = Path(str(files("m2m_bids.data") / "weights" / "default"))
+LNCC_SIGMA_MM = 7.5  # the paper's window: 5 voxels of 1.5 mm
+
+
+class DeviceError(RuntimeError):
+    """A device that was asked for and is not there."""
+
+
+@dataclass(frozen=True)
+class DeformableOptions:
+    """
+    How the deformable step is estimated.
+
+    Parameters
+    ----------
+    modality : {"pet", "fa"}
+        Kind of the moving image.
+    weights : Path
+        Weights folder of the network.
+    n_refine : int
+        Steps of instance optimisation after the network; 0 for none.
+    device : str
+        ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    n_threads : int
+        Threads of PyTorch on the CPU, for the whole process; 0 leaves them as they are.
+    """
+
+    modality: Modality
+    weights: Path = DEFAULT_WEIGHTS
+    n_refine: int = 60
+    device: str = "auto"
+    n_threads: int = 0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """
+    Numbers by which a deformable step is judged, all inside the brain mask.
+
+    Parameters
+    ----------
+    folding_percent : float
+        Voxels of the written field whose Jacobian determinant is not positive.
+    disagreement_mm : float
+        Mean distance between a point and where the forward map and then the backward map, found
+        without it, bring it.
+    similarity_gain : float
+        What the deformable map adds, beyond the rigid one, to the two mono-modal similarities
+        (LNCC, of at most 1 each) of the cycle that it enters.
+    mean_displacement_mm, max_displacement_mm : float
+        Length of the displacement.
+    min_jacobian, max_jacobian : float
+        Range of the Jacobian determinant.
+    """
+
+    folding_percent: float
+    disagreement_mm: float
+    similarity_gain: float
+    mean_displacement_mm: float
+    max_displacement_mm: float
+    min_jacobian: float
+    max_jacobian: float
+
+    def objections(self) -> list[str]:
+        """
+        Say why the deformable step should not be used.
+
+        Returns
+        -------
+        list of str
+            One sentence for each limit of ``data/quality.json`` that is passed; empty for a good one.
+        """
+        limits = {name: entry["limit"] for name, entry in quality_limits().items()}
+        objections = []
+        if self.folding_percent > limits["folding_percent"]:
+            objections.append(
+                f"the map folds in {self.folding_percent:.3f} % of the brain"
+                f" (at most {limits['folding_percent']:g} %)"
+            )
+        if self.disagreement_mm > limits["disagreement_mm"]:
+            objections.append(
+                f"forward and backward maps disagree by {self.disagreement_mm:.2f} mm"
+                f" (at most {limits['disagreement_mm']:g} mm)"
+            )
+        if self.similarity_gain < limits["similarity_gain"]:
+            objections.append(
+                f"it adds {self.similarity_gain:.3f} to the mono-modal similarity"
+                f" (at least {limits['similarity_gain']:g})"
+            )
+        return objections
+
+
+class Deformation(NamedTuple):
+    """
+    A deformable step, whether or not it should be used.
+
+    Parameters
+    ----------
+    field, inverse_field : DisplacementField
+        In the fixed image's world and covering its field of view: the map from fixed points to
+        points of the rigidly aligned moving image, and its inverse.
+    jacobian : Nifti1Image
+        Jacobian determinant of ``field``, on its grid.
+    quality : Quality
+    device : str
+        Device that was used.
+    weights_sha256 : str
+        Hash of the network's weights.
+    """
+
+    field: DisplacementField
+    inverse_field: DisplacementField
+    jacobian: nb.Nifti1Image
+    quality: Quality
+    device: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class RegisteredImage:
+    """
+    A registered image and how it got there.
+
+    Parameters
+    ----------
+    moved : Nifti1Image
+        Moving image on the fixed image's grid, interpolated once.
+    transforms : tuple
+        Chain from fixed points to moving points, outermost first (`m2m_bids.spatial.transforms`).
+    rigid : ndarray, shape (4, 4)
+        Rigid map from fixed points to moving points, RAS+ mm.
+    deformation : Deformation or None
+        None where only a rigid transform was asked for.
+    objections : list of str
+        Why the deformable step was not used; empty where it was.
+    """
+
+    moved: nb.Nifti1Image
+    transforms: Chain
+    rigid: np.ndarray
+    deformation: Deformation | None = None
+    objections: list[str] = field(default_factory=list)
+
+
+@lru_cache(maxsize=1)
+def quality_limits() -> dict[str, dict]:
+    """Read ``data/quality.json``: the limit of each number, and its reason."""
+    return json.loads((files("m2m_bids.data") / "quality.json").read_text())
+
+
+def resolve_device(device: str) -> "torch.device":
+    """
+    Turn the name of a device into one that works, in the process that will use it.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    DeviceError
+        If a GPU is named and there is none, or not so many.
+    """
+    import torch
+
+    n_gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if device == "auto":
+        return torch.device("cuda" if n_gpus else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= n_gpus:
+        raise DeviceError(
+            f"--device {device}: PyTorch {torch.__version__} sees {n_gpus} GPUs here. In a container,"
+            " start it with `singularity run --nv` (`docker run --gpus all`); on a cluster, ask for a"
+            " GPU (`--gres=gpu:1`); or use --device cpu."
+        )
+    return chosen
+
+
+def check_weights(weights: Path, modalities: Iterable[str]) -> str:
+    """
+    Check that a weights folder can be used, without building its network.
+
+    Parameters
+    ----------
+    weights : Path
+        Weights folder.
+    modalities : iterable of str
+        Modalities that it is needed for.
+
+    Returns
+    -------
+    str
+        SHA-256 of the weights.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be used; the message names the file and says what to do.
+    """
+    from m2m_bids.registration.weights import WeightsError, read_tensors
+
+    _, card = read_tensors(weights)
+    if missing := sorted(set(modalities) - set(card.modalities)):
+        raise WeightsError(
+            f"{weights}: these weights are for {', '.join(card.modalities)}, not for"
+            f" {', '.join(missing)}. Name others with --weights, or use --transform rigid."
+        )
+    return card.sha256
+
+
+def estimate_deformation(
+    moving: nb.Nifti1Image,
+    fixed: nb.Nifti1Image,
+    fixed_mask: nb.Nifti1Image,
+    *,
+    fixed2moving: np.ndarray,
+    template2fixed: np.ndarray,
+    options: DeformableOptions,
+) -> Deformation:
+    """
+    Estimate what a rigid alignment leaves over, by M2M-Reg.
+
+    The pair goes to the network's grid, which lies around the brain in the template's pose. The bridge
+    is the template's T1w with its simulated PET or FA.
+
+    Parameters
+    ----------
+    moving : Nifti1Image, 3-D
+        Static PET or FA image.
+    fixed : Nifti1Image, 3-D
+        T1w image.
+    fixed_mask : Nifti1Image, 3-D
+        Brain mask on the grid of ``fixed``.
+    fixed2moving : ndarray, shape (4, 4)
+        Rigid map from fixed points to moving points, RAS+ mm.
+    template2fixed : ndarray, shape (4, 4)
+        Affine map from points of MNI space to fixed points, RAS+ mm.
+    options : DeformableOptions
+
+    Returns
+    -------
+    Deformation
+
+    Raises
+    ------
+    WeightsError
+        If the weights cannot be used, or are not for this modality.
+    DeviceError
+        If the device is not there.
+    ImageError
+        If the rigidly aligned images do not overlap.
+    """
+    import torch
+
+    from m2m_bids.registration.refinement import RefinementConfig, register_pair
+    from m2m_bids.registration.weights import load_weights
+
+    if options.n_threads:
+        torch.set_num_threads(options.n_threads)
+    check_weights(options.weights, [options.modality])
+    network, card = load_weights(options.weights)
+    device = resolve_device(options.device)
+    grid = template_grid(template2fixed, size=card.grid_size, spacing_mm=card.spacing_mm)
+    pairs = _pairs(moving, fixed, fixed_mask, fixed2moving, grid, card, options.modality)
+    pairs = pairs._replace(
+        **{name: getattr(pairs, name).to(device) for name in ("s", "t", "bridge_s", "bridge_t")}
+    )
+    config = RefinementConfig(
+        n_steps=options.n_refine, lncc_sigma_voxels=LNCC_SIGMA_MM / card.spacing_mm
+    )
+    registration = register_pair(network.to(device), pairs, config)
+    disp_unit = _displacement(registration.forward)
+    world_field = displacement_from_unit(disp_unit, grid, fixed, spacing_mm=card.spacing_mm)
+    jacobian = nb.Nifti1Image(
+        jacobian_determinant(world_field).astype(np.float32), world_field.affine
+    )
+    return Deformation(
+        field=world_field,
+        inverse_field=invert_displacement(world_field)[0],
+        jacobian=jacobian,
+        quality=_assess(registration, pairs, grid, world_field, jacobian, fixed_mask),
+        device=_device_name(device),
+        weights_sha256=card.sha256,
+    )
+
+
+def register_files(
+    moving_file: Path | str,
+    fixed_file: Path | str,
+    *,
+    modality: Modality,
+    transform: Literal["m2m", "rigid"] = "m2m",
+    options: DeformableOptions | None = None,
+    random_seed: int = 0,
+) -> RegisteredImage:
+    """
+    Register a PET or FA image to a T1w image: the app's whole way, in one call.
+
+    Parameters
+    ----------
+    moving_file : Path or str
+        PET (3-D, or 4-D frames, which are averaged) or FA map.
+    fixed_file : Path or str
+        T1w image, with or without skull.
+    modality : {"pet", "fa"}
+        Kind of the moving image.
+    transform : {"m2m", "rigid"}
+        Last step.
+    options : DeformableOptions, optional
+        Of the deformable step; the default ones of the modality.
+    random_seed : int
+        Seed of ANTs.
+
+    Returns
+    -------
+    RegisteredImage
+        Moved rigidly where the deformable step has to be rejected.
+
+    Raises
+    ------
+    ImageError
+        If an image cannot be used; the message names the file.
+    """
+    from m2m_bids.preprocessing.anatomical import correct_bias_field, extract_brain
+    from m2m_bids.preprocessing.coregistration import register_rigid
+    from m2m_bids.preprocessing.diffusion import clean_fa
+    from m2m_bids.preprocessing.pet import static_reference
+    from m2m_bids.spatial.conform import to_ras
+
+    fixed = to_ras(require_3d(load_image(fixed_file), fixed_file))
+    moving = load_image(moving_file)
+    if modality == "pet":
+        moving = static_reference(moving, None).image
+    else:
+        moving = clean_fa(require_3d(moving, moving_file))
+    brain = extract_brain(fixed, random_seed=random_seed)
+    fixed = correct_bias_field(fixed, brain.mask)
+    rigid = register_rigid(moving, fixed, brain.mask, random_seed=random_seed).fixed2moving
+    chain: Chain = (rigid,)
+    deformation, objections = None, []
+    if transform == "m2m":
+        deformation = estimate_deformation(
+            moving,
+            fixed,
+            brain.mask,
+            fixed2moving=rigid,
+            template2fixed=brain.template2anat,
+            options=options or DeformableOptions(modality),
+        )
+        objections = deformation.quality.objections()
+        if not objections:
+            chain = (rigid, deformation.field)
+    return RegisteredImage(resample(moving, chain, fixed), chain, rigid, deformation, objections)
+
+
+def _pairs(
+    moving: nb.Nifti1Image,
+    fixed: nb.Nifti1Image,
+    fixed_mask: nb.Nifti1Image,
+    fixed2moving: np.ndarray,
+    grid: NetworkGrid,
+    card: "WeightsCard",
+    modality: Modality,
+) -> "CyclePairs":
+    """Bring the pair to the network grid, [0, 1], beside the template's bridge pair."""
+    import torch
+
+    from m2m_bids.registration.m2m import CyclePairs
+    from m2m_bids.simulation.anatomy import load_template
+    from m2m_bids.simulation.contrast import template_bridge
+
+    inside = np.asarray(fixed_mask.dataobj) > 0
+    stripped = nb.Nifti1Image(np.where(inside, np.asarray(fixed.dataobj), 0), fixed.affine)
+    images = [
+        sample_on_grid(moving, grid, point_map=fixed2moving),
+        sample_on_grid(stripped, grid),
+    ]
+    brain = images[1] > 0
+    try:
+        s, t = (torch.from_numpy(normalize(data, brain))[None, None] for data in images)
+    except ValueError as error:
+        raise ImageError(
+            f"after rigid alignment the {modality.upper()} image and the brain do not overlap ({error})."
+            " Look at the rigid result: one of the images may hold no brain, or another one."
+        ) from error
+    template = load_template(card.grid_size, card.spacing_mm)
+    bridge_s, bridge_t = template_bridge(template, modality)
+    return CyclePairs(s, t, bridge_s, bridge_t, is_aligned=True)
+
+
+def _assess(
+    registration: "Registration",
+    pairs: "CyclePairs",
+    grid: NetworkGrid,
+    world_field: DisplacementField,
+    jacobian: nb.Nifti1Image,
+    fixed_mask: nb.Nifti1Image,
+) -> Quality:
+    from m2m_bids.registration.maps import compose
+
+    round_trip = _displacement(compose(registration.backward, registration.forward))
+    unit2world = grid.affine[:3, :3] * (grid.size - 1)
+    lengths_mm = np.linalg.norm(np.einsum("de,eijk->dijk", unit2world, round_trip), axis=0)
+    brain = (pairs.t[0, 0] > 0).cpu().numpy()
+    on_field = resample(fixed_mask, (), jacobian, order=0)
+    inside = np.asarray(on_field.dataobj) > 0
+    determinants = np.asarray(jacobian.dataobj)[inside]
+    displacements_mm = np.linalg.norm(world_field.data, axis=-1)[inside]
+    return Quality(
+        folding_percent=100 * float(np.mean(determinants <= 0)),
+        disagreement_mm=float(lengths_mm[brain].mean()),
+        similarity_gain=registration.similarity_gain,
+        mean_displacement_mm=float(displacements_mm.mean()),
+        max_displacement_mm=float(displacements_mm.max()),
+        min_jacobian=float(determinants.min()),
+        max_jacobian=float(determinants.max()),
+    )
+
+
+def _displacement(phi: "torch.Tensor") -> np.ndarray:
+    """Take a (1, 3, n, n, n) map to the (3, n, n, n) displacement, unit coordinates."""
+    from m2m_bids.registration.grids import identity_map
+
+    return (phi - identity_map(phi.shape[-1], like=phi))[0].cpu().numpy()
+
+
+def _device_name(device: "torch.device") -> str:
+    import torch
+
+    if device.type == "cpu":
+        return "cpu"
+    return f"{device} ({torch.cuda.get_device_name(device)})"

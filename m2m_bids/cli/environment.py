@@ -1,0 +1,131 @@
+"""What a run needs of its process: environment variables, Nipype's configuration, GPUs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from m2m_bids.settings import Settings
+
+GPU_COUNT_CODE = "import torch; print(torch.cuda.device_count())"
+
+
+def prepare_environment(settings: Settings) -> None:
+    """
+    Keep caches in the work folder, telemetry off and threads to their number.
+
+    Worker processes inherit all of it. To be called before numpy, ANTs or niworkflows are imported.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+    caches = settings.work_dir / "caches"
+    templateflow = caches / "templateflow"
+    # One empty template keeps TemplateFlow from unpacking its 2300 placeholders.
+    (templateflow / "tpl-none").mkdir(parents=True, exist_ok=True)
+    threads = str(settings.omp_nthreads)
+    os.environ.update(
+        {
+            "TEMPLATEFLOW_HOME": str(templateflow),
+            "TEMPLATEFLOW_AUTOUPDATE": "off",
+            "NO_ET": "1",
+            "NIPYPE_NO_ET": "1",
+            "MPLBACKEND": "Agg",
+            "OMP_NUM_THREADS": threads,
+            # Threads that wait do not spin: on a shared machine they would stop each other.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "OPENBLAS_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": threads,
+            "ANTS_RANDOM_SEED": str(settings.random_seed or 1),
+        }
+    )
+    for name, folder in {
+        "MPLCONFIGDIR": "matplotlib",
+        "XDG_CACHE_HOME": "xdg",
+        "TORCH_HOME": "torch",
+        "NUMBA_CACHE_DIR": "numba",
+        "NIPYPE_CONFIG_DIR": "nipype",
+    }.items():
+        (caches / folder).mkdir(exist_ok=True)
+        os.environ[name] = str(caches / folder)
+    # Nipype's SLURM plugin needs it; containers with a clean environment lack it.
+    os.environ.setdefault("LOGNAME", os.environ.get("USER", "m2m-bids"))
+
+
+def configure_nipype(settings: Settings) -> None:
+    """
+    Set how Nipype executes: text crash files, no version check.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+    from nipype import config
+    from nipype import logging as nipype_logging
+
+    level = "INFO" if settings.verbose else "WARNING"
+    config.update_config(
+        {
+            "logging": {
+                "workflow_level": level,
+                "interface_level": level,
+                "utils_level": level,
+                "log_to_file": "false",
+            },
+            "execution": {
+                "check_version": "false",
+                "crashfile_format": "txt",
+                "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
+                "poll_sleep_duration": "0.5",
+            },
+        }
+    )
+    nipype_logging.update_logging(config)
+
+
+def count_gpus(device: str) -> int:
+    """
+    Count the GPUs that a device's name may mean, in a process of its own.
+
+    The parent process never initialises CUDA, since workers could not use it then.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Returns
+    -------
+    int
+        At most 1 where one device is named, 0 for the CPU.
+
+    Raises
+    ------
+    ValueError
+        If a GPU is named and there is none, or not so many.
+    """
+    if device == "cpu":
+        return 0
+    command = [sys.executable, "-c", GPU_COUNT_CODE]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    n_gpus = int(answer.stdout) if answer.returncode == 0 else 0
+    if device == "auto":
+        return min(n_gpus, 1)
+    _, _, index = device.partition(":")
+    if int(index or 0) >= n_gpus:
+        raise ValueError(
+            f"--device {device}: PyTorch sees {n_gpus} GPUs here. In a container, start it with"
+            " `singularity run --nv` (`docker run --gpus all`); on a cluster, ask for a GPU"
+            " (`--gres=gpu:1`); or use --device cpu."
+        )
+    return 1
+
+
+def available_memory_gb() -> float:
+    """Memory that may be used: nine tenths of what is there or of the container's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return 0.9 * (min(total, int(text) / 1e9) if text.isdigit() else total)

@@ -1,0 +1,154 @@
+"""Status table, citation and subject reports of a run, from what is in the output dataset."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from m2m_bids import __version__
+from m2m_bids.bids.derivatives import missing_outputs, software_versions, write_text
+from m2m_bids.bids.naming import expected_outputs
+from m2m_bids.bids.query import Scan
+from m2m_bids.bids.status import StatusRow, status_row, update_status
+from m2m_bids.reports.fragments import citation_text
+from m2m_bids.reports.html import write_subject_report
+from m2m_bids.settings import Settings
+
+
+def write_citation(settings: Settings, methods: str) -> Path:
+    """
+    Write ``logs/CITATION.md``.
+
+    Parameters
+    ----------
+    settings : Settings
+    methods : str
+        What the workflow says of itself, Markdown.
+
+    Returns
+    -------
+    Path
+    """
+    file = settings.output_dir / "logs" / "CITATION.md"
+    text = citation_text(version=__version__, methods=methods, software=software_versions())
+    write_text(file, text)
+    return file
+
+
+def read_sidecar(scan: Scan, settings: Settings) -> dict[str, Any]:
+    """Read the sidecar of a scan's registered image; empty if there is none."""
+    file = expected_outputs(scan, settings.output_dir, settings.transform)["preproc_json"]
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def status_of(
+    scan: Scan,
+    settings: Settings,
+    made_with: Mapping[str, Any],
+    *,
+    failure: str = "",
+    seconds: float | None = None,
+) -> StatusRow:
+    """
+    Say what became of a scan.
+
+    Parameters
+    ----------
+    scan : Scan
+    settings : Settings
+    made_with : mapping
+        Fields that a finished scan's sidecar holds.
+    failure : str
+        Why it failed, where it did.
+    seconds : float, optional
+        Wall time.
+
+    Returns
+    -------
+    StatusRow
+    """
+    if scan.reason:
+        return status_row(scan, "skipped")
+    missing = missing_outputs(scan, settings.output_dir, settings.transform, made_with=made_with)
+    if failure or missing:
+        reason = failure or f"{missing[0].name} was not written"
+        return status_row(scan, "failed", reason, seconds)
+    sidecar = read_sidecar(scan, settings)
+    if sidecar["Transform"] == "rigid" and settings.transform == "m2m":
+        return status_row(scan, "rigid only", sidecar.get("TransformFallbackReason", ""), seconds)
+    return status_row(scan, "done", seconds=seconds)
+
+
+def write_reports(
+    settings: Settings, scans: Sequence[Scan], rows: Sequence[StatusRow]
+) -> list[Path]:
+    """
+    Write the status table and the report of each subject.
+
+    Parameters
+    ----------
+    settings : Settings
+    scans : sequence of Scan
+        All scans of the run, those left out too.
+    rows : sequence of StatusRow
+        What became of each, in the same order.
+
+    Returns
+    -------
+    list of Path
+        The reports.
+    """
+    update_status(settings.output_dir, rows)
+    reports = []
+    for subject in dict.fromkeys(scan.subject for scan in scans):
+        own = [(s, row) for s, row in zip(scans, rows, strict=True) if s.subject == subject]
+        table = [_table_row(scan, row, settings) for scan, row in own]
+        reports.append(
+            write_subject_report(
+                settings.output_dir,
+                subject,
+                settings.run_uuid,
+                rows=table,
+                facts=_facts([scan for scan, _ in own], settings),
+                about=software_versions(),
+                command=" ".join(sys.argv),
+            )
+        )
+    return reports
+
+
+def _table_row(scan: Scan, row: StatusRow, settings: Settings) -> dict[str, object]:
+    sidecar = read_sidecar(scan, settings) if not scan.reason else {}
+    quality = sidecar.get("DeformableQuality", {})
+    return {
+        "scan": scan.name,
+        "status": row.status,
+        "reason": None if row.reason == "n/a" else row.reason,
+        "T1w": f"{row.t1w} ({scan.t1w_choice})" if scan.t1w else None,
+        "rigid MI (nats)": sidecar.get("RigidScore"),
+        "folding (%)": quality.get("folding_percent"),
+        "forward-backward (mm)": quality.get("disagreement_mm"),
+        "similarity gain": quality.get("similarity_gain"),
+        "displacement, mean (mm)": quality.get("mean_displacement_mm"),
+        "displacement, max (mm)": quality.get("max_displacement_mm"),
+        "seconds": None if row.seconds == "n/a" else row.seconds,
+    }
+
+
+def _facts(scans: Sequence[Scan], settings: Settings) -> dict[str, object]:
+    """Say what the subject's scans were registered with."""
+    sidecars = [read_sidecar(scan, settings) for scan in scans if not scan.reason]
+
+    def values(name: str) -> list[str]:
+        return list(dict.fromkeys(str(sidecar[name]) for sidecar in sidecars if name in sidecar))
+
+    return {
+        "Scans": [f"{scan.name}: {scan.file}" for scan in scans],
+        "T1w images": list(dict.fromkeys(str(scan.t1w) for scan in scans if scan.t1w)),
+        "Transform asked for": settings.transform,
+        "Weights": str(settings.weights or "default of m2m-bids"),
+        "SHA-256 of the weights": values("WeightsSHA256"),
+        "Steps of refinement": values("RefinementSteps"),
+        "Device": values("Device"),
+    }

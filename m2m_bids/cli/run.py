@@ -1,0 +1,256 @@
+"""Run the app: build the workflow, run it, say what became of each scan."""
+
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2m_bids.cli.dry_run import dry_run_table
+from m2m_bids.cli.environment import (
+    available_memory_gb,
+    configure_nipype,
+    count_gpus,
+    prepare_environment,
+)
+from m2m_bids.cli.parser import parse_args
+from m2m_bids.cli.plugins import read_plugin_file
+from m2m_bids.settings import Settings
+
+if TYPE_CHECKING:
+    from niworkflows.engine.workflows import LiterateWorkflow
+
+    from m2m_bids.bids.query import Scan
+    from m2m_bids.cli.progress import Progress
+    from m2m_bids.workflows.registration import RegistrationOptions
+
+LOGGER = logging.getLogger("m2m_bids")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name.
+
+    Returns
+    -------
+    int
+        0 if no scan failed, 1 if one did, 2 if nothing could be started.
+    """
+    settings = parse_args(argv)
+    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(settings.verbose, 2)]
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    LOGGER.setLevel(min(level, logging.INFO))
+    try:
+        return _run(settings)
+    except (ValueError, OSError) as error:
+        LOGGER.debug("", exc_info=True)
+        sys.stderr.write(f"m2m-bids: error: {' '.join(str(error).split())}\n")
+        return 2
+
+
+def _run(settings: Settings) -> int:
+    scans = _find_scans(settings)
+    options = _registration_options(settings)
+    if settings.dry_run:
+        weights = f"{options.weights} (SHA-256 {options.weights_sha256[:12]}...)"
+        names = dict.fromkeys(settings.modalities, weights)
+        sys.stdout.write(dry_run_table(scans, settings, names) + "\n")
+        return 0
+    if settings.clean_workdir and settings.work_dir.is_dir():
+        shutil.rmtree(settings.work_dir)
+    prepare_environment(settings)
+    if not settings.skip_bids_validation:
+        _validate(settings.bids_dir)
+
+    from m2m_bids.bids.derivatives import missing_outputs, write_dataset_files
+
+    made_with = _made_with(settings, options)
+    wanted = [scan for scan in scans if not scan.reason]
+    due = [
+        scan
+        for scan in wanted
+        if missing_outputs(scan, settings.output_dir, settings.transform, made_with=made_with)
+    ]
+    datasets = {"raw": settings.bids_dir, **settings.derivative_dirs}
+    write_dataset_files(settings.output_dir, datasets)
+    settings.to_toml()
+    LOGGER.info(
+        "%d scans: %d to register, %d finished before, %d left out",
+        *(len(scans), len(due), len(wanted) - len(due), len(scans) - len(wanted)),
+    )
+    progress = None
+    if due and not settings.reports_only:
+        progress = _run_workflow(settings, due, options)
+    return _report(settings, scans, made_with, progress)
+
+
+def _find_scans(settings: Settings) -> "list[Scan]":
+    from m2m_bids.bids.query import query, read_bids_filters
+
+    filters = read_bids_filters(settings.bids_filter_file) if settings.bids_filter_file else None
+    return query(
+        settings.bids_dir,
+        participant_labels=settings.participant_label,
+        session_labels=settings.session_label,
+        tracer_labels=settings.tracer_label,
+        modalities=settings.modalities,
+        derivatives=settings.derivative_dirs,
+        filters=filters,
+    )
+
+
+def _registration_options(settings: Settings) -> "RegistrationOptions":
+    """Check device and weights, before anything is computed."""
+    from m2m_bids.api import DEFAULT_WEIGHTS, check_weights
+    from m2m_bids.workflows.registration import RegistrationOptions
+
+    weights, sha256, n_gpus = None, "", 0
+    if settings.transform == "m2m":
+        n_gpus = count_gpus(settings.device)
+        weights = settings.weights or DEFAULT_WEIGHTS
+        sha256 = check_weights(weights, settings.modalities)
+    return RegistrationOptions(
+        transform=settings.transform,
+        weights=weights,
+        weights_sha256=sha256,
+        n_refine=settings.refine,
+        device=settings.device,
+        use_gpu=n_gpus > 0,
+        random_seed=settings.random_seed,
+        omp_nthreads=settings.omp_nthreads,
+    )
+
+
+def _made_with(settings: Settings, options: "RegistrationOptions") -> dict[str, Any]:
+    if settings.transform == "rigid":
+        return {}
+    return {"WeightsSHA256": options.weights_sha256, "RefinementSteps": settings.refine}
+
+
+def _validate(bids_dir: Path) -> None:
+    """Run the BIDS validator where it is installed; its findings are advice."""
+    program = Path(sys.executable).with_name("bids-validator-deno")
+    found = str(program) if program.is_file() else shutil.which("bids-validator-deno")
+    if found is None:
+        LOGGER.info("bids-validator-deno is not installed: the input was not validated")
+        return
+    answer = subprocess.run(
+        [found, "--ignoreNiftiHeaders", str(bids_dir)], capture_output=True, text=True, check=False
+    )
+    if answer.returncode:
+        LOGGER.warning(
+            "the BIDS validator finds errors in %s; m2m-bids goes on with what it can read."
+            " See them with: bids-validator-deno %s",
+            *(bids_dir, bids_dir),
+        )
+
+
+def _run_workflow(
+    settings: Settings, scans: "list[Scan]", options: "RegistrationOptions"
+) -> "Progress":
+    from m2m_bids.cli.progress import Progress
+    from m2m_bids.cli.reporting import write_citation
+    from m2m_bids.workflows.base import init_m2m_bids_wf
+
+    configure_nipype(settings)
+    workflow = init_m2m_bids_wf(settings, scans, options)
+    write_citation(settings, workflow.visit_desc())
+    if settings.write_graph:
+        _write_graph(workflow, settings.output_dir / "logs")
+    progress = Progress()
+    plugin = _plugin(settings, options, progress)
+    try:
+        workflow.run(**plugin)
+    except Exception as error:
+        # Nipype raises at the end for the nodes that failed; each has its crash file.
+        LOGGER.debug("", exc_info=True)
+        LOGGER.warning("some steps failed: %s", str(error).splitlines()[0] if str(error) else error)
+    return progress
+
+
+def _plugin(
+    settings: Settings, options: "RegistrationOptions", progress: "Progress"
+) -> dict[str, Any]:
+    """Choose Nipype's plugin and its arguments."""
+    if settings.plugin_file:
+        plugin = read_plugin_file(settings.plugin_file)
+    elif settings.nprocs == 1:
+        plugin = {"plugin": "Linear", "plugin_args": {}}
+    else:
+        plugin = {
+            "plugin": "MultiProc",
+            "plugin_args": {
+                "n_procs": settings.nprocs,
+                "memory_gb": settings.mem_gb or available_memory_gb(),
+                "n_gpu_procs": int(options.use_gpu),
+                "raise_insufficient": False,
+                "maxtasksperchild": 1,
+                "mp_context": "forkserver",
+            },
+        }
+    plugin["plugin_args"].setdefault("status_callback", progress)
+    return plugin
+
+
+def _write_graph(workflow: "LiterateWorkflow", logs_dir: Path) -> None:
+    """Write the coloured and the executed graph, drawn where Graphviz is installed."""
+    for kind in ("colored", "exec"):
+        file = logs_dir / f"graph_{kind}.dot"
+        try:
+            workflow.write_graph(
+                graph2use=kind, dotfilename=str(file), format="svg", simple_form=True
+            )
+            LOGGER.info("wrote %s", file.with_suffix(".svg"))
+        except OSError:
+            # Nipype writes the DOT file first, then looks for Graphviz.
+            LOGGER.warning(
+                "wrote %s, but no drawing of it: Graphviz is not installed (apt-get install graphviz,"
+                " or conda install graphviz); then: dot -Tsvg -O %s",
+                *(file, file),
+            )
+
+
+def _report(
+    settings: Settings,
+    scans: "list[Scan]",
+    made_with: dict[str, Any],
+    progress: "Progress | None",
+) -> int:
+    """Write status and reports, say where they are, and return the exit code."""
+    from m2m_bids.cli.progress import crash_reasons
+    from m2m_bids.cli.reporting import status_of, write_reports
+    from m2m_bids.workflows.base import anatomical_wf_name, scan_wf_name
+
+    rows = []
+    for scan in scans:
+        failure, seconds = "", None
+        if not scan.reason and progress is not None:
+            crash_dir = settings.output_dir / f"sub-{scan.subject}" / "log" / settings.run_uuid
+            reasons = crash_reasons(crash_dir)
+            parts = (scan_wf_name(scan), anatomical_wf_name(scan))
+            found = [text for node, text in reasons.items() if set(parts) & set(node.split("."))]
+            failure = found[0] if found else ""
+            seconds = progress.elapsed_s(scan_wf_name(scan))
+        rows.append(status_of(scan, settings, made_with, failure=failure, seconds=seconds))
+    reports = write_reports(settings, scans, rows)
+    counts = {name: sum(row.status == name for row in rows) for name in
+              ("done", "rigid only", "skipped", "failed")}  # fmt: skip
+    lines = [", ".join(f"{number} {name}" for name, number in counts.items() if number)]
+    for row in rows:
+        if row.status != "done":
+            lines.append(f"  {row.status}: {row.scan}: {row.reason}")
+    lines += [f"Report: {report}" for report in reports]
+    lines.append(f"Status: {settings.output_dir / 'logs' / 'status.tsv'}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 1 if counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

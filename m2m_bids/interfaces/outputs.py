@@ -1,0 +1,154 @@
+"""Interfaces that put the files of a finished scan, and its figures, into the output dataset."""
+
+import shutil
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+
+class _DescribeT1wInputSpec(BaseInterfaceInputSpec):
+    sources = traits.List(traits.Str(), mandatory=True, desc="BIDS URIs")
+    is_skull_stripped = traits.Bool(mandatory=True, desc="whether the T1w came without skull")
+
+
+class _DescribeT1wOutputSpec(TraitedSpec):
+    sidecar = traits.Dict(desc="JSON object")
+
+
+class DescribeT1w(SimpleInterface):
+    """Compose the sidecar of a prepared T1w."""
+
+    input_spec = _DescribeT1wInputSpec
+    output_spec = _DescribeT1wOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.bids.derivatives import image_sidecar
+
+        self._results["sidecar"] = image_sidecar(
+            self.inputs.sources,
+            is_skull_stripped=self.inputs.is_skull_stripped,
+            description="Axes reordered to RAS+, bias field removed (N4).",
+        )
+        return runtime
+
+
+class _SaveFiguresInputSpec(BaseInterfaceInputSpec):
+    in_files = traits.List(File(exists=True), mandatory=True, desc="SVG files, named by content")
+    figures_dir = traits.Str(mandatory=True, desc="folder of the subject's figures")
+    stem = traits.Str(mandatory=True, desc="entities of the scan, as in its file name")
+    suffix = traits.Str(mandatory=True, desc="suffix of the figures")
+
+
+class _SaveOutputSpec(TraitedSpec):
+    out_files = traits.List(File(), desc="files of the output dataset")
+
+
+class SaveFigures(SimpleInterface):
+    """Copy a scan's figures as ``<stem>_desc-<name>_<suffix>.svg``, in place of older ones."""
+
+    input_spec = _SaveFiguresInputSpec
+    output_spec = _SaveOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        folder = Path(self.inputs.figures_dir)
+        start, end = f"{self.inputs.stem}_desc-", f"_{self.inputs.suffix}.svg"
+        written = [
+            _copy(file, folder / f"{start}{Path(file).stem}{end}") for file in self.inputs.in_files
+        ]
+        for older in folder.glob(f"{start}*{end}"):
+            if str(older) not in written:
+                older.unlink()
+        self._results["out_files"] = written
+        return runtime
+
+
+class _SaveScanInputSpec(BaseInterfaceInputSpec):
+    preproc = File(exists=True, mandatory=True, desc="registered image")
+    rigid = File(exists=True, mandatory=True, desc="rigidly registered image")
+    rigid_xfm = File(exists=True, mandatory=True, desc="ITK affine to the T1w")
+    rigid_inverse_xfm = File(exists=True, mandatory=True, desc="its inverse")
+    rigid_score = traits.Float(desc="mutual information, nats")
+    rigid_start = traits.Str(desc="the start that won")
+    reference_method = traits.Str(desc="how the static image was made")
+    m2m_xfms = traits.List(File(exists=True), desc="composite and inverse, or empty")
+    quality = traits.Dict(desc="numbers of the deformable step")
+    objections = traits.List(traits.Str(), desc="why the deformable step was rejected")
+    device_used = traits.Str(desc="device of the network")
+    sha256 = traits.Str(desc="hash of the weights")
+    outputs = traits.Dict(mandatory=True, desc="paths, as `bids.naming.expected_outputs` gives")
+    sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
+    provenance = traits.Dict(mandatory=True, desc="fields of `bids.derivatives.Provenance`")
+
+
+class SaveScan(SimpleInterface):
+    """
+    Copy all outputs of one scan, each beside and then renamed.
+
+    The sidecar of the registered image comes last: where it is, the scan is complete.
+    """
+
+    input_spec = _SaveScanInputSpec
+    output_spec = _SaveOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        from m2m_bids.bids.derivatives import Provenance, image_sidecar, write_json
+
+        inputs, outputs = self.inputs, self.inputs.outputs
+        marker = Path(outputs["preproc_json"])
+        marker.unlink(missing_ok=True)
+        names = ("preproc", "rigid", "rigid_xfm", "rigid_inverse_xfm")
+        files = {name: getattr(inputs, name) for name in names}
+        m2m_xfms = inputs.m2m_xfms if isdefined(inputs.m2m_xfms) else []
+        for name, file in zip(("m2m_xfm", "m2m_inverse_xfm"), m2m_xfms, strict=False):
+            files[name] = file
+        for name in {"m2m_xfm", "m2m_inverse_xfm"} & outputs.keys() - files.keys():
+            Path(outputs[name]).unlink(missing_ok=True)
+        written = [_copy(file, Path(outputs[name])) for name, file in files.items()]
+        rigid = Provenance(**{**inputs.provenance, "transform": "rigid"})
+        static = inputs.sidecar
+        write_json(
+            Path(outputs["rigid_json"]),
+            image_sidecar(**static, provenance=rigid, description="Rigidly aligned with the T1w."),
+        )
+        write_json(marker, self._sidecar("m2m" if m2m_xfms else "rigid"))
+        self._results["out_files"] = [*written, outputs["rigid_json"], str(marker)]
+        return runtime
+
+    def _sidecar(self, transform: str) -> dict:
+        from m2m_bids.bids.derivatives import Provenance, image_sidecar
+
+        inputs = self.inputs
+        known = {"weights_sha256": inputs.sha256, "device": inputs.device_used}
+        used = {name: value for name, value in known.items() if isdefined(value)}
+        if isdefined(inputs.objections) and inputs.objections:
+            used["fallback_reason"] = "; ".join(inputs.objections)
+        provenance = Provenance(**{**inputs.provenance, "transform": transform, **used})
+        sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
+        numbers = {
+            "StaticReference": inputs.reference_method,
+            "RigidScore": inputs.rigid_score,
+            "RigidStart": inputs.rigid_start,
+            "DeformableQuality": inputs.quality,
+        }
+        return {
+            **sidecar,
+            **{name: value for name, value in numbers.items() if isdefined(value) and value != {}},
+        }
+
+
+def _copy(file: str, destination: Path) -> str:
+    """Copy a file to a name where it is never seen half-written."""
+    from m2m_bids.spatial.images import replacing
+
+    with replacing(destination) as beside:
+        shutil.copyfile(file, beside)
+    return str(destination)

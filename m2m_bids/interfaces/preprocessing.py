@@ -1,0 +1,217 @@
+"""Interfaces over `m2m_bids.preprocessing`: one image in, one image out."""
+
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+
+class _ConformT1wInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="T1w image as it came")
+
+
+class _ConformT1wOutputSpec(TraitedSpec):
+    out_file = File(desc="3-D T1w image, axes nearly right, anterior, superior")
+
+
+class ConformT1w(SimpleInterface):
+    """Check a T1w image and reorder its axes to RAS+, without interpolation."""
+
+    input_spec = _ConformT1wInputSpec
+    output_spec = _ConformT1wOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.spatial.conform import to_ras
+        from m2m_bids.spatial.images import load_image, require_3d, save_image
+
+        file = self.inputs.in_file
+        image = to_ras(require_3d(load_image(file), file))
+        self._results["out_file"] = str(save_image(image, Path(runtime.cwd) / "t1w.nii"))
+        return runtime
+
+
+class _ExtractBrainInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
+    random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
+    n_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads of ANTs")
+
+
+class _ExtractBrainOutputSpec(TraitedSpec):
+    mask_file = File(desc="brain mask on the grid of the T1w")
+    template2anat = File(desc="ITK affine: maps points of MNI space to points of the T1w")
+    is_skull_stripped = traits.Bool(desc="whether the T1w came without skull")
+
+
+class ExtractBrain(SimpleInterface):
+    """Find the brain in a T1w image by the embedded template."""
+
+    input_spec = _ExtractBrainInputSpec
+    output_spec = _ExtractBrainOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.anatomical import extract_brain
+        from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.itk import write_affine
+
+        brain = extract_brain(
+            load_image(self.inputs.in_file), random_seed=self.inputs.random_seed
+        )
+        folder = Path(runtime.cwd)
+        self._results["mask_file"] = str(save_image(brain.mask, folder / "mask.nii"))
+        xfm = write_affine(brain.template2anat, folder / "template2anat.txt")
+        self._results["template2anat"] = str(xfm)
+        self._results["is_skull_stripped"] = brain.is_skull_stripped
+        return runtime
+
+
+class _InMaskInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask on its grid")
+    n_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads of ANTs")
+
+
+class _ImageOutputSpec(TraitedSpec):
+    out_file = File(desc="resulting image")
+
+
+class CorrectBias(SimpleInterface):
+    """Divide a T1w image by its bias field (N4)."""
+
+    input_spec = _InMaskInputSpec
+    output_spec = _ImageOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.anatomical import correct_bias_field
+        from m2m_bids.spatial.images import load_image, save_image
+
+        image = correct_bias_field(
+            load_image(self.inputs.in_file), load_image(self.inputs.mask_file)
+        )
+        self._results["out_file"] = str(save_image(image, Path(runtime.cwd) / "corrected.nii"))
+        return runtime
+
+
+class _SegmentTissuesInputSpec(_InMaskInputSpec):
+    template2anat = File(exists=True, mandatory=True, desc="ITK affine, MNI to T1w points")
+
+
+class SegmentTissues(SimpleInterface):
+    """Label grey matter (1), white matter (2) and fluid (3) in the brain."""
+
+    input_spec = _SegmentTissuesInputSpec
+    output_spec = _ImageOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.anatomical import segment_tissues
+        from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.itk import read_affine
+
+        dseg = segment_tissues(
+            load_image(self.inputs.in_file),
+            load_image(self.inputs.mask_file),
+            read_affine(self.inputs.template2anat),
+        )
+        self._results["out_file"] = str(save_image(dseg, Path(runtime.cwd) / "dseg.nii"))
+        return runtime
+
+
+class _StaticReferenceInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="PET image, 3-D or 4-D")
+    frame_durations_s = traits.List(traits.Float, desc="duration of each frame, seconds")
+
+
+class _StaticReferenceOutputSpec(TraitedSpec):
+    out_file = File(desc="3-D image, not negative")
+    method = traits.Str(desc="how it was made from the frames")
+
+
+class StaticReference(SimpleInterface):
+    """Make one static image of a PET scan."""
+
+    input_spec = _StaticReferenceInputSpec
+    output_spec = _StaticReferenceOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.pet import static_reference
+        from m2m_bids.spatial.images import load_image, save_image
+
+        durations = self.inputs.frame_durations_s
+        reference = static_reference(
+            load_image(self.inputs.in_file), durations if isdefined(durations) else None
+        )
+        out_file = save_image(reference.image, Path(runtime.cwd) / "petref.nii")
+        self._results.update(out_file=str(out_file), method=reference.method)
+        return runtime
+
+
+class _CleanFAInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="FA map as it came")
+
+
+class CleanFA(SimpleInterface):
+    """Bring an FA map into [0, 1] and mask what is no brain."""
+
+    input_spec = _CleanFAInputSpec
+    output_spec = _StaticReferenceOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.diffusion import clean_fa
+        from m2m_bids.spatial.images import load_image, require_3d, save_image
+
+        file = self.inputs.in_file
+        image = clean_fa(require_3d(load_image(file), file))
+        self._results["out_file"] = str(save_image(image, Path(runtime.cwd) / "fa.nii"))
+        self._results["method"] = "FA map: not finite and negative values 0, above 1 clipped to 1"
+        return runtime
+
+
+class _RegisterRigidInputSpec(BaseInterfaceInputSpec):
+    moving_file = File(exists=True, mandatory=True, desc="static PET or FA image")
+    fixed_file = File(exists=True, mandatory=True, desc="T1w image")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
+    random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
+    n_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads of ANTs")
+
+
+class _RegisterRigidOutputSpec(TraitedSpec):
+    xfm = File(desc="ITK affine that carries images to the T1w: fixed points to moving points")
+    inverse_xfm = File(desc="its inverse")
+    score = traits.Float(desc="mutual information, nats")
+    start = traits.Str(desc="name of the start that won")
+
+
+class RegisterRigid(SimpleInterface):
+    """Align an image with a T1w by a rotation and a shift."""
+
+    input_spec = _RegisterRigidInputSpec
+    output_spec = _RegisterRigidOutputSpec
+
+    def _run_interface(self, runtime):
+        import numpy as np
+
+        from m2m_bids.preprocessing.coregistration import register_rigid
+        from m2m_bids.spatial.images import load_image
+        from m2m_bids.spatial.itk import write_affine
+
+        result = register_rigid(
+            load_image(self.inputs.moving_file),
+            load_image(self.inputs.fixed_file),
+            load_image(self.inputs.mask_file),
+            random_seed=self.inputs.random_seed,
+        )
+        folder = Path(runtime.cwd)
+        xfm = write_affine(result.fixed2moving, folder / "rigid.txt")
+        inverse = write_affine(np.linalg.inv(result.fixed2moving), folder / "rigid_inverse.txt")
+        self._results.update(
+            xfm=str(xfm),
+            inverse_xfm=str(inverse),
+            score=result.score,
+            start=result.starts[0].name,
+        )
+        return runtime

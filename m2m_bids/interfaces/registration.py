@@ -1,0 +1,130 @@
+"""Interfaces over `m2m_bids.api` and `m2m_bids.spatial`: register and resample."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
+
+
+class _RegisterImagesInputSpec(BaseInterfaceInputSpec):
+    moving_file = File(exists=True, mandatory=True, desc="static PET or FA image")
+    fixed_file = File(exists=True, mandatory=True, desc="T1w image")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
+    rigid_xfm = File(exists=True, mandatory=True, desc="ITK affine: T1w points to moving points")
+    template2anat = File(exists=True, mandatory=True, desc="ITK affine: MNI points to T1w points")
+    modality = traits.Enum("pet", "fa", mandatory=True, desc="kind of the moving image")
+    weights = traits.Directory(exists=True, mandatory=True, desc="weights folder")
+    weights_sha256 = traits.Str(desc="hash on its card, so that other weights run anew")
+    n_refine = traits.Int(60, usedefault=True, desc="steps of instance optimisation")
+    device = traits.Str("auto", usedefault=True, nohash=True, desc="auto, cpu, cuda or cuda:N")
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="whether it takes a GPU slot")
+    n_threads = traits.Int(0, usedefault=True, nohash=True, desc="threads of PyTorch")
+
+
+class _RegisterImagesOutputSpec(TraitedSpec):
+    best_xfm = File(desc="ITK transform to use: the composite, or the rigid one if it is rejected")
+    m2m_xfms = traits.List(
+        File(), desc="composite from moving to T1w and its inverse; empty if it is rejected"
+    )
+    jacobian_file = File(desc="Jacobian determinant of the deformable map, T1w world")
+    quality = traits.Dict(desc="numbers by which the step was judged")
+    objections = traits.List(traits.Str(), desc="why it is rejected; empty if it is not")
+    device_used = traits.Str(desc="device that the network ran on")
+    sha256 = traits.Str(desc="hash of the weights that were loaded")
+
+
+class RegisterImages(SimpleInterface):
+    """Estimate the deformable step of a registration and judge it."""
+
+    input_spec = _RegisterImagesInputSpec
+    output_spec = _RegisterImagesOutputSpec
+
+    def _run_interface(self, runtime):
+        import numpy as np
+
+        from m2m_bids.api import DeformableOptions, estimate_deformation
+        from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.itk import read_affine, write_composite
+
+        inputs = self.inputs
+        rigid = read_affine(inputs.rigid_xfm)
+        result = estimate_deformation(
+            load_image(inputs.moving_file),
+            load_image(inputs.fixed_file),
+            load_image(inputs.mask_file),
+            fixed2moving=rigid,
+            template2fixed=read_affine(inputs.template2anat),
+            options=DeformableOptions(
+                modality=inputs.modality,
+                weights=Path(inputs.weights),
+                n_refine=inputs.n_refine,
+                device=inputs.device,
+                n_threads=inputs.n_threads,
+            ),
+        )
+        folder = Path(runtime.cwd)
+        objections = result.quality.objections()
+        m2m_xfms = []
+        if not objections:
+            forward = write_composite((rigid, result.field), folder / "m2m.h5")
+            inverse = write_composite(
+                (result.inverse_field, np.linalg.inv(rigid)), folder / "m2m_inverse.h5"
+            )
+            m2m_xfms = [str(forward), str(inverse)]
+        self._results.update(
+            best_xfm=m2m_xfms[0] if m2m_xfms else inputs.rigid_xfm,
+            m2m_xfms=m2m_xfms,
+            jacobian_file=str(save_image(result.jacobian, folder / "jacobian.nii")),
+            quality=asdict(result.quality),
+            objections=objections,
+            device_used=result.device,
+            sha256=result.weights_sha256,
+        )
+        return runtime
+
+
+class _ResampleImageInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="image to resample, from its native grid")
+    reference_file = File(exists=True, mandatory=True, desc="image on whose grid the output is")
+    xfm = InputMultiObject(
+        File(exists=True),
+        mandatory=True,
+        desc="ITK transforms, outermost first: reference points to image points",
+    )
+    order = traits.Int(3, usedefault=True, desc="spline order: 3 for images, 0 for labels")
+
+
+class _ResampleImageOutputSpec(TraitedSpec):
+    out_file = File(desc="image on the reference grid")
+
+
+class ResampleImage(SimpleInterface):
+    """Bring an image through its transforms with one interpolation."""
+
+    input_spec = _ResampleImageInputSpec
+    output_spec = _ResampleImageOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.itk import read_affine, read_composite
+        from m2m_bids.spatial.resampling import resample
+
+        chain = []
+        for file in self.inputs.xfm:
+            chain.extend(read_composite(file) if file.endswith(".h5") else [read_affine(file)])
+        image = resample(
+            load_image(self.inputs.in_file),
+            chain,
+            load_image(self.inputs.reference_file),
+            order=self.inputs.order,
+        )
+        out_file = Path(runtime.cwd) / "resampled.nii.gz"
+        self._results["out_file"] = str(save_image(image, out_file))
+        return runtime

@@ -1,0 +1,190 @@
+"""The workflow of a run: the only builders that take Settings."""
+
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from m2m_bids.bids.query import Scan
+from m2m_bids.settings import Settings
+from m2m_bids.workflows.anatomical import init_anatomical_wf
+from m2m_bids.workflows.diffusion import init_fa_reference_wf
+from m2m_bids.workflows.outputs import init_anatomical_outputs_wf, init_scan_outputs_wf
+from m2m_bids.workflows.pet import init_pet_reference_wf
+from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions, init_registration_wf
+
+
+def init_m2m_bids_wf(
+    settings: Settings,
+    scans: Sequence[Scan],
+    options: RegistrationOptions,
+    *,
+    name: str = "m2m_bids_wf",
+) -> Workflow:
+    """
+    Build the workflow of a run.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+    scans : sequence of Scan
+        Scans to register, each with its T1w.
+    options : RegistrationOptions
+        How they are registered.
+    name : str
+        Name of the workflow.
+
+    Returns
+    -------
+    Workflow
+        One workflow per subject in it.
+    """
+    workflow = Workflow(name=name, base_dir=str(settings.work_dir))
+    for subject in dict.fromkeys(scan.subject for scan in scans):
+        own = [scan for scan in scans if scan.subject == subject]
+        single_subject_wf = init_single_subject_wf(
+            settings, own, options, name=f"sub_{identifier(subject)}_wf"
+        )
+        crash_dir = settings.output_dir / f"sub-{subject}" / "log" / settings.run_uuid
+        single_subject_wf.config["execution"]["crashdump_dir"] = str(crash_dir)
+        for node in single_subject_wf._get_all_nodes():
+            node.config = deepcopy(single_subject_wf.config)
+        workflow.add_nodes([single_subject_wf])
+    return workflow
+
+
+def init_single_subject_wf(
+    settings: Settings, scans: Sequence[Scan], options: RegistrationOptions, *, name: str
+) -> Workflow:
+    """
+    Build the workflow of one subject: each T1w once, then each scan to its T1w.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+    scans : sequence of Scan
+        The subject's scans, each with its T1w.
+    options : RegistrationOptions
+        How they are registered.
+    name : str
+        Name of the workflow.
+
+    Returns
+    -------
+    Workflow
+    """
+    workflow = Workflow(name=name)
+    datasets = {"raw": settings.bids_dir, **settings.derivative_dirs}
+    anatomical_wfs: dict[Path, Workflow] = {}
+    for scan in scans:
+        if scan.t1w not in anatomical_wfs:
+            anatomical_wfs[scan.t1w] = _add_anatomy(workflow, scan, settings, datasets, options)
+        _add_scan(workflow, scan, anatomical_wfs[scan.t1w], settings, datasets, options)
+    return workflow
+
+
+def anatomical_wf_name(scan: Scan) -> str:
+    """Name of the workflow that prepares a scan's T1w."""
+    return f"{identifier(scan.t1w.name.split('.')[0])}_wf"
+
+
+def scan_wf_name(scan: Scan) -> str:
+    """Name of the workflow that registers a scan."""
+    return f"{identifier(scan.name)}_wf"
+
+
+def identifier(text: str) -> str:
+    """
+    Spell a BIDS name so that Nipype takes it for a node's.
+
+    Examples
+    --------
+    >>> identifier("sub-01_trc-18F+X_pet")
+    'sub_01_trc_18FplusX_pet'
+    """
+    return re.sub(r"\W", "_", text.replace("+", "plus"))
+
+
+def _add_anatomy(
+    workflow: Workflow,
+    scan: Scan,
+    settings: Settings,
+    datasets: dict[str, Path],
+    options: RegistrationOptions,
+) -> Workflow:
+    """Add the preparation of a scan's T1w; return it."""
+    anatomical_wf = init_anatomical_wf(
+        random_seed=settings.random_seed,
+        omp_nthreads=options.omp_nthreads,
+        name=anatomical_wf_name(scan),
+    )
+    anatomical_wf.inputs.inputnode.t1w_file = str(scan.t1w)
+    outputs_wf = init_anatomical_outputs_wf(
+        t1w_file=scan.t1w,
+        t1w_entities=scan.t1w_entities,
+        output_dir=settings.output_dir,
+        datasets=datasets,
+        name=f"outputs_{anatomical_wf_name(scan)}",
+    )
+    fields = ("t1w_file", "mask_file", "dseg_file", "is_skull_stripped", "figures")
+    workflow.connect([
+        (anatomical_wf, outputs_wf, [
+            (f"outputnode.{field}", f"inputnode.{field}") for field in fields
+        ]),
+    ])  # fmt: skip
+    return anatomical_wf
+
+
+def _add_scan(
+    workflow: Workflow,
+    scan: Scan,
+    anatomical_wf: Workflow,
+    settings: Settings,
+    datasets: dict[str, Path],
+    options: RegistrationOptions,
+) -> None:
+    """Add the registration of one scan."""
+    scan_wf = Workflow(name=scan_wf_name(scan))
+    if scan.modality == "pet":
+        reference_wf = init_pet_reference_wf(
+            frame_durations_s=_frame_durations_s(scan), name="reference_wf"
+        )
+    else:
+        reference_wf = init_fa_reference_wf(name="reference_wf")
+    reference_wf.inputs.inputnode.in_file = str(scan.file)
+    registration_wf = init_registration_wf(
+        modality=scan.modality, options=options, name="registration_wf"
+    )
+    outputs_wf = init_scan_outputs_wf(
+        scan=scan,
+        output_dir=settings.output_dir,
+        datasets=datasets,
+        options=options,
+        name="outputs_wf",
+    )
+    scan_wf.connect([
+        (reference_wf, registration_wf, [("outputnode.out_file", "inputnode.moving_file")]),
+        (reference_wf, outputs_wf, [("outputnode.method", "inputnode.reference_method")]),
+        (registration_wf, outputs_wf, [
+            (f"outputnode.{field}", f"inputnode.{field}") for field in OUTPUTS
+        ]),
+    ])  # fmt: skip
+    fields = ("t1w_file", "mask_file", "dseg_file", "template2anat")
+    workflow.connect([
+        (anatomical_wf, scan_wf, [
+            (f"outputnode.{field}", f"registration_wf.inputnode.{field}") for field in fields
+        ]),
+    ])  # fmt: skip
+
+
+def _frame_durations_s(scan: Scan) -> list[float] | None:
+    durations = scan.sidecar.get("FrameDuration")
+    if not isinstance(durations, list):
+        return None
+    return [float(value) for value in durations]
+
+

@@ -1,0 +1,182 @@
+"""Everything that writes into the output dataset."""
+
+from pathlib import Path
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from m2m_bids.bids.derivatives import bids_uri, image_sidecar
+from m2m_bids.bids.naming import build_stem, expected_anat_outputs, expected_outputs, output_entities
+from m2m_bids.bids.query import Scan
+from m2m_bids.interfaces.bids import DerivativesDataSink
+from m2m_bids.interfaces.outputs import DescribeT1w, SaveFigures, SaveScan
+from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions
+
+
+def init_anatomical_outputs_wf(
+    *,
+    t1w_file: Path,
+    t1w_entities: dict[str, str],
+    output_dir: Path,
+    datasets: dict[str, Path],
+    name: str = "outputs_wf",
+) -> Workflow:
+    """
+    Write the outputs of a T1w reference.
+
+    Parameters
+    ----------
+    t1w_file : Path
+        T1w image as it came.
+    t1w_entities : dict
+        Entities of its name.
+    output_dir : Path
+        Root of the output dataset.
+    datasets : dict of str to Path
+        Datasets that sources are in, by the name in BIDS URIs.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    t1w_file, mask_file, dseg_file, is_skull_stripped, figures
+        As `init_anatomical_wf` gives them.
+    """
+    workflow = Workflow(name=name)
+    inputnode = pe.Node(
+        niu.IdentityInterface(
+            fields=["t1w_file", "mask_file", "dseg_file", "is_skull_stripped", "figures"]
+        ),
+        name="inputnode",
+    )
+    sources = [bids_uri(t1w_file, output_dir, datasets)]
+    common = {
+        "base_directory": str(output_dir),
+        "source_file": str(t1w_file),
+        "compress": True,
+        "dismiss_entities": ["part", "echo"],
+    }
+    ds_t1w = pe.Node(
+        DerivativesDataSink(
+            desc="preproc", suffix="T1w", **common
+        ),
+        name="ds_t1w",
+    )
+    describe_t1w = pe.Node(DescribeT1w(sources=sources), name="describe_t1w")
+    ds_mask = pe.Node(
+        DerivativesDataSink(
+            desc="brain", suffix="mask", meta_dict={**image_sidecar(sources), "Type": "Brain"}, **common
+        ),
+        name="ds_mask",
+    )
+    ds_dseg = pe.Node(
+        DerivativesDataSink(
+            suffix="dseg",
+            meta_dict=image_sidecar(
+                sources, description="1 grey matter, 2 white matter, 3 cerebrospinal fluid."
+            ),
+            **common,
+        ),
+        name="ds_dseg",
+    )
+    save_figures = pe.Node(
+        SaveFigures(
+            figures_dir=str(_figures_dir(output_dir, t1w_entities)),
+            stem=_stem(t1w_entities, "T1w"),
+            suffix="T1w",
+        ),
+        name="save_figures",
+    )
+    workflow.connect([
+        (inputnode, describe_t1w, [("is_skull_stripped", "is_skull_stripped")]),
+        (inputnode, ds_t1w, [("t1w_file", "in_file")]),
+        (describe_t1w, ds_t1w, [("sidecar", "meta_dict")]),
+        (inputnode, ds_mask, [("mask_file", "in_file")]),
+        (inputnode, ds_dseg, [("dseg_file", "in_file")]),
+        (inputnode, save_figures, [("figures", "in_files")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_scan_outputs_wf(
+    *,
+    scan: Scan,
+    output_dir: Path,
+    datasets: dict[str, Path],
+    options: RegistrationOptions,
+    name: str = "outputs_wf",
+) -> Workflow:
+    """
+    Write the outputs of a registered scan.
+
+    Parameters
+    ----------
+    scan : Scan
+        PET or FA scan.
+    output_dir : Path
+        Root of the output dataset.
+    datasets : dict of str to Path
+        Datasets that sources are in, by the name in BIDS URIs.
+    options : RegistrationOptions
+        How it was registered.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    reference_method
+        How the static image was made.
+    preproc ... figures
+        As `init_registration_wf` gives them.
+    """
+    workflow = Workflow(name=name)
+    inputnode = pe.Node(
+        niu.IdentityInterface(fields=["reference_method", *OUTPUTS]), name="inputnode"
+    )
+    is_m2m = options.transform == "m2m"
+    reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
+    save_scan = pe.Node(
+        SaveScan(
+            outputs={
+                key: str(file)
+                for key, file in expected_outputs(scan, output_dir, "m2m").items()
+            },
+            sidecar={
+                "sources": [bids_uri(file, output_dir, datasets) for file in (scan.file, scan.t1w)],
+                "spatial_reference": bids_uri(reference, output_dir, datasets),
+                "is_skull_stripped": scan.modality == "fa",
+                "source_metadata": dict(scan.sidecar),
+            },
+            provenance={
+                "transform_requested": options.transform,
+                "refine_steps": options.n_refine if is_m2m else None,
+                "random_seed": options.random_seed,
+            },
+        ),
+        name="save_scan",
+    )
+    suffix = "pet" if scan.modality == "pet" else "dwimap"
+    save_figures = pe.Node(
+        SaveFigures(
+            figures_dir=str(_figures_dir(output_dir, scan.entities)),
+            stem=_stem(scan.entities, suffix),
+            suffix=suffix,
+        ),
+        name="save_figures",
+    )
+    saved = ["reference_method", *(name for name in OUTPUTS if name != "figures")]
+    workflow.connect([
+        (inputnode, save_scan, [(field, field) for field in saved]),
+        (inputnode, save_figures, [("figures", "in_files")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def _figures_dir(output_dir: Path, entities: dict[str, str]) -> Path:
+    return output_dir / f"sub-{entities['sub']}" / "figures"
+
+
+def _stem(entities: dict[str, str], suffix: str) -> str:
+    """Join the entities of a scan, without its suffix."""
+    return build_stem(output_entities(entities), suffix).removesuffix(f"_{suffix}")

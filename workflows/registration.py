@@ -1,0 +1,210 @@
+"""Rigid alignment, then M2M-Reg with the check that it helped, then one interpolation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from m2m_bids.interfaces.preprocessing import RegisterRigid
+from m2m_bids.interfaces.registration import RegisterImages, ResampleImage
+from m2m_bids.interfaces.reports import RegistrationFigures
+
+
+@dataclass(frozen=True)
+class RegistrationOptions:
+    """
+    How scans are registered, the same for all of a run.
+
+    Parameters
+    ----------
+    transform : {"m2m", "rigid"}
+        Last step.
+    weights : Path or None
+        Weights folder; None for rigid alignment.
+    weights_sha256 : str
+        Hash on its card.
+    n_refine : int
+        Steps of instance optimisation.
+    device : str
+        Device of the network.
+    use_gpu : bool
+        Whether the network's node takes one of Nipype's GPU slots.
+    random_seed : int
+        Seed of ANTs.
+    omp_nthreads : int
+        Threads of one node.
+    """
+
+    transform: Literal["m2m", "rigid"]
+    weights: Path | None
+    weights_sha256: str
+    n_refine: int
+    device: str
+    use_gpu: bool
+    random_seed: int
+    omp_nthreads: int
+
+
+OUTPUTS = (
+    "preproc",
+    "rigid",
+    "rigid_xfm",
+    "rigid_inverse_xfm",
+    "rigid_score",
+    "rigid_start",
+    "m2m_xfms",
+    "quality",
+    "objections",
+    "device_used",
+    "sha256",
+    "figures",
+)
+
+
+def init_registration_wf(
+    *,
+    modality: Literal["pet", "fa"],
+    options: RegistrationOptions,
+    name: str = "registration_wf",
+) -> Workflow:
+    """
+    Register a static image to a T1w.
+
+    Parameters
+    ----------
+    modality : {"pet", "fa"}
+        Kind of the moving image.
+    options : RegistrationOptions
+        How.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    moving_file
+        Static image, native grid.
+    t1w_file, mask_file, dseg_file, template2anat
+        As `init_anatomical_wf` gives them.
+
+    Outputs
+    -------
+    preproc
+        Registered image on the T1w's grid: by the deformable map if it was accepted.
+    rigid
+        Rigidly registered image.
+    rigid_xfm, rigid_inverse_xfm
+        ITK affines.
+    rigid_score, rigid_start
+        Mutual information, and the start that won.
+    m2m_xfms
+        ITK composite and its inverse; empty if rejected.
+    quality, objections
+        Numbers of the deformable step, and why it was rejected.
+    device_used, sha256
+        Device of the network and hash of its weights.
+    figures
+        SVG files.
+    """
+    workflow = Workflow(name=name)
+    workflow.__desc__ = """\
+#### Registration
+
+Each image was aligned with the T1w by a rigid transform (mutual information, several starts, refined
+with ANTs).
+"""
+    inputnode = pe.Node(
+        niu.IdentityInterface(
+            fields=["moving_file", "t1w_file", "mask_file", "dseg_file", "template2anat"]
+        ),
+        name="inputnode",
+    )
+    outputnode = pe.Node(niu.IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
+    register_rigid = pe.Node(
+        RegisterRigid(random_seed=options.random_seed, n_threads=options.omp_nthreads),
+        name="register_rigid",
+        mem_gb=1.5,
+        n_procs=options.omp_nthreads,
+    )
+    resample_rigid = pe.Node(ResampleImage(), name="resample_rigid", mem_gb=1.5)
+    draw_registration = pe.Node(
+        RegistrationFigures(modality=modality), name="draw_registration", mem_gb=1.5
+    )
+    anatomy = [("t1w_file", "t1w_file"), ("mask_file", "mask_file"), ("dseg_file", "dseg_file")]
+
+    workflow.connect([
+        (inputnode, register_rigid, [
+            ("moving_file", "moving_file"), ("t1w_file", "fixed_file"), ("mask_file", "mask_file"),
+        ]),
+        (inputnode, resample_rigid, [("moving_file", "in_file"), ("t1w_file", "reference_file")]),
+        (inputnode, draw_registration, [("moving_file", "native_file"), *anatomy]),
+        (register_rigid, resample_rigid, [("xfm", "xfm")]),
+        (resample_rigid, draw_registration, [("out_file", "rigid_file")]),
+        (register_rigid, outputnode, [
+            ("xfm", "rigid_xfm"),
+            ("inverse_xfm", "rigid_inverse_xfm"),
+            ("score", "rigid_score"),
+            ("start", "rigid_start"),
+        ]),
+        (resample_rigid, outputnode, [("out_file", "rigid")]),
+        (draw_registration, outputnode, [("out_files", "figures")]),
+    ])  # fmt: skip
+    if options.transform == "rigid":
+        workflow.connect(resample_rigid, "out_file", outputnode, "preproc")
+        return workflow
+    _add_deformable_step(workflow, modality, options)
+    return workflow
+
+
+def _add_deformable_step(
+    workflow: Workflow, modality: Literal["pet", "fa"], options: RegistrationOptions
+) -> None:
+    """Add M2M-Reg behind the rigid alignment."""
+    workflow.__desc__ += """\
+What it left over was estimated by M2M-Reg (Choo et al., MICCAI 2025): a GradICON network predicts the
+map, and the same objective, with the MNI152 template and its simulated counterpart as the pre-aligned
+bridge pair, refines it for the pair at hand. The deformable map was used only where it has no folds,
+agrees with the independent backward map and improves the mono-modal similarity; otherwise the rigid
+result is the output. Images were interpolated once, with cubic B-splines.
+"""
+    inputnode, outputnode, register_rigid, draw_registration = (
+        workflow.get_node(name)
+        for name in ("inputnode", "outputnode", "register_rigid", "draw_registration")
+    )
+    register_m2m = pe.Node(
+        RegisterImages(
+            modality=modality,
+            weights=str(options.weights),
+            weights_sha256=options.weights_sha256,
+            n_refine=options.n_refine,
+            device=options.device,
+            use_gpu=options.use_gpu,
+            n_threads=options.omp_nthreads,
+        ),
+        name="register_m2m",
+        mem_gb=2.5,
+        # Nipype counts n_procs against the GPU slots too.
+        n_procs=1 if options.use_gpu else options.omp_nthreads,
+    )
+    resample_m2m = pe.Node(ResampleImage(), name="resample_m2m", mem_gb=1.5)
+    workflow.connect([
+        (inputnode, register_m2m, [
+            ("moving_file", "moving_file"),
+            ("t1w_file", "fixed_file"),
+            ("mask_file", "mask_file"),
+            ("template2anat", "template2anat"),
+        ]),
+        (inputnode, resample_m2m, [("moving_file", "in_file"), ("t1w_file", "reference_file")]),
+        (register_rigid, register_m2m, [("xfm", "rigid_xfm")]),
+        (register_m2m, resample_m2m, [("best_xfm", "xfm")]),
+        (register_m2m, draw_registration, [
+            ("objections", "objections"), ("jacobian_file", "jacobian_file"),
+        ]),
+        (resample_m2m, draw_registration, [("out_file", "final_file")]),
+        (register_m2m, outputnode, [
+            (name, name) for name in ("m2m_xfms", "quality", "objections", "device_used", "sha256")
+        ]),
+        (resample_m2m, outputnode, [("out_file", "preproc")]),
+    ])  # fmt: skip
