@@ -50,17 +50,17 @@ test-venv:
 
 test: test-venv
 	$(PYTEST) -m "not slow and not gpu"
-	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff check --output-format concise .
 	.venv-test/bin/ruff format --check .
 
 test-all: test-venv
 	$(PYTEST)
-	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff check --output-format concise .
 	.venv-test/bin/ruff format --check .
 
 lint: .venv/installed
 	.venv/bin/python $(INSTALL) ruff
-	.venv/bin/ruff check .
+	.venv/bin/ruff check --output-format concise .
 	.venv/bin/ruff format --check .
 
 clean:

@@ -101,7 +101,8 @@ class Quality:
         Returns
         -------
         list of str
-            One sentence for each limit of ``data/quality.json`` that is passed; empty for a good one.
+            One sentence for each limit of ``data/quality.json`` that is passed; empty for a good
+            one.
         """
         limits = {name: entry["limit"] for name, entry in quality_limits().items()}
         objections = []
@@ -207,9 +208,9 @@ def resolve_device(device: str) -> "torch.device":
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= n_gpus:
         raise DeviceError(
-            f"--device {device}: PyTorch {torch.__version__} sees {n_gpus} GPUs here. In a container,"
-            " start it with `singularity run --nv` (`docker run --gpus all`); on a cluster, ask for a"
-            " GPU (`--gres=gpu:1`); or use --device cpu."
+            f"--device {device}: PyTorch {torch.__version__} sees {n_gpus} GPUs here. In a"
+            " container, start it with `singularity run --nv` (`docker run --gpus all`); on a"
+            " cluster, ask for a GPU (`--gres=gpu:1`); or use --device cpu."
         )
     return chosen
 
@@ -258,8 +259,8 @@ def estimate_deformation(
     """
     Estimate what a rigid alignment leaves over, by M2M-Reg.
 
-    The pair goes to the network's grid, which lies around the brain in the template's pose. The bridge
-    is the template's T1w with its simulated PET or FA.
+    The pair goes to the network's grid, which lies around the brain in the template's pose. The
+    bridge is the template's T1w with its simulated PET or FA.
 
     Parameters
     ----------
@@ -418,8 +419,9 @@ def _pairs(
         s, t = (torch.from_numpy(normalize(data, brain))[None, None] for data in images)
     except ValueError as error:
         raise ImageError(
-            f"after rigid alignment the {modality.upper()} image and the brain do not overlap ({error})."
-            " Look at the rigid result: one of the images may hold no brain, or another one."
+            f"after rigid alignment the {modality.upper()} image and the brain do not overlap"
+            f" ({error}). Look at the rigid result: one of the images may hold no brain, or"
+            " another one."
         ) from error
     template = load_template(card.grid_size, card.spacing_mm)
     bridge_s, bridge_t = template_bridge(template, modality)

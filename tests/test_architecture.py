@@ -19,7 +19,16 @@ ALLOWED = {
     "api": {"preprocessing", "registration", "simulation", "spatial"},
     "interfaces": {"api", "bids", "evaluation", "preprocessing", "reports", "spatial"},
     "workflows": {"bids", "interfaces", "settings"},
-    "cli": {"api", "bids", "evaluation", "reports", "settings", "simulation", "spatial", "workflows"},
+    "cli": {
+        "api",
+        "bids",
+        "evaluation",
+        "reports",
+        "settings",
+        "simulation",
+        "spatial",
+        "workflows",
+    },
 }
 
 

@@ -186,5 +186,3 @@ def _frame_durations_s(scan: Scan) -> list[float] | None:
     if not isinstance(durations, list):
         return None
     return [float(value) for value in durations]
-
-

@@ -7,7 +7,12 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.derivatives import bids_uri, image_sidecar
-from m2m_bids.bids.naming import build_stem, expected_anat_outputs, expected_outputs, output_entities
+from m2m_bids.bids.naming import (
+    build_stem,
+    expected_anat_outputs,
+    expected_outputs,
+    output_entities,
+)
 from m2m_bids.bids.query import Scan
 from m2m_bids.interfaces.bids import DerivativesDataSink
 from m2m_bids.interfaces.outputs import DescribeT1w, SaveFigures, SaveScan
@@ -58,15 +63,16 @@ def init_anatomical_outputs_wf(
         "dismiss_entities": ["part", "echo"],
     }
     ds_t1w = pe.Node(
-        DerivativesDataSink(
-            desc="preproc", suffix="T1w", **common
-        ),
+        DerivativesDataSink(desc="preproc", suffix="T1w", **common),
         name="ds_t1w",
     )
     describe_t1w = pe.Node(DescribeT1w(sources=sources), name="describe_t1w")
     ds_mask = pe.Node(
         DerivativesDataSink(
-            desc="brain", suffix="mask", meta_dict={**image_sidecar(sources), "Type": "Brain"}, **common
+            desc="brain",
+            suffix="mask",
+            meta_dict={**image_sidecar(sources), "Type": "Brain"},
+            **common,
         ),
         name="ds_mask",
     )
@@ -139,11 +145,12 @@ def init_scan_outputs_wf(
     save_scan = pe.Node(
         SaveScan(
             outputs={
-                key: str(file)
-                for key, file in expected_outputs(scan, output_dir, "m2m").items()
+                key: str(file) for key, file in expected_outputs(scan, output_dir, "m2m").items()
             },
             sidecar={
-                "sources": [bids_uri(file, output_dir, datasets) for file in (scan.file, scan.t1w)],
+                "sources": [
+                    bids_uri(file, output_dir, datasets) for file in (scan.file, scan.t1w)
+                ],
                 "spatial_reference": bids_uri(reference, output_dir, datasets),
                 "is_skull_stripped": scan.modality == "fa",
                 "source_metadata": dict(scan.sidecar),

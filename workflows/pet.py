@@ -36,8 +36,8 @@ def init_pet_reference_wf(
     workflow.__desc__ = """\
 #### PET
 
-Frames, where there were several, were averaged over time, weighted by their duration where that was
-known; negative and not finite voxels were set to zero.
+Frames, where there were several, were averaged over time, weighted by their duration where that
+was known; negative and not finite voxels were set to zero.
 """
     inputnode = pe.Node(niu.IdentityInterface(fields=["in_file"]), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["out_file", "method"]), name="outputnode")

@@ -112,8 +112,8 @@ def init_registration_wf(
     workflow.__desc__ = """\
 #### Registration
 
-Each image was aligned with the T1w by a rigid transform (mutual information, several starts, refined
-with ANTs).
+Each image was aligned with the T1w by a rigid transform (mutual information, several starts,
+refined with ANTs).
 """
     inputnode = pe.Node(
         niu.IdentityInterface(
@@ -163,11 +163,12 @@ def _add_deformable_step(
 ) -> None:
     """Add M2M-Reg behind the rigid alignment."""
     workflow.__desc__ += """\
-What it left over was estimated by M2M-Reg (Choo et al., MICCAI 2025): a GradICON network predicts the
-map, and the same objective, with the MNI152 template and its simulated counterpart as the pre-aligned
-bridge pair, refines it for the pair at hand. The deformable map was used only where it has no folds,
-agrees with the independent backward map and improves the mono-modal similarity; otherwise the rigid
-result is the output. Images were interpolated once, with cubic B-splines.
+What it left over was estimated by M2M-Reg (Choo et al., MICCAI 2025): a GradICON network
+predicts the map, and the same objective, with the MNI152 template and its simulated counterpart
+as the pre-aligned bridge pair, refines it for the pair at hand. The deformable map was used only
+where it has no folds, agrees with the independent backward map and improves the mono-modal
+similarity; otherwise the rigid result is the output. Images were interpolated once, with cubic
+B-splines.
 """
     inputnode, outputnode, register_rigid, draw_registration = (
         workflow.get_node(name)

@@ -261,7 +261,11 @@ def image_sidecar(
 
 
 def missing_outputs(
-    scan: "Scan", out_dir: Path, transform: Transform, *, made_with: Mapping[str, Any] | None = None
+    scan: "Scan",
+    out_dir: Path,
+    transform: Transform,
+    *,
+    made_with: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """
     List the outputs that a scan still lacks; an empty list means that it is finished.

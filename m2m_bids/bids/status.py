@@ -6,7 +6,7 @@ import fcntl
 import io
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,7 +96,13 @@ def update_status(out_dir: Path, rows: Iterable[StatusRow]) -> list[StatusRow]:
         All rows of the table, sorted by participant, session and scan.
     """
     with _lock(out_dir / "logs" / ".status.lock"):
-        table = {(row.participant_id, row.scan): row for row in [*read_status(out_dir), *rows]}
+        table = {(row.participant_id, row.scan): row for row in read_status(out_dir)}
+        for row in rows:
+            older = table.get((row.participant_id, row.scan))
+            if older and row.seconds == "n/a" and older.status == row.status:
+                # A finished scan is not run again; it keeps its time.
+                row = replace(row, seconds=older.seconds)
+            table[row.participant_id, row.scan] = row
         merged = sorted(
             table.values(), key=lambda row: (row.participant_id, row.session_id, row.scan)
         )

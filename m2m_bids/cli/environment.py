@@ -14,7 +14,8 @@ def prepare_environment(settings: Settings) -> None:
     """
     Keep caches in the work folder, telemetry off and threads to their number.
 
-    Worker processes inherit all of it. To be called before numpy, ANTs or niworkflows are imported.
+    Worker processes inherit all of it. To be called before numpy, ANTs or niworkflows are
+    imported.
 
     Parameters
     ----------

@@ -30,7 +30,9 @@ class Progress:
         if status == "start":
             LOGGER.info("started  %s", name.partition(".")[2])
         else:
-            LOGGER.info("%s %s", "finished" if status == "end" else "FAILED  ", name.partition(".")[2])
+            LOGGER.info(
+                "%s %s", "finished" if status == "end" else "FAILED  ", name.partition(".")[2]
+            )
         for workflow in name.split(".")[:-1]:
             first, _ = self.seconds.get(workflow, (now, now))
             self.seconds[workflow] = (first, now)
@@ -60,7 +62,9 @@ def crash_reasons(crash_dir: Path) -> dict[str, str]:
     reasons = {}
     for file in sorted(crash_dir.glob("crash-*.txt")):
         lines = file.read_text(errors="replace").splitlines()
-        node = next((line.partition(":")[2].strip() for line in lines if line.startswith("Node:")), "")
+        node = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("Node:")), ""
+        )
         reasons[node] = _reason(lines)
     return reasons
 

@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: Settings) -> int:
+    # First, so that a missing GPU is told within seconds.
+    n_gpus = count_gpus(settings.device) if settings.transform == "m2m" else 0
     scans = _find_scans(settings)
-    options = _registration_options(settings)
+    options = _registration_options(settings, n_gpus)
     if settings.dry_run:
         weights = f"{options.weights} (SHA-256 {options.weights_sha256[:12]}...)"
         names = dict.fromkeys(settings.modalities, weights)
@@ -106,14 +108,13 @@ def _find_scans(settings: Settings) -> "list[Scan]":
     )
 
 
-def _registration_options(settings: Settings) -> "RegistrationOptions":
-    """Check device and weights, before anything is computed."""
+def _registration_options(settings: Settings, n_gpus: int) -> "RegistrationOptions":
+    """Check the weights, before anything is computed."""
     from m2m_bids.api import DEFAULT_WEIGHTS, check_weights
     from m2m_bids.workflows.registration import RegistrationOptions
 
-    weights, sha256, n_gpus = None, "", 0
+    weights, sha256 = None, ""
     if settings.transform == "m2m":
-        n_gpus = count_gpus(settings.device)
         weights = settings.weights or DEFAULT_WEIGHTS
         sha256 = check_weights(weights, settings.modalities)
     return RegistrationOptions(
@@ -171,7 +172,9 @@ def _run_workflow(
     except Exception as error:
         # Nipype raises at the end for the nodes that failed; each has its crash file.
         LOGGER.debug("", exc_info=True)
-        LOGGER.warning("some steps failed: %s", str(error).splitlines()[0] if str(error) else error)
+        LOGGER.warning(
+            "some steps failed: %s", str(error).splitlines()[0] if str(error) else error
+        )
     return progress
 
 
@@ -211,8 +214,8 @@ def _write_graph(workflow: "LiterateWorkflow", logs_dir: Path) -> None:
         except OSError:
             # Nipype writes the DOT file first, then looks for Graphviz.
             LOGGER.warning(
-                "wrote %s, but no drawing of it: Graphviz is not installed (apt-get install graphviz,"
-                " or conda install graphviz); then: dot -Tsvg -O %s",
+                "wrote %s, but no drawing of it: Graphviz is not installed (apt-get install"
+                " graphviz, or conda install graphviz); then: dot -Tsvg -O %s",
                 *(file, file),
             )
 

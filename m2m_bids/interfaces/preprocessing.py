@@ -59,9 +59,7 @@ class ExtractBrain(SimpleInterface):
         from m2m_bids.spatial.images import load_image, save_image
         from m2m_bids.spatial.itk import write_affine
 
-        brain = extract_brain(
-            load_image(self.inputs.in_file), random_seed=self.inputs.random_seed
-        )
+        brain = extract_brain(load_image(self.inputs.in_file), random_seed=self.inputs.random_seed)
         folder = Path(runtime.cwd)
         self._results["mask_file"] = str(save_image(brain.mask, folder / "mask.nii"))
         xfm = write_affine(brain.template2anat, folder / "template2anat.txt")

@@ -120,7 +120,7 @@ def correct_bias_field(
 
     data = np.maximum(finite_data(image), 0)
     shape, affine = parallel_grid(image.shape, image.affine, BIAS_SPACING_MM)
-    coarse = resample_onto(data, image.affine, shape, affine)
+    coarse = resample_onto(data, image.affine, shape, affine, order=0)
     if mask is None:
         region = coarse > 0.1 * np.percentile(data[data > 0], 95)
         opened = ndimage.binary_opening(region)
@@ -197,7 +197,7 @@ def _find_template(image: nb.Nifti1Image) -> np.ndarray:
     shift = nb.affines.apply_affine(image.affine, ndimage.center_of_mass(data)) - centre
     # The neck draws the centre of mass down and the face forward.
     poses = [
-        np.array([*(shift + [0, y, z]), np.deg2rad(pitch), 0, 0, scale])
+        np.concatenate([np.add(shift, (0, y, z)), [np.deg2rad(pitch), 0, 0, scale]])
         for z in (-20, 0, 20, 40, 60)
         for y in (-20, 0, 20)
         for pitch in (-30, 0, 30)
@@ -314,13 +314,14 @@ def segment_tissues(
     affine = image.affine @ nb.affines.from_matvec(np.eye(3), [part.start for part in box])
     cropped = nb.Nifti1Image(data[box] * inside[box], affine)
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
-    grid = working_copy(cropped, max(TISSUE_SPACING_MM, float(zooms.min())), data=data[box])
+    spacing_mm = max(TISSUE_SPACING_MM, float(zooms.min()))
+    grid = working_copy(cropped, spacing_mm, data=data[box])
     grid_mask = resample_onto(
         inside[box].astype(np.float32), affine, grid.shape, grid.affine, order=1
     )
     fit_mask = grid_mask > 0.5
     prior = None if template2anat is None else _tissue_prior(grid, fit_mask, template2anat)
-    posterior = fit_classes(np.asarray(grid.dataobj), fit_mask, prior)
+    posterior = fit_classes(np.asarray(grid.dataobj), fit_mask, prior, spacing_mm=spacing_mm)
     labels = np.zeros(image.shape, dtype=np.uint8)
     fine = [resample_onto(part, grid.affine, inside[box].shape, affine) for part in posterior]
     labels[box] = np.where(inside[box], np.argmax(fine, axis=0) + 1, 0)

@@ -35,7 +35,7 @@ class CyclePairs(NamedTuple):
 
 
 class CycleMaps(NamedTuple):
-    """The maps of one cycle, (N, 3, n, n, n), unit coordinates; ``bridge`` None is the identity."""
+    """The maps of one cycle, (N, 3, n, n, n) unit coordinates; no ``bridge`` is the identity."""
 
     st: Tensor
     t_bridge_s: Tensor

@@ -69,8 +69,8 @@ def lncc_loss(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Tensor:
     Returns
     -------
     Tensor, shape ()
-        Zero for images equal up to a local affine intensity map where they are not flat, at most
-        2.
+        Between 0, for images equal up to a local affine intensity map, and 2; where either image
+        is flat, such as in the background, a voxel counts as 1.
 
     Raises
     ------

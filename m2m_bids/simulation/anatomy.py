@@ -136,7 +136,11 @@ def gradient(image: Tensor) -> Tensor:
 
 
 def random_coordinates(
-    template: Template, generator: torch.Generator, *, strength: float = 1.0, affine_sd: float = 0.04
+    template: Template,
+    generator: torch.Generator,
+    *,
+    strength: float = 1.0,
+    affine_sd: float = 0.04,
 ) -> Tensor:
     """
     Draw a diffeomorphism from a subject's grid to the template: affine, several scales, atrophy.
@@ -166,16 +170,14 @@ def random_coordinates(
     for scale_mm, amplitude_mm in ((70.0, 4.0), (35.0, 3.0), (18.0, 1.6)):
         amplitude = uniform(generator, 0.2, 1.0) * amplitude_mm
         velocity += amplitude * random_field(size, scale_mm / voxel, generator, n_channels=3)
-    # A flow towards the ventricles' centre makes a subject's ventricles larger; one off the rim shrinks
-    # the brain's parenchyma away from it.
+    # A flow towards the ventricles' centre makes a subject's ventricles larger; one off the rim
+    # shrinks the brain's parenchyma away from it.
     for channel, width_mm, low, high in (("ventricles", 9.0, -4.0, 9.0), ("wm", 6.0, -2.0, 2.0)):
         blurred = smooth(data[:, [TEMPLATE_CHANNELS.index(channel)]], width_mm / voxel)
         flow = gradient(blurred)
         flow = flow / flow.norm(dim=1).amax().clamp_min(1e-6)
         velocity += uniform(generator, low, high) * flow
-    disp = sample(
-        integrate_velocity(strength * velocity / extent), identity_map(template.size)
-    )
+    disp = sample(integrate_velocity(strength * velocity / extent), identity_map(template.size))
     linear = torch.eye(3) + affine_sd * torch.randn((3, 3), generator=generator)
     shift = torch.randn(3, generator=generator) * 2.0 / extent
     points = identity_map(template.size) + disp
@@ -189,8 +191,9 @@ def subject_from_coordinates(
     """
     Draw a subject's tissues at given template coordinates.
 
-    The template is an average of many people and blurred; adding smooth noise to its tissue maps before
-    sharpening them gives each subject cortical folds of its own, and a cortex of its own thickness.
+    The template is an average of many people and blurred; adding smooth noise to its tissue maps
+    before sharpening them gives each subject cortical folds of its own, and a cortex of its own
+    thickness.
 
     Parameters
     ----------
@@ -218,7 +221,9 @@ def subject_from_coordinates(
     return Subject(coordinates, fractions[:, 1:] * (mask > 0.02), warped)
 
 
-def random_subject(template: Template, generator: torch.Generator, *, strength: float = 1.0) -> Subject:
+def random_subject(
+    template: Template, generator: torch.Generator, *, strength: float = 1.0
+) -> Subject:
     """
     Draw a subject.
 

@@ -55,7 +55,7 @@ TRUTH_FOLDER = Path("sourcedata") / "truth"
 TRUTH_XFM = "from-scan_to-T1w_mode-image_xfm.h5"
 
 _EXTENT_MM = 220.5
-_FIELD_SIZE = 74  # about 3 mm
+_FIELD_SPACING_MM = 3.0
 _READ_ME = """Simulated subjects for m2m-bids: the MNI152 (ICBM 2009a symmetric) template under
 random diffeomorphisms, with simulated heads, contrast, noise and artefacts.
 No image shows a person.
@@ -158,11 +158,13 @@ def write_cohort(
     Raises
     ------
     ValueError
-        If the folder is not empty, or there is to be no subject.
+        If the folder is not empty, there is to be no subject, or the seed is negative.
     """
     out_dir, options = Path(out_dir), options or CohortOptions()
     if n_subjects < 1:
         raise ValueError(f"n_subjects must be at least 1, got {n_subjects}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     if out_dir.is_dir() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir}: not empty. Give a new folder, or remove this one.")
     labels = [f"ADNI011S{number:04d}" for number in range(1, n_subjects + 1)]
@@ -253,21 +255,14 @@ def _t1w_image(person: _Person) -> tuple[nb.Nifti1Image, nb.Nifti1Image]:
 
 def _scan(person: _Person, modality: str) -> _Scan:
     """Simulate a PET or FA scan of a person, displaced and in a pose of its own."""
-    generator = person.generator
-    coarse = identity_map(_FIELD_SIZE)
-    coarse_subject = Subject(
-        *(
-            sample(maps, coarse)
-            for maps in (
-                person.subject.coordinates,
-                person.subject.tissues,
-                person.subject.template,
-            )
-        )
-    )
+    generator, subject, extent_mm = person.generator, person.subject, person.template.extent_mm
+    size = round(extent_mm / _FIELD_SPACING_MM) + 1
+    coarse = identity_map(size)
+    volumes = (subject.coordinates, subject.tissues, subject.template)
+    coarse_subject = Subject(*(sample(volume, coarse) for volume in volumes))
     displacement = random_displacement(
         coarse_subject,
-        _EXTENT_MM,
+        extent_mm,
         generator,
         mean_mm=person.options.warp_mm,
         has_epi_distortion=modality == "fa",
@@ -283,7 +278,7 @@ def _scan(person: _Person, modality: str) -> _Scan:
     pose = pose @ person.t1w_pose
     image, positions = (_pet_image if is_pet else _fa_image)(person, pose, displacement)
     field_affine = person.template.affine.copy()
-    field_affine[:3, :3] = np.eye(3) * (_EXTENT_MM / (_FIELD_SIZE - 1))
+    field_affine[:3, :3] = np.eye(3) * (extent_mm / (size - 1))
     maps = (coarse, coarse + displacement)
     truth = field_between(*maps, field_affine)
     brain = coarse_subject.tissues[0].sum(0).numpy() > 0.5
@@ -292,7 +287,7 @@ def _scan(person: _Person, modality: str) -> _Scan:
     )
     return _Scan(
         image,
-        image_of(label_map(person.subject, positions), image.affine),
+        image_of(label_map(subject, positions), image.affine),
         Landmarks(
             apply_affine(person.t1w_pose, landmarks.fixed), apply_affine(pose, landmarks.moving)
         ),

@@ -23,7 +23,7 @@ def _channel(subject: Subject, name: str) -> Tensor:
 
 
 def _unit_range(image: Tensor) -> Tensor:
-    """Clip at zero and at the 99.9th percentile, and divide by it, as the app does to real images."""
+    """Clip at zero and the 99.9th percentile, and divide by that, as the app does."""
     image = image.clamp_min(0)
     positive = image[image > 0]
     if len(positive) == 0:
@@ -54,8 +54,9 @@ def simulate_t1w(subject: Subject, spacing_mm: float, generator: torch.Generator
     Returns
     -------
     Tensor, shape (1, 1, n, n, n)
-        Fluid dark, grey matter in between, white matter bright; in part the template's own contrast; a bias
-        field, blur, noise, and here and there a brain mask that lost or kept too much.
+        Fluid dark, grey matter in between, white matter bright; in part the template's own
+        contrast; a bias field, blur, noise, and here and there a brain mask that lost or kept
+        too much.
     """
     size = subject.tissues.shape[-1]
     white = uniform(generator, 0.8, 1.0)
@@ -102,7 +103,8 @@ def simulate_pet(
     Returns
     -------
     Tensor, shape (1, 1, n, n, n)
-        Grey matter high, white matter low, regional hypometabolism, 4-9 mm FWHM blur, noise, scalp glow.
+        Grey matter high, white matter low, regional hypometabolism, 4-9 mm FWHM blur, noise,
+        scalp glow.
     """
     size = subject.tissues.shape[-1]
     csf, gm, wm = subject.tissues.split(1, dim=1)
@@ -134,8 +136,8 @@ def simulate_fa(subject: Subject, spacing_mm: float, generator: torch.Generator)
     Returns
     -------
     Tensor, shape (1, 1, n, n, n)
-        Bright along the white matter's core with the texture of its bundles, a thin floor in grey matter,
-        noise where diffusion is isotropic.
+        Bright along the white matter's core with the texture of its bundles, a thin floor in
+        grey matter, noise where diffusion is isotropic.
     """
     size = subject.tissues.shape[-1]
     csf, gm, wm = subject.tissues.split(1, dim=1)
@@ -144,7 +146,8 @@ def simulate_fa(subject: Subject, spacing_mm: float, generator: torch.Generator)
     crossing = torch.sigmoid(
         uniform(generator, 1.0, 2.5) * (bundles + uniform(generator, 0.0, 1.5))
     )
-    # White matter of the template that is sure is callosum or capsule: the most anisotropic of all.
+    # White matter of the template that is sure is callosum or capsule: the most anisotropic of
+    # all.
     deep = _channel(subject, "wm").pow(3)
     fibres = wm * (0.25 + uniform(generator, 0.3, 0.7) * core.pow(uniform(generator, 0.7, 2.0)))
     image = fibres * (0.45 + 0.55 * crossing) * (1 + uniform(generator, 0.0, 0.4) * deep)
@@ -173,15 +176,16 @@ def echo_planar_displacement(
     Returns
     -------
     Tensor, shape (1, 3, n, n, n)
-        Unit coordinates, along one axis: up to about 9 mm near the frontal sinuses and the ear canals, and a
-        few millimetres of smooth distortion elsewhere.
+        Unit coordinates, along one axis: up to about 9 mm near the frontal sinuses and the ear
+        canals, and a few millimetres of smooth distortion elsewhere.
     """
     size = subject.tissues.shape[-1]
     spacing_mm = extent_mm / (size - 1)
     smooth_part = random_field(size, 45 / spacing_mm, generator)
     height = subject.coordinates[:, 2:]
     front = subject.coordinates[:, 1:2]
-    # Sinuses lie under the front of the brain, ear canals under its middle, in template coordinates.
+    # Sinuses lie under the front of the brain, ear canals under its middle, in template
+    # coordinates.
     sinus = torch.exp(-(((height - 0.36) / 0.09) ** 2) - ((front - 0.74) / 0.10) ** 2)
     canals = torch.exp(-(((height - 0.28) / 0.08) ** 2) - ((front - 0.48) / 0.10) ** 2)
     amplitude_mm = uniform(generator, -8, 8)

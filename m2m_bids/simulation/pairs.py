@@ -108,6 +108,8 @@ def simulate_pair(
         raise ValueError(f'modality must be "pet" or "fa", got {modality!r}')
     if kind not in ("within", "between"):
         raise ValueError(f'kind must be "within" or "between", got {kind!r}')
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     template = cached_template(round(EXTENT_MM / spacing_mm) + 1, spacing_mm)
     generator = unseen_generator(2 * seed + (kind == "within"))
     fixed = random_subject(template, generator, strength=uniform(generator, 0.5, 1.3))

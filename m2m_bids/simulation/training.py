@@ -1,7 +1,8 @@
 """Train a network on simulated subjects; needs torch, numpy and safetensors alone.
 
-``python -m m2m_bids.simulation.training RUN_DIR`` trains the default weights: first the two coarse scales on
-a 6 mm grid, then all three on the 3 mm grid. It continues where an earlier call stopped.
+``python -m m2m_bids.simulation.training RUN_DIR`` trains the default weights: first the two
+coarse scales on a 6 mm grid, then all three on the 3 mm grid. It continues where an earlier call
+stopped.
 """
 
 import argparse
@@ -73,7 +74,9 @@ class Cycle(NamedTuple):
     bridge: Placed
 
 
-def simulate_images(template: Template, subject: Subject, generator: torch.Generator) -> SubjectImages:
+def simulate_images(
+    template: Template, subject: Subject, generator: torch.Generator
+) -> SubjectImages:
     """
     Simulate all images of one subject.
 
@@ -103,7 +106,8 @@ def simulate_images(template: Template, subject: Subject, generator: torch.Gener
 
 class CohortCycles:
     """
-    Draw training cycles from simulated subjects; each iteration's draw depends on its number alone.
+    Draw training cycles from simulated subjects; each iteration's draw depends on its number
+    alone.
 
     Parameters
     ----------
@@ -202,10 +206,16 @@ class CohortCycles:
         is_within: bool = False,
     ) -> Placed:
         """Flip left to right, put in a random affine pose, change the contrast a little."""
-        linear = torch.eye(3) + (0.015 if is_within else 0.03) * torch.randn((3, 3), generator=generator)
+        linear = torch.eye(3) + (0.015 if is_within else 0.03) * torch.randn(
+            (3, 3), generator=generator
+        )
         shift = torch.randn(3, generator=generator) * 1.5 / self.template.extent_mm
         points = identity_map(image.shape[-1]) - 0.5
-        points = torch.einsum("de,neijk->ndijk", linear, points) + 0.5 + shift[None, :, None, None, None]
+        points = (
+            torch.einsum("de,neijk->ndijk", linear, points)
+            + 0.5
+            + shift[None, :, None, None, None]
+        )
         stacked = sample(torch.cat((image, brain), 1), points, padding="zeros")
         coordinates = sample(coordinates, points)
         if uniform(generator, 0, 1) < 0.5:
@@ -286,7 +296,8 @@ def train_stage(
         Of the whole training; stages have folders in it.
     config : TrainingConfig
     is_coarse : bool
-        The two coarse scales at half the resolution, else all three, which start from the coarse stage's.
+        The two coarse scales at half the resolution, else all three, which start from the coarse
+        stage's.
     minutes : float
 
     Returns
@@ -304,9 +315,7 @@ def train_stage(
     network = network.to(memory_format=torch.channels_last_3d)
     if is_coarse:
         template = template.pooled()
-    cycles = CohortCycles(
-        template, seed=1 if is_coarse else 2, batch_size=2 if is_coarse else 1
-    )
+    cycles = CohortCycles(template, seed=1 if is_coarse else 2, batch_size=2 if is_coarse else 1)
     objective_config = ObjectiveConfig(
         gradcycon_weight=0.2, gradicon_weight=0.0, lncc_sigma_voxels=1.25 if is_coarse else 2.5
     )
@@ -336,12 +345,14 @@ def write_weights(network: GradICON, template: Template, folder: Path, details: 
         grid_size=template.size,
         spacing_mm=template.spacing_mm,
         modalities=MODALITIES,
-        training_data="simulated subjects: the MNI152 (ICBM 2009a symmetric) template and its tissue maps"
-        " under random diffeomorphisms, with random T1w, PET and FA contrast; no image of a person",
+        training_data="simulated subjects: the MNI152 (ICBM 2009a symmetric) template and its"
+        " tissue maps under random diffeomorphisms, with random T1w, PET and FA contrast; no"
+        " image of a person",
         training_command="python -m m2m_bids.simulation.training " + " ".join(sys.argv[1:]),
         details={"torch": torch.__version__, "python": platform.python_version(), **details},
     )
-    save_weights(network.to(memory_format=torch.contiguous_format), card, folder)
+    # Half precision halves the file; the loaded network computes in single precision.
+    save_weights(network.to(torch.float16, memory_format=torch.contiguous_format), card, folder)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -357,8 +368,12 @@ def main(argv: list[str] | None = None) -> int:
     int
         Exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m m2m_bids.simulation.training", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="folder of checkpoints, logs and, at the end, weights/")
+    parser = argparse.ArgumentParser(
+        prog="python -m m2m_bids.simulation.training", description=__doc__
+    )
+    parser.add_argument(
+        "run_dir", type=Path, help="folder of checkpoints, logs and, at the end, weights/"
+    )
     parser.add_argument("--coarse-iterations", type=int, default=12000)
     parser.add_argument("--fine-iterations", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
@@ -376,7 +391,10 @@ def main(argv: list[str] | None = None) -> int:
         network, is_done = train_stage(
             template, args.run_dir, fine, is_coarse=False, minutes=args.minutes
         )
-        counts = {"coarse_iterations": args.coarse_iterations, "fine_iterations": args.fine_iterations}
+        counts = {
+            "coarse_iterations": args.coarse_iterations,
+            "fine_iterations": args.fine_iterations,
+        }
         write_weights(network, template, args.run_dir / "weights", counts)
     LOGGER.info("%s", json.dumps({"done": is_done, "run_dir": str(args.run_dir)}))
     return 0

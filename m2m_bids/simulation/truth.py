@@ -81,9 +81,8 @@ def random_pose(
         Map from anatomy world to the posed world.
     """
     low = 0.5 if is_far else 0.0
-    axis, direction = torch.nn.functional.normalize(
-        torch.randn((2, 3), generator=generator)
-    ).numpy()
+    vectors = torch.randn((2, 3), generator=generator).double()
+    axis, direction = torch.nn.functional.normalize(vectors).numpy()
     angle = np.deg2rad(uniform(generator, low, 1) * max_angle_deg)
     cross = np.cross(np.eye(3), -axis)
     rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

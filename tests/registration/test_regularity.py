@@ -55,7 +55,10 @@ def four_composition_loss(phi_ab, phi_ba, seed, step=1e-3):
     points = identity_map(size, like=phi_ab)
     jitter = torch.randn(points.shape, generator=generator, dtype=points.dtype) / (size - 1)
     points = (points + jitter)[..., ::2, ::2, ::2]
-    cycle = lambda at: compose(phi_ab, compose(phi_ba, at))  # noqa: E731
+
+    def cycle(at):
+        return compose(phi_ab, compose(phi_ba, at))
+
     base = cycle(points)
     total = 0
     for axis in range(3):

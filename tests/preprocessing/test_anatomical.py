@@ -1,0 +1,126 @@
+import nibabel as nb
+import numpy as np
+import pytest
+
+from m2m_bids.preprocessing.anatomical import (
+    BrainExtraction,
+    correct_bias_field,
+    extract_brain,
+    segment_tissues,
+)
+from m2m_bids.spatial.images import ImageError
+
+
+def inside(image):
+    return np.asarray(image.dataobj) > 0
+
+
+@pytest.fixture(scope="module")
+def corrected(head):
+    return correct_bias_field(head.t1w)
+
+
+@pytest.fixture(scope="module")
+def extraction(corrected):
+    return extract_brain(corrected)
+
+
+def test_bias_correction_flattens_white_matter_and_keeps_its_scale(head, corrected):
+    white = np.asarray(head.labels.dataobj) == 2
+
+    def flatness(image):
+        values = image.get_fdata()[white]
+        return values.std() / values.mean()
+
+    assert flatness(corrected) < 0.92 * flatness(head.t1w)
+    ratio = np.mean(corrected.get_fdata()[white]) / np.mean(head.t1w.get_fdata()[white])
+    assert 0.7 < ratio < 1.4
+    assert corrected.shape == head.t1w.shape
+    np.testing.assert_array_equal(corrected.affine, head.t1w.affine)
+
+
+def test_bias_field_of_a_uniform_image_is_one():
+    data = np.zeros((30, 30, 30), dtype=np.float32)
+    data[5:25, 5:25, 5:25] = 100
+    image = nb.Nifti1Image(data, np.diag([4.0, 4.0, 4.0, 1.0]))
+    np.testing.assert_allclose(correct_bias_field(image).get_fdata(), data, rtol=0.02)
+
+
+def test_bias_in_a_mask_keeps_the_mean_of_the_logarithm(head):
+    found = correct_bias_field(head.t1w, head.brain).get_fdata()[inside(head.brain)]
+    before = head.t1w.get_fdata()[inside(head.brain)]
+    assert abs(np.mean(np.log(found + 1) - np.log(before + 1))) < 0.05
+
+
+def test_brain_of_a_head(head, extraction, tools):
+    assert isinstance(extraction, BrainExtraction)
+    assert not extraction.is_skull_stripped
+    assert extraction.mask.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(extraction.mask.affine, head.t1w.affine)
+    # A shift of the outline by half a voxel of 3 mm costs 0.04.
+    assert tools["dice"](inside(extraction.mask), inside(head.brain)) > 0.95
+    # The simulated head is the template deformed by at most 5 mm along each axis.
+    assert tools["mean_distance_mm"](extraction.template2anat, np.eye(4), head.brain) < 4
+
+
+@pytest.mark.slow
+def test_brain_with_a_disturbed_oblique_header(head, extraction, tools):
+    """The same head with a header that is off by 60 mm and 20 degrees has the same mask."""
+    disturbance = tools["rigid_matrix"]((35, -35, 34), (14, -9, 11))
+    moved = nb.Nifti1Image(head.t1w.get_fdata(), disturbance @ head.t1w.affine)
+    found = extract_brain(moved)
+    assert tools["dice"](inside(found.mask), inside(extraction.mask)) > 0.97
+    expected = disturbance @ extraction.template2anat
+    assert tools["mean_distance_mm"](found.template2anat, expected, head.brain) < 2
+
+
+def test_stripped_image_keeps_its_outline(head, extraction, tools):
+    stripped = head.t1w.get_fdata() * inside(head.brain)
+    found = extract_brain(nb.Nifti1Image(stripped.astype(np.float32), head.t1w.affine))
+    assert found.is_skull_stripped
+    assert tools["dice"](inside(found.mask), inside(head.brain)) > 0.98
+    distance = tools["mean_distance_mm"](found.template2anat, extraction.template2anat, head.brain)
+    assert distance < 2
+
+
+def test_tissues_of_a_known_head(head, corrected, tools):
+    labels = segment_tissues(corrected, head.brain, np.eye(4))
+    found, truth = np.asarray(labels.dataobj), np.asarray(head.labels.dataobj)
+    assert labels.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(found > 0, inside(head.brain))
+    # Voxels of 3 mm are mixtures of tissues nearly everywhere but in the white matter.
+    assert tools["dice"](found == 1, truth == 1) > 0.82
+    assert tools["dice"](found == 2, truth == 2) > 0.85
+    assert tools["dice"](found == 3, truth == 3) > 0.5
+
+
+def test_tissues_without_template(head, corrected, tools):
+    found = np.asarray(segment_tissues(corrected, head.brain).dataobj)
+    assert tools["dice"](found == 2, np.asarray(head.labels.dataobj) == 2) > 0.8
+
+
+def test_bad_images_are_named(head):
+    empty = nb.Nifti1Image(np.zeros((8, 8, 8), dtype=np.float32), np.eye(4))
+    for call in (correct_bias_field, extract_brain):
+        with pytest.raises(ImageError, match="every voxel is zero"):
+            call(empty)
+    with pytest.raises(ImageError, match="grid"):
+        segment_tissues(head.t1w, empty)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("subject", "volume_ml"), [("02", (1350, 1600)), ("03", (1300, 1530))])
+def test_real_heads(shared_data, tools, subject, volume_ml):
+    """With and without skull the template lands in the same place; the volume is plausible."""
+    folder = shared_data / f"real-bids/sub-{subject}/ses-M000/anat"
+    image = nb.load(folder / f"sub-{subject}_ses-M000_T1w.nii.gz")
+    whole = extract_brain(image)
+    millilitres = inside(whole.mask).sum() * np.prod(image.header.get_zooms()) / 1000
+    assert volume_ml[0] < millilitres < volume_ml[1]
+    data = np.where(inside(whole.mask), image.get_fdata(), 0).astype(np.float32)
+    stripped = extract_brain(nb.Nifti1Image(data, image.affine))
+    assert not whole.is_skull_stripped
+    assert stripped.is_skull_stripped
+    assert tools["dice"](inside(whole.mask), inside(stripped.mask)) > 0.98
+    distance = tools["mean_distance_mm"](stripped.template2anat, whole.template2anat, whole.mask)
+    assert distance < 2
