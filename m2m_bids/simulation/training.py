@@ -106,8 +106,7 @@ def simulate_images(
 
 class CohortCycles:
     """
-    Draw training cycles from simulated subjects; each iteration's draw depends on its number
-    alone.
+    Draw training cycles from simulated subjects, each iteration's by its number alone.
 
     Parameters
     ----------
