@@ -75,8 +75,8 @@ class Quality:
     folding_percent : float
         Voxels of the written field whose Jacobian determinant is not positive.
     disagreement_mm : float
-        Mean distance between a point and where the forward map and then the backward map, found
-        without it, bring it.
+        Mean distance between a point and where the forward map and then the backward map through
+        the bridge bring it.
     similarity_gain : float
         What the deformable map adds, beyond the rigid one, to the two mono-modal similarities
         (LNCC, of at most 1 each) of the cycle that it enters.

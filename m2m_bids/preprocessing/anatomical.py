@@ -120,7 +120,7 @@ def correct_bias_field(
 
     data = np.maximum(finite_data(image), 0)
     shape, affine = parallel_grid(image.shape, image.affine, BIAS_SPACING_MM)
-    coarse = resample_onto(data, image.affine, shape, affine, order=0)
+    coarse = resample_onto(data, image.affine, shape, affine)
     if mask is None:
         region = coarse > 0.1 * np.percentile(data[data > 0], 95)
         opened = ndimage.binary_opening(region)

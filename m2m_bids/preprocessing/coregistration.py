@@ -24,7 +24,7 @@ FINE_MM = 2.0
 # 0.3-0.6 mm either way).
 RIM_MM = 8.0
 ANGLE_DEG = 20
-RIGID_STAGE = Stage("Rigid[0.1]", "MI[{},1,32,Regular,0.5]", "[60x40,1e-6,10]", "2x1", "2x1mm")
+RIGID_STAGE = Stage("Rigid[0.1]", "MI[{},1,32,Regular,0.25]", "[60x30,1e-6,10]", "2x1", "2x1mm")
 
 
 class StartScore(NamedTuple):

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,11 @@ class Trainer:
     config : TrainingConfig
     run_dir : Path
         Holds the checkpoint and the log; a checkpoint there is continued.
+
+    Raises
+    ------
+    ValueError
+        If a checkpoint there was trained with another configuration.
     """
 
     def __init__(
@@ -103,7 +108,7 @@ class Trainer:
         Raises
         ------
         FloatingPointError
-            If the loss is not finite; the last checkpoint stays as it is.
+            If the loss or a gradient is not finite; the last checkpoint stays as it is.
         """
         start = last_save = time.monotonic()
         sums: dict[str, float] = {}
@@ -144,7 +149,7 @@ class Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
+        self._clip_gradients()
         self.optimizer.step()
         self.iteration += 1
         decay = min(self.config.average_decay, self.iteration / (self.iteration + 10))
@@ -157,6 +162,17 @@ class Trainer:
                 else:
                     averaged.copy_(current)
         return {name: loss.item() for name, loss in losses.items()}
+
+    def _clip_gradients(self) -> None:
+        try:
+            nn.utils.clip_grad_norm_(
+                self.network.parameters(), self.config.gradient_norm, error_if_nonfinite=True
+            )
+        except RuntimeError as error:
+            raise FloatingPointError(
+                f"iteration {self.iteration}: the gradients are not finite. The checkpoint in"
+                f" {self.run_dir} is from before; continue with a lower learning rate."
+            ) from error
 
     def _predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         with torch.autocast(moving.device.type, torch.bfloat16, enabled=self.config.use_bfloat16):
@@ -181,6 +197,7 @@ class Trainer:
     def _save(self) -> None:
         state = {
             "iteration": self.iteration,
+            "config": asdict(self.config),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -191,6 +208,11 @@ class Trainer:
 
     def _load(self) -> None:
         state = torch.load(self.run_dir / CHECKPOINT_NAME, map_location="cpu", weights_only=True)
+        if state["config"] != asdict(self.config):
+            raise ValueError(
+                f"{self.run_dir}: its checkpoint was trained with {state['config']}, not with"
+                f" {asdict(self.config)}. Continue with the same, or start in another folder."
+            )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

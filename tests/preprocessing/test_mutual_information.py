@@ -5,9 +5,9 @@ from scipy import ndimage
 from m2m_bids.preprocessing.mutual_information import MutualInformation, climb, pose_matrix
 
 
-def textured(rng, n=24):
-    data = np.zeros((n + 16,) * 3, dtype=np.float32)
-    data[8:-8, 8:-8, 8:-8] = ndimage.gaussian_filter(rng.normal(size=(n,) * 3), 2.5) * 10 + 3
+def textured(rng, n=16):
+    data = np.zeros((n + 10,) * 3, dtype=np.float32)
+    data[5:-5, 5:-5, 5:-5] = ndimage.gaussian_filter(rng.normal(size=(n,) * 3), 2) * 10 + 3
     return data
 
 
