@@ -37,7 +37,7 @@ endef
 demo: .venv/installed
 	rm -rf demo
 	.venv/bin/m2m-bids-simulate cohort demo/bids --subjects 3
-	.venv/bin/m2m-bids demo/bids demo/out participant -d dti=demo/bids/derivatives/dti -w demo/work
+	.venv/bin/m2m-bids demo/bids demo/out participant -w demo/work
 	@echo && echo "Reports, to be opened in a browser:" && ls -1 $(CURDIR)/demo/out/sub-*.html && echo
 	@.venv/bin/m2m-bids-simulate table demo/bids demo/out
 

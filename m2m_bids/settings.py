@@ -71,7 +71,8 @@ class Settings:
     modalities : tuple of str
         Kinds of scans to register: "pet", "fa".
     derivatives : tuple of (str, Path)
-        Derivatives datasets by name; see also `derivative_dirs`.
+        Derivatives datasets by name; without any, those in ``bids_dir/derivatives/``. See also
+        `derivative_dirs`.
     bids_filter_file : Path, optional
         JSON file of further queries.
     skip_bids_validation : bool
@@ -148,7 +149,8 @@ class Settings:
         for name in _PATHS:
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _absolute(path))
-        derivatives = tuple((name, _absolute(path)) for name, path in self.derivatives)
+        given = self.derivatives or nested_derivatives(self.bids_dir)
+        derivatives = tuple((name, _absolute(path)) for name, path in given)
         object.__setattr__(self, "derivatives", derivatives)
         for name in ("participant_label", "session_label", "tracer_label", "modalities"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
@@ -228,6 +230,21 @@ _PATHS = (
     "weights",
 )
 _TUPLES = ("participant_label", "session_label", "tracer_label", "modalities")
+
+
+def nested_derivatives(bids_dir: Path) -> tuple[tuple[str, Path], ...]:
+    """
+    List the derivatives datasets inside a BIDS dataset, in ``derivatives/<name>/``.
+
+    Those of this app are left out: they are outputs.
+    """
+    found = []
+    for folder in sorted((bids_dir / "derivatives").glob("*/")):
+        description = folder / "dataset_description.json"
+        is_own = description.is_file() and '"m2m-bids"' in description.read_text(errors="replace")
+        if _DATASET_NAME.fullmatch(folder.name) and any(folder.glob("sub-*/")) and not is_own:
+            found.append((folder.name, folder))
+    return tuple(found)
 
 
 def read_toml(file: Path) -> dict[str, Any]:

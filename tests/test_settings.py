@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import logging
 import tomllib
 from pathlib import Path
@@ -183,3 +184,19 @@ def test_run_uuid():
     first, second = new_run_uuid(), new_run_uuid()
     assert first != second
     assert module._RUN_UUID.fullmatch(first)
+
+
+def test_takes_the_nested_derivatives_unless_some_are_named(tmp_path):
+    bids_dir = tmp_path / "bids"
+    for name in ("dti", "m2m-old", "sourceless"):
+        (bids_dir / "derivatives" / name).mkdir(parents=True)
+    for name in ("dti", "m2m-old"):
+        (bids_dir / "derivatives" / name / "sub-01").mkdir()
+    own = {"GeneratedBy": [{"Name": "m2m-bids"}]}
+    (bids_dir / "derivatives" / "m2m-old" / "dataset_description.json").write_text(json.dumps(own))
+    options = {"bids_dir": bids_dir, "output_dir": tmp_path / "out", "work_dir": tmp_path / "work"}
+    nested = bids_dir / "derivatives" / "dti"
+    assert Settings(**options).derivative_dirs == {"dti": nested}
+    other = tmp_path / "other"
+    other.mkdir()
+    assert Settings(**options, derivatives=(("fa", other),)).derivative_dirs == {"fa": other}

@@ -183,7 +183,8 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         action="extend",
         type=_derivative,
         metavar="NAME=PATH",
-        help="derivatives datasets with FA maps; a PATH alone is named after its folder",
+        help="derivatives datasets with FA maps; a PATH alone is named after its folder "
+        "(default: those in the BIDS dataset's derivatives/)",
     )
     group.add_argument(
         "--bids-filter-file",

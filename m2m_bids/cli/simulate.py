@@ -193,14 +193,15 @@ def _row(scan: Scan, truth_dir: Path, output_dir: Path, status: str) -> TableRow
 
     landmarks = read_landmarks(truth_dir / _stem(scan) / "landmarks.tsv")
     outputs = expected_outputs(scan, output_dir, "m2m")
-    chains = {"rigid_xfm": read_affine, "m2m_xfm": read_composite}
-    errors = {
-        key: float(landmark_errors(read(outputs[key]), *landmarks).mean())
-        for key, read in chains.items()
-        if outputs[key].is_file()
-    }
+    rigid_mm = m2m_mm = None
+    if outputs["rigid_xfm"].is_file():
+        rigid = read_affine(outputs["rigid_xfm"])
+        rigid_mm = float(landmark_errors(rigid, *landmarks).mean())
+    if outputs["m2m_xfm"].is_file():
+        m2m = read_composite(outputs["m2m_xfm"])
+        m2m_mm = float(landmark_errors(m2m, *landmarks).mean())
     before_mm = float(landmark_errors((), *landmarks).mean())
-    return TableRow(scan.name, before_mm, errors.get("rigid_xfm"), errors.get("m2m_xfm"), status)
+    return TableRow(scan.name, before_mm, rigid_mm, m2m_mm, status)
 
 
 def _stem(scan: Scan) -> str:

@@ -59,7 +59,8 @@ class Head:
         # The axes of the grid are those of the world.
         scale, shift = matrix.diagonal()[:3], matrix[:3, 3]
         positions = points * scale[:, None, None, None] + shift[:, None, None, None]
-        return sample(self.distances_mm, positions)[0].unbind(0)
+        from_brain, depth = sample(self.distances_mm, positions)[0]
+        return from_brain, depth
 
 
 def simulate_head(brain: Tensor, affine: np.ndarray, generator: torch.Generator) -> Head:
@@ -198,8 +199,8 @@ def _face_and_neck(points: Tensor, generator: torch.Generator) -> Tensor:
 
 def _ellipsoid(points: Tensor, center: tuple[float, ...], radii: tuple[float, ...]) -> Tensor:
     """Distance from an ellipsoid's surface, about; negative inside."""
-    scaled = [(points[0, d] - center[d]) / radii[d] for d in range(3)]
-    return (sum(axis.square() for axis in scaled).sqrt() - 1) * min(radii)
+    scaled = torch.stack([(points[0, d] - center[d]) / radii[d] for d in range(3)])
+    return (scaled.norm(dim=0) - 1) * min(radii)
 
 
 def _smooth_union(a: Tensor, b: Tensor, width_mm: float) -> Tensor:

@@ -148,12 +148,18 @@ class CohortCycles:
         -------
         list of Cycle
         """
-        generator = torch.Generator().manual_seed((self.seed << 32) + 2 * iteration)
+        generator = self._generator(2 * iteration)
         newest = iteration // self.iterations_per_subject
         return [self._draw(newest, generator) for _ in range(self.batch_size)]
 
+    def _generator(self, number: int) -> torch.Generator:
+        # The CPU's generator takes 32 bits; bit 30 marks subjects that are never trained on.
+        if not (0 <= self.seed < 16 and 0 <= number < 1 << 26):
+            raise ValueError(f"seed {self.seed} must be below 16, and draw {number} below 2**26")
+        return torch.Generator().manual_seed((self.seed << 26) + number)
+
     def _make_subject(self, number: int) -> SubjectImages:
-        generator = torch.Generator().manual_seed((self.seed << 32) + 2 * number + 1)
+        generator = self._generator(2 * number + 1)
         strength = uniform(generator, 0.3, 1.5)
         subject = random_subject(self.template, generator, strength=strength)
         return simulate_images(self.template, subject, generator)
