@@ -106,17 +106,18 @@ class Quality:
         """
         limits = {name: entry["limit"] for name, entry in quality_limits().items()}
         objections = []
-        if self.folding_percent > limits["folding_percent"]:
+        # Comparisons are negated so that a number that is not one is an objection too.
+        if not self.folding_percent <= limits["folding_percent"]:
             objections.append(
                 f"the map folds in {self.folding_percent:.3f} % of the brain"
                 f" (at most {limits['folding_percent']:g} %)"
             )
-        if self.disagreement_mm > limits["disagreement_mm"]:
+        if not self.disagreement_mm <= limits["disagreement_mm"]:
             objections.append(
                 f"forward and backward maps disagree by {self.disagreement_mm:.2f} mm"
                 f" (at most {limits['disagreement_mm']:g} mm)"
             )
-        if self.similarity_gain < limits["similarity_gain"]:
+        if not self.similarity_gain >= limits["similarity_gain"]:
             objections.append(
                 f"it adds {self.similarity_gain:.3f} to the mono-modal similarity"
                 f" (at least {limits['similarity_gain']:g})"
@@ -368,6 +369,7 @@ def register_files(
 
     fixed = to_ras(require_3d(load_image(fixed_file), fixed_file))
     moving = load_image(moving_file)
+    moving.set_filename(str(moving_file))  # messages name it
     if modality == "pet":
         moving = static_reference(moving, None).image
     else:

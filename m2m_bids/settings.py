@@ -160,7 +160,7 @@ class Settings:
         _check_files(self)
         nprocs = self.nprocs or available_cpus()
         object.__setattr__(self, "nprocs", nprocs)
-        object.__setattr__(self, "omp_nthreads", self.omp_nthreads or min(nprocs, 8))
+        object.__setattr__(self, "omp_nthreads", self.omp_nthreads or max(1, min(nprocs - 1, 8)))
 
     @property
     def derivative_dirs(self) -> dict[str, Path]:

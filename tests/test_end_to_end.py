@@ -39,7 +39,7 @@ PET = f"sub-{GOOD}_ses-M000_trc-18FFDG_rec-coregiso_pet"
 FA = f"sub-{GOOD}_ses-M000_param-FA_dwimap"
 LATER = f"sub-{GOOD}_ses-M012"
 NOISE = f"{LATER}_trc-18FFDG_run-4_pet"
-OPTIONS = CohortOptions(spacing_mm=3.0, t1w_mm=2.5, scan_mm=3.0, warp_mm=6.0, n_landmarks=60)
+OPTIONS = CohortOptions(spacing_mm=3.0, t1w_mm=2.5, scan_mm=3.0, warp_mm=8.0, n_landmarks=60)
 # Name of each scan that fails or is left out, and what its reason has to say.
 FAILED = {
     f"{LATER}_trc-18FFDG_run-1_pet": [f"{LATER}_trc-18FFDG_run-1_pet.nii.gz", "truncated"],
@@ -119,10 +119,8 @@ def add_bad_scans(bids_dir):
     truncate(runs[1])
     save_like(pet, np.zeros_like(data), runs[2])
     save_like(pet, np.stack([np.stack([data, data], -1)] * 2, -1), runs[3])
-    noise = np.random.default_rng(0).permutation(data[data > 0.2 * data.max()])
-    scrambled = data.copy()
-    scrambled[data > 0.2 * data.max()] = noise
-    save_like(pet, scrambled, runs[4])
+    noise = np.random.default_rng(0).integers(1, 10_000, data.shape, np.int16)
+    save_like(pet, noise, runs[4])
     dti = bids_dir / "derivatives/dti"
     fa = nb.load(dti / f"sub-{GOOD}/ses-M000/dwi/{FA}.nii.gz")
     nothing = np.full(fa.shape, np.nan, np.float32)

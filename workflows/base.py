@@ -1,10 +1,11 @@
 """The workflow of a run: the only builders that take Settings."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
+from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.query import Scan
@@ -85,6 +86,25 @@ def init_single_subject_wf(
             anatomical_wfs[scan.t1w] = _add_anatomy(workflow, scan, settings, datasets, options)
         _add_scan(workflow, scan, anatomical_wfs[scan.t1w], settings, datasets, options)
     return workflow
+
+
+def methods_text(workflow: Workflow) -> str:
+    """
+    Join what the parts of a workflow say of themselves.
+
+    Parameters
+    ----------
+    workflow : Workflow
+        As `init_m2m_bids_wf` builds it.
+
+    Returns
+    -------
+    str
+        Markdown, each text once, however many subjects and scans have it.
+    """
+    # Registration comes after the preparation of all kinds of scans.
+    parts = sorted(_nested(workflow), key=lambda part: part.name == "registration_wf")
+    return "\n".join(dict.fromkeys(part.__desc__ for part in parts if part.__desc__))
 
 
 def anatomical_wf_name(scan: Scan) -> str:
@@ -179,6 +199,14 @@ def _add_scan(
             (f"outputnode.{field}", f"registration_wf.inputnode.{field}") for field in fields
         ]),
     ])  # fmt: skip
+
+
+def _nested(workflow: Workflow) -> Iterator[Workflow]:
+    """Yield a workflow and all those in it, as they run."""
+    yield workflow
+    for node in topological_sort(workflow._graph)[0]:
+        if isinstance(node, Workflow):
+            yield from _nested(node)
 
 
 def _frame_durations_s(scan: Scan) -> list[float] | None:

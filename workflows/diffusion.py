@@ -33,7 +33,8 @@ def init_fa_reference_wf(*, name: str = "reference_wf") -> Workflow:
 #### Diffusion
 
 Maps of fractional anisotropy were cleaned: not finite and negative values were set to zero, values
-above one clipped, and what is not connected to the brain removed.
+above one replaced by the median of their neighbours, and what is not connected to the brain
+removed.
 """
     inputnode = pe.Node(niu.IdentityInterface(fields=["in_file"]), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["out_file", "method"]), name="outputnode")

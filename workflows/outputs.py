@@ -60,7 +60,8 @@ def init_anatomical_outputs_wf(
         "base_directory": str(output_dir),
         "source_file": str(t1w_file),
         "compress": True,
-        "dismiss_entities": ["part", "echo"],
+        # As in `bids.naming.output_entities`: the outputs are in the T1w's own space.
+        "dismiss_entities": ["space"],
     }
     ds_t1w = pe.Node(
         DerivativesDataSink(desc="preproc", suffix="T1w", **common),
@@ -133,7 +134,8 @@ def init_scan_outputs_wf(
     ------
     reference_method
         How the static image was made.
-    preproc ... figures
+    preproc, rigid, rigid_xfm, rigid_inverse_xfm, rigid_score, rigid_start, m2m_xfms, quality, \
+    objections, device_used, sha256, figures
         As `init_registration_wf` gives them.
     """
     workflow = Workflow(name=name)

@@ -1,5 +1,7 @@
 """What a run needs of its process: environment variables, Nipype's configuration, GPUs."""
 
+import configparser
+import logging
 import os
 import subprocess
 import sys
@@ -57,7 +59,9 @@ def prepare_environment(settings: Settings) -> None:
 
 def configure_nipype(settings: Settings) -> None:
     """
-    Set how Nipype executes: text crash files, no version check.
+    Set how Nipype executes: text crash files, no version check, no tracebacks on the terminal.
+
+    Worker processes read the same from ``nipype.cfg`` in ``$NIPYPE_CONFIG_DIR``.
 
     Parameters
     ----------
@@ -66,24 +70,31 @@ def configure_nipype(settings: Settings) -> None:
     from nipype import config
     from nipype import logging as nipype_logging
 
-    level = "INFO" if settings.verbose else "WARNING"
-    config.update_config(
-        {
-            "logging": {
-                "workflow_level": level,
-                "interface_level": level,
-                "utils_level": level,
-                "log_to_file": "false",
-            },
-            "execution": {
-                "check_version": "false",
-                "crashfile_format": "txt",
-                "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
-                "poll_sleep_duration": "0.5",
-            },
-        }
-    )
+    # Nipype logs each failure twice, with its traceback; the crash file has that too.
+    level = "INFO" if settings.verbose else "CRITICAL"
+    options = {
+        "logging": {
+            "workflow_level": level,
+            "interface_level": level,
+            "utils_level": level,
+            "log_to_file": "false",
+        },
+        "execution": {
+            "check_version": "false",
+            "crashfile_format": "txt",
+            "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
+            "poll_sleep_duration": "0.5",
+        },
+    }
+    parser = configparser.ConfigParser()
+    parser.read_dict(options)
+    file = Path(os.environ["NIPYPE_CONFIG_DIR"], "nipype.cfg")
+    with file.open("w", encoding="utf-8") as stream:
+        parser.write(stream)
+    config.update_config(options)
     nipype_logging.update_logging(config)
+    # It has a handler of its own.
+    logging.getLogger("nipype").propagate = False
 
 
 def count_gpus(device: str) -> int:

@@ -243,7 +243,7 @@ def _add_performance(group: argparse._ArgumentGroup) -> None:
         "--omp-nthreads",
         type=_whole_number(1),
         metavar="N",
-        help="threads of one process (default: as --nprocs, at most 8)",
+        help="threads of one process (default: one less than --nprocs, at most 8)",
     )
     group.add_argument(
         "--mem",

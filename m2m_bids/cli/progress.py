@@ -77,4 +77,6 @@ def _reason(lines: list[str]) -> str:
     last = matches[-1]
     message = (last["message"] or "").strip()
     own = ("ImageError", "WeightsError", "DeviceError", "QueryError")
-    return message if last["kind"] in own and message else f"{last['kind']}: {message}"
+    if last["kind"] in own and message:
+        return message
+    return f"{last['kind']}: {message}" if message else last["kind"]

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,29 @@ def status_of(
     if sidecar["Transform"] == "rigid" and settings.transform == "m2m":
         return status_row(scan, "rigid only", sidecar.get("TransformFallbackReason", ""), seconds)
     return status_row(scan, "done", seconds=seconds)
+
+
+def as_before(row: StatusRow, earlier: Iterable[StatusRow]) -> StatusRow:
+    """
+    Keep what an earlier run knows of a scan that nothing was run for.
+
+    Parameters
+    ----------
+    row : StatusRow
+        What this run says of the scan.
+    earlier : iterable of StatusRow
+        Rows of the status table.
+
+    Returns
+    -------
+    StatusRow
+        With the reason and the time of the earlier row, if that has the same status and a time.
+    """
+    for other in earlier:
+        is_same = (other.participant_id, other.scan) == (row.participant_id, row.scan)
+        if is_same and other.status == row.status and other.seconds != "n/a":
+            return replace(row, reason=other.reason, seconds=other.seconds)
+    return row
 
 
 def write_reports(

@@ -90,6 +90,8 @@ def _run(settings: Settings) -> int:
     progress = None
     if due and not settings.reports_only:
         progress = _run_workflow(settings, due, options)
+    elif settings.write_graph:
+        LOGGER.warning("no graph was written: there is nothing to run")
     return _report(settings, scans, made_with, progress)
 
 
@@ -158,11 +160,11 @@ def _run_workflow(
 ) -> "Progress":
     from m2m_bids.cli.progress import Progress
     from m2m_bids.cli.reporting import write_citation
-    from m2m_bids.workflows.base import init_m2m_bids_wf
+    from m2m_bids.workflows.base import init_m2m_bids_wf, methods_text
 
     configure_nipype(settings)
     workflow = init_m2m_bids_wf(settings, scans, options)
-    write_citation(settings, workflow.visit_desc())
+    write_citation(settings, methods_text(workflow))
     if settings.write_graph:
         _write_graph(workflow, settings.output_dir / "logs")
     progress = Progress()
@@ -227,11 +229,12 @@ def _report(
     progress: "Progress | None",
 ) -> int:
     """Write status and reports, say where they are, and return the exit code."""
+    from m2m_bids.bids.status import read_status
     from m2m_bids.cli.progress import crash_reasons
-    from m2m_bids.cli.reporting import status_of, write_reports
+    from m2m_bids.cli.reporting import as_before, status_of, write_reports
     from m2m_bids.workflows.base import anatomical_wf_name, scan_wf_name
 
-    rows = []
+    rows, earlier = [], read_status(settings.output_dir)
     for scan in scans:
         failure, seconds = "", None
         if not scan.reason and progress is not None:
@@ -241,7 +244,9 @@ def _report(
             found = [text for node, text in reasons.items() if set(parts) & set(node.split("."))]
             failure = found[0] if found else ""
             seconds = progress.elapsed_s(scan_wf_name(scan))
-        rows.append(status_of(scan, settings, made_with, failure=failure, seconds=seconds))
+        row = status_of(scan, settings, made_with, failure=failure, seconds=seconds)
+        has_run = bool(failure) or seconds is not None
+        rows.append(row if has_run else as_before(row, earlier))
     reports = write_reports(settings, scans, rows)
     counts = {name: sum(row.status == name for row in rows) for name in
               ("done", "rigid only", "skipped", "failed")}  # fmt: skip

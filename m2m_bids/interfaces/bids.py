@@ -52,8 +52,8 @@ _OWN_NAMES = {entity["name"] for entity in _OWN_ENTITIES}
 _FOLDER = "sub-{subject}[/ses-{session}]/{datatype<%s>|%s}/"
 _FIGURES = "sub-{subject}/{datatype<figures>}/"
 _ANAT = (
-    "sub-{subject}[_ses-{session}][_acq-{acquisition}][_ce-{ceagent}][_rec-{reconstruction}]"
-    "[_run-{run}]"
+    "sub-{subject}[_ses-{session}][_task-{task}][_acq-{acquisition}][_ce-{ceagent}]"
+    "[_rec-{reconstruction}][_run-{run}][_echo-{echo}][_part-{part}]"
 )
 _PET = (
     "sub-{subject}[_ses-{session}][_task-{task}][_acq-{acquisition}][_ce-{ceagent}]"

@@ -140,9 +140,9 @@ class StaticReference(SimpleInterface):
         from m2m_bids.spatial.images import load_image, save_image
 
         durations = self.inputs.frame_durations_s
-        reference = static_reference(
-            load_image(self.inputs.in_file), durations if isdefined(durations) else None
-        )
+        image = load_image(self.inputs.in_file)
+        image.set_filename(self.inputs.in_file)  # messages name it
+        reference = static_reference(image, durations if isdefined(durations) else None)
         out_file = save_image(reference.image, Path(runtime.cwd) / "petref.nii")
         self._results.update(out_file=str(out_file), method=reference.method)
         return runtime
@@ -163,9 +163,13 @@ class CleanFA(SimpleInterface):
         from m2m_bids.spatial.images import load_image, require_3d, save_image
 
         file = self.inputs.in_file
-        image = clean_fa(require_3d(load_image(file), file))
+        image = load_image(file)
+        image.set_filename(file)  # messages name it
+        image = clean_fa(require_3d(image, file))
         self._results["out_file"] = str(save_image(image, Path(runtime.cwd) / "fa.nii"))
-        self._results["method"] = "FA map: not finite and negative values 0, above 1 clipped to 1"
+        self._results["method"] = (
+            "FA map: not finite and negative values 0, above 1 the median of their neighbours"
+        )
         return runtime
 
 

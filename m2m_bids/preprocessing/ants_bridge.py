@@ -318,7 +318,9 @@ def register(
     fixed_mask : Nifti1Image, optional
         Where the metric is measured, on the grid of ``fixed``.
     random_seed : int
-        Seed of ITK's sampling. Results repeat exactly for a given seed and number of threads.
+        Seed of ITK's sampling, 0 or more. Results repeat exactly with one ITK thread
+        (``ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1``); with more, ANTs sums in another order each
+        time.
 
     Returns
     -------
@@ -327,11 +329,15 @@ def register(
 
     Raises
     ------
+    ValueError
+        If the seed is negative.
     RuntimeError
         If ANTs ends with an error.
     """
     import ants
 
+    if random_seed < 0:
+        raise ValueError(f"random_seed={random_seed}: expected 0 or more")
     with TemporaryDirectory(prefix="m2m-ants-") as folder:
         prefix = Path(folder) / "out"
         files = {}
@@ -340,8 +346,9 @@ def register(
                 files[name] = str(Path(folder) / f"{name}.nii")
                 ants.image_write(to_ants(image), files[name])
         start = write_affine(fixed2moving, Path(folder) / "start.txt")
+        # ANTs takes a seed of 0 for the clock.
         arguments = ["-d", "3", "-r", str(start), "-o", str(prefix)]
-        arguments += ["--random-seed", str(random_seed), "--float", "1", "-z", "1", "-u", "0"]
+        arguments += ["--random-seed", str(random_seed + 1), "--float", "1", "-z", "1", "-u", "0"]
         for stage in stages:
             arguments += ["-m", stage.metric.format(f"{files['fixed']},{files['moving']}")]
             arguments += ["-t", stage.transform, "-c", stage.convergence]

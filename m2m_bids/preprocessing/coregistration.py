@@ -24,7 +24,7 @@ FINE_MM = 2.0
 # 0.3-0.6 mm either way).
 RIM_MM = 8.0
 ANGLE_DEG = 20
-RIGID_STAGE = Stage("Rigid[0.1]", "MI[{},1,32,Regular,0.25]", "[60x30,1e-6,10]", "2x1", "2x1mm")
+RIGID_STAGE = Stage("Rigid[0.1]", "MI[{},1,32,Regular,0.5]", "[60x40,1e-6,10]", "2x1", "2x1mm")
 
 
 class StartScore(NamedTuple):
@@ -78,7 +78,7 @@ def register_rigid(
     Each start (the header, the centres of mass, and both turned by 20 degrees about each axis)
     climbs the mutual information at 8 mm; the best distinct ones climb at 5 mm; the winner is
     refined by ANTs at 4 and 2 mm, which is kept if it scores higher. Results repeat exactly on one
-    ITK thread; with more, the order of ANTs' sums moves them by hundredths of a millimetre.
+    ITK thread; with more, the order of ANTs' sums moves them by about a tenth of a millimetre.
 
     Parameters
     ----------

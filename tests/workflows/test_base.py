@@ -1,0 +1,216 @@
+"""The workflow of a run, built for cohorts of every kind, without running it."""
+
+import networkx as nx
+import pytest
+from nipype.interfaces.base import isdefined
+
+from m2m_bids.api import DEFAULT_WEIGHTS
+from m2m_bids.bids.query import Scan
+from m2m_bids.settings import Settings
+from m2m_bids.workflows.base import (
+    anatomical_wf_name,
+    identifier,
+    init_m2m_bids_wf,
+    init_single_subject_wf,
+    methods_text,
+    scan_wf_name,
+)
+from m2m_bids.workflows.registration import RegistrationOptions
+
+
+def options(**changes):
+    given = {
+        "transform": "m2m",
+        "weights": DEFAULT_WEIGHTS,
+        "weights_sha256": "abc",
+        "n_refine": 7,
+        "device": "cpu",
+        "use_gpu": False,
+        "random_seed": 5,
+        "omp_nthreads": 2,
+    }
+    return RegistrationOptions(**{**given, **changes})
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "bids/derivatives/dti").mkdir(parents=True)
+    return Settings(
+        bids_dir=tmp_path / "bids",
+        output_dir=tmp_path / "out",
+        work_dir=tmp_path / "work",
+        derivatives=(("dti", tmp_path / "bids/derivatives/dti"),),
+        random_seed=5,
+    )
+
+
+@pytest.fixture
+def scan(settings):
+    """Make a scan, with its T1w of a session of choice."""
+
+    def make(modality, subject="01", session="M000", t1w_session="M000", **more):
+        root = settings.bids_dir if modality == "pet" else settings.derivative_dirs["dti"]
+        entities = {"sub": subject, "ses": session, **more.pop("entities", {})}
+        end = "pet" if modality == "pet" else "param-FA_dwimap"
+        if modality == "fa":
+            entities["param"] = "FA"
+        stem = "_".join(f"{k}-{v}" for k, v in entities.items() if k != "param")
+        t1w = f"sub-{subject}/ses-{t1w_session}/anat/sub-{subject}_ses-{t1w_session}_T1w.nii.gz"
+        files = {
+            "file": root / f"sub-{subject}/ses-{session}/dwi/{stem}_{end}.nii.gz",
+            "t1w": settings.bids_dir / t1w,
+        }
+        for file in files.values():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        return Scan(
+            modality=modality,
+            entities=entities,
+            t1w_entities={"sub": subject, "ses": t1w_session},
+            source="raw" if modality == "pet" else "dti",
+            **files,
+            **more,
+        )
+
+    return make
+
+
+def parts(workflow):
+    return {name.rpartition(".")[0] for name in workflow.list_node_names()}
+
+
+def unset_inputs(workflow):
+    """Mandatory inputs of nodes that are neither set nor connected."""
+    graph = workflow._create_flat_graph()
+    found = []
+    for node in graph.nodes:
+        connected = {
+            name for *_, data in graph.in_edges(node, data=True) for _, name in data["connect"]
+        }
+        for name in node.inputs.traits(mandatory=True):
+            if name not in connected and not isdefined(getattr(node.inputs, name)):
+                found.append(f"{node.fullname}.{name}")
+    return found
+
+
+@pytest.mark.parametrize("transform", ["m2m", "rigid"])
+@pytest.mark.parametrize("modality", ["pet", "fa"])
+def test_every_input_is_given(settings, scan, transform, modality):
+    weights = DEFAULT_WEIGHTS if transform == "m2m" else None
+    workflow = init_m2m_bids_wf(
+        settings, [scan(modality)], options(transform=transform, weights=weights)
+    )
+    assert not unset_inputs(workflow)
+    assert workflow.base_dir == str(settings.work_dir)
+    has_m2m = any(name.endswith(".register_m2m") for name in workflow.list_node_names())
+    assert has_m2m is (transform == "m2m")
+
+
+def test_scans_of_one_t1w_share_its_preparation(settings, scan):
+    scans = [
+        scan("pet", entities={"trc": "FDG"}),
+        scan("pet", session="M012", entities={"trc": "FDG"}),
+        scan("fa", session="M024"),
+    ]
+    workflow = init_single_subject_wf(settings, scans, options(), name="sub_01_wf")
+    anatomical = anatomical_wf_name(scans[0])
+    assert {anatomical_wf_name(other) for other in scans} == {anatomical}
+    brains = [name for name in workflow.list_node_names() if name.endswith("extract_brain")]
+    assert brains == [f"{anatomical}.extract_brain"]
+    ds_t1w = [name for name in workflow.list_node_names() if name.endswith("ds_t1w")]
+    assert ds_t1w == [f"outputs_{anatomical}.ds_t1w"]
+    for other in scans:
+        name = scan_wf_name(other)
+        source = workflow.get_node(f"{name}.reference_wf.inputnode")
+        assert source.inputs.in_file == str(other.file)
+        assert {f"{name}.registration_wf", f"{name}.outputs_wf"} <= parts(workflow)
+    assert workflow.get_node(f"{anatomical}.inputnode").inputs.t1w_file == str(scans[0].t1w)
+    assert not unset_inputs(workflow)
+
+
+def test_two_t1w_images_are_prepared_apart(settings, scan):
+    scans = [scan("pet"), scan("fa", session="M012", t1w_session="M012")]
+    workflow = init_single_subject_wf(settings, scans, options(), name="sub_01_wf")
+    brains = [name for name in workflow.list_node_names() if name.endswith("extract_brain")]
+    assert len(brains) == 2
+    graph = workflow._create_flat_graph()
+    for other in scans:
+        # What comes before a scan's registration is of its own T1w alone.
+        (node,) = [
+            node
+            for node in graph.nodes
+            if node.fullname.endswith(f"{scan_wf_name(other)}.registration_wf.register_rigid")
+        ]
+        before = {source.fullname.split(".")[1] for source in nx.ancestors(graph, node)}
+        assert before == {anatomical_wf_name(other), scan_wf_name(other)}
+
+
+def test_subjects_are_apart(settings, scan):
+    scans = [scan("pet"), scan("fa"), scan("pet", subject="02")]
+    workflow = init_m2m_bids_wf(settings, scans, options())
+    tops = {name.split(".")[0] for name in workflow.list_node_names()}
+    assert tops == {"sub_01_wf", "sub_02_wf"}
+    assert len({id(node) for node in workflow._get_all_nodes()}) == len(workflow.list_node_names())
+    for node in workflow._create_flat_graph().nodes:
+        subject = node.fullname.split(".")[1].split("_")[1]
+        crash_dir = settings.output_dir / f"sub-{subject}" / "log" / settings.run_uuid
+        assert node.config["execution"]["crashdump_dir"] == str(crash_dir)
+
+
+def test_frame_durations_reach_the_pet_reference(settings, scan):
+    for durations, expected in (([60, 120.5], [60.0, 120.5]), ("n/a", None), (None, None)):
+        sidecar = {} if durations is None else {"FrameDuration": durations}
+        pet = scan("pet", sidecar=sidecar)
+        workflow = init_single_subject_wf(settings, [pet], options(), name="sub_01_wf")
+        node = workflow.get_node(f"{scan_wf_name(pet)}.reference_wf.static_reference")
+        found = node.inputs.frame_durations_s
+        assert (found if isdefined(found) else None) == expected
+
+
+def test_options_reach_every_node(settings, scan):
+    workflow = init_m2m_bids_wf(settings, [scan("pet")], options(use_gpu=True, omp_nthreads=4))
+    nodes = {node.name: node for node in workflow._get_all_nodes()}
+    assert nodes["register_m2m"].n_procs == 1
+    assert nodes["register_m2m"].interface.inputs.use_gpu is True
+    for name in ("extract_brain", "correct_bias", "register_rigid"):
+        assert nodes[name].n_procs == 4
+    for name in ("extract_brain", "register_rigid"):
+        assert nodes[name].inputs.random_seed == 5
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_methods_are_told_once(settings, scan, order):
+    """However many subjects and scans there are, and whichever kinds a subject lacks."""
+    scans = [
+        scan("pet", subject="01", entities={"trc": "FDG"}),
+        scan("fa", subject="01"),
+        scan("pet", subject="02"),
+        scan("fa", subject="03"),
+    ][::order]
+    text = methods_text(init_m2m_bids_wf(settings, scans, options()))
+    titles = [line for line in text.splitlines() if line.startswith("####")]
+    assert titles[0] == "#### Anatomical reference"
+    assert set(titles[1:3]) == {"#### PET", "#### Diffusion"}
+    assert titles[3:] == ["#### Registration"]
+
+
+def test_methods_tell_what_runs(settings, scan):
+    rigid = options(transform="rigid", weights=None)
+    text = methods_text(init_m2m_bids_wf(settings, [scan("fa")], rigid))
+    assert "M2M-Reg" not in text
+    assert "#### PET" not in text
+    assert "#### Diffusion" in text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("sub-01_trc-18F+X_pet", "sub-01_trc-18FX_pet"),
+        ("sub-01_ses-1_pet", "sub-01_ses-11_pet"),
+        ("sub-01_run-1_pet", "sub-01_run-01_pet"),
+    ],
+)
+def test_identifiers_are_nodes_names_of_their_own(names):
+    made = {identifier(name) for name in names}
+    assert len(made) == len(names)
+    assert all(name.isidentifier() for name in made)
