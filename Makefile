@@ -13,7 +13,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 THREADS := OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1
 # `pytest tests`, not `python -m pytest`, which would put the checkout before the installed package.
 # The doctests, those of m2m_bids.workflows too, are collected from the installed package.
-PYTEST = $(THREADS) .venv-test/bin/pytest -n 2 --dist loadfile tests --pyargs m2m_bids
+# The environment's programs, such as the BIDS validator, are found first.
+PYTEST = PATH="$(CURDIR)/.venv-test/bin:$$PATH" $(THREADS) pytest -n 2 --dist loadfile tests --pyargs m2m_bids
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test test-all test-venv lint clean

@@ -18,7 +18,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from m2m_bids.api import DEFAULT_WEIGHTS
+from m2m_bids.api import DEFAULT_WEIGHTS, DeformableOptions, register_files
 from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs
 from m2m_bids.bids.query import query
 from m2m_bids.bids.status import read_status
@@ -326,6 +326,23 @@ def test_inverse_undoes_the_transform(cohort, scans, name):
         there = map_points(read(outputs[f"{key}_xfm"]), points)
         again = map_points(read(outputs[f"{key}_inverse_xfm"]), there)
         assert np.linalg.norm(again - points, axis=1).max() < limit_mm
+
+
+@pytest.mark.slow
+def test_one_call_of_the_api_gives_the_same(cohort, scans):
+    scan = scans[PET]
+    options = DeformableOptions("pet", n_refine=10, device="cpu", n_threads=1)
+    result = register_files(scan.file, scan.t1w, modality="pet", options=options)
+    outputs = expected_outputs(scan, cohort.out, "m2m")
+    assert result.objections == []
+    brain = nb.load(expected_anat_outputs(scan.t1w_entities, cohort.out)["mask"])
+    points = nb.affines.apply_affine(brain.affine, np.argwhere(np.asarray(brain.dataobj) > 0))
+    apart = map_points(result.transforms, points) - map_points(
+        read_composite(outputs["m2m_xfm"]), points
+    )
+    # ANTs adds up in another order where there are more threads.
+    assert np.linalg.norm(apart, axis=1).mean() < 0.5
+    assert result.moved.shape == nb.load(outputs["preproc"]).shape
 
 
 def test_report_shows_every_scan_without_network(cohort, rows):

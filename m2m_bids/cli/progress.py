@@ -22,17 +22,19 @@ class Progress:
 
     def __init__(self) -> None:
         self.seconds: dict[str, tuple[float, float]] = {}
+        self._started: set[str] = set()
 
     def __call__(self, node, status: str) -> None:
         """Take note of a node's start, end or exception."""
         now = time.monotonic()
         name = node.fullname
         if status == "start":
-            LOGGER.info("started  %s", name.partition(".")[2])
-        else:
-            LOGGER.info(
-                "%s %s", "finished" if status == "end" else "FAILED  ", name.partition(".")[2]
-            )
+            self._started.add(name)
+        elif name not in self._started:
+            # Nipype ends nodes too that were never run: from the cache, or after a failure.
+            return
+        words = {"start": "started ", "end": "finished"}
+        LOGGER.info("%s %s", words.get(status, "FAILED  "), name.partition(".")[2])
         for workflow in name.split(".")[:-1]:
             first, _ = self.seconds.get(workflow, (now, now))
             self.seconds[workflow] = (first, now)

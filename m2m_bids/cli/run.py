@@ -206,20 +206,19 @@ def _plugin(
 
 def _write_graph(workflow: "LiterateWorkflow", logs_dir: Path) -> None:
     """Write the coloured and the executed graph, drawn where Graphviz is installed."""
+    image_format = "svg" if shutil.which("dot") else "dot"
     for kind in ("colored", "exec"):
         file = logs_dir / f"graph_{kind}.dot"
-        try:
-            workflow.write_graph(
-                graph2use=kind, dotfilename=str(file), format="svg", simple_form=True
-            )
-            LOGGER.info("wrote %s", file.with_suffix(".svg"))
-        except OSError:
-            # Nipype writes the DOT file first, then looks for Graphviz.
-            LOGGER.warning(
-                "wrote %s, but no drawing of it: Graphviz is not installed (apt-get install"
-                " graphviz, or conda install graphviz); then: dot -Tsvg -O %s",
-                *(file, file),
-            )
+        workflow.write_graph(
+            graph2use=kind, dotfilename=str(file), format=image_format, simple_form=True
+        )
+        LOGGER.info("wrote %s", file.with_suffix(f".{image_format}"))
+    if image_format == "dot":
+        LOGGER.warning(
+            "the graphs are not drawn: Graphviz is not installed (apt-get install graphviz, or"
+            " conda install graphviz); then: dot -Tsvg -O %s",
+            logs_dir / "graph_*.dot",
+        )
 
 
 def _report(

@@ -1,0 +1,138 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from m2m_bids.cli import environment
+from m2m_bids.cli.environment import available_memory_gb, count_gpus, prepare_environment
+from m2m_bids.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "bids").mkdir()
+
+    def make(**options):
+        return Settings(
+            bids_dir=tmp_path / "bids",
+            output_dir=tmp_path / "out",
+            work_dir=tmp_path / "work",
+            **options,
+        )
+
+    return make
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """Environment variables of this process, put back after the test."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    return os.environ
+
+
+def test_caches_are_in_the_work_folder(settings, variables, tmp_path):
+    prepare_environment(settings())
+    for name in ("TEMPLATEFLOW_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "NIPYPE_CONFIG_DIR"):
+        assert variables[name].startswith(str(tmp_path / "work/caches/"))
+        assert os.path.isdir(variables[name])
+    prepare_environment(settings())  # a second run in the same folder
+
+
+def test_threads_and_telemetry(settings, variables):
+    prepare_environment(settings(nprocs=4, omp_nthreads=3, random_seed=7))
+    for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "MKL_NUM_THREADS"):
+        assert variables[name] == "3"
+    assert variables["NO_ET"] == "1"
+    assert variables["ANTS_RANDOM_SEED"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "m2m-bids"),
+        ({"USER": "ada"}, "ada"),
+        ({"USER": "ada", "LOGNAME": "lovelace"}, "lovelace"),
+    ],
+)
+def test_login_name_for_batch_systems(settings, variables, given, expected):
+    for name in ("USER", "LOGNAME"):
+        variables.pop(name, None)
+    variables.update(given)
+    prepare_environment(settings())
+    assert variables["LOGNAME"] == expected
+
+
+@pytest.mark.parametrize(("verbose", "level"), [(0, "CRITICAL"), (1, "INFO")])
+def test_workers_read_the_same_configuration(settings, tmp_path, verbose, level):
+    """Nipype's workers are processes of their own, which know the environment alone."""
+    settings(verbose=verbose, stop_on_first_crash=True).to_toml(tmp_path / "settings.toml")
+    code = f"""
+import subprocess, sys
+from m2m_bids.cli.environment import configure_nipype, prepare_environment
+from m2m_bids.settings import Settings
+settings = Settings.from_toml({str(tmp_path / "settings.toml")!r})
+prepare_environment(settings)
+configure_nipype(settings)
+show = '''
+import logging
+from nipype import config
+print(config.get("logging", "workflow_level"), config.get("execution", "stop_on_first_crash"),
+      config.get("execution", "crashfile_format"),
+      logging.getLevelName(logging.getLogger("nipype.workflow").level))
+'''
+exec(show)
+subprocess.run([sys.executable, "-c", show], check=True)
+"""
+    command = [sys.executable, "-uc", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{level} true txt {level}"] * 2
+
+
+@pytest.mark.parametrize(
+    ("device", "n_gpus", "expected"),
+    [("auto", 0, 0), ("auto", 2, 1), ("cuda", 1, 1), ("cuda:1", 2, 1)],
+)
+def test_gpus_are_counted(monkeypatch, device, n_gpus, expected):
+    monkeypatch.setattr(environment, "GPU_COUNT_CODE", f"print({n_gpus})")
+    assert count_gpus(device) == expected
+
+
+@pytest.mark.parametrize(("device", "n_gpus"), [("cuda", 0), ("cuda:1", 1), ("cuda:2", 2)])
+def test_missing_gpu_names_the_way_out(monkeypatch, device, n_gpus):
+    monkeypatch.setattr(environment, "GPU_COUNT_CODE", f"print({n_gpus})")
+    with pytest.raises(
+        ValueError, match=f"--device {device}: .*{n_gpus} GPUs.*--nv.*--device cpu"
+    ):
+        count_gpus(device)
+
+
+def test_broken_torch_counts_as_no_gpu(monkeypatch):
+    monkeypatch.setattr(environment, "GPU_COUNT_CODE", "raise SystemExit(1)")
+    assert count_gpus("auto") == 0
+
+
+def test_cpu_asks_nobody(monkeypatch):
+    monkeypatch.setattr(environment.subprocess, "run", None)
+    assert count_gpus("cpu") == 0
+
+
+def test_torch_is_asked_in_another_process():
+    code = (
+        "import sys; from m2m_bids.cli.environment import count_gpus; count_gpus('auto');"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_memory_of_a_container(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(environment, "Path", lambda _: limit)
+    total = available_memory_gb()
+    assert 0 < total < 1e5
+    limit.write_text("max\n")
+    assert available_memory_gb() == total
+    limit.write_text("500000000\n")
+    assert available_memory_gb() == pytest.approx(0.45)
+    limit.write_text(f"{10**15}\n")
+    assert available_memory_gb() == total

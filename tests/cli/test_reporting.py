@@ -1,0 +1,137 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs
+from m2m_bids.bids.query import Scan
+from m2m_bids.bids.status import read_status
+from m2m_bids.cli.reporting import (
+    as_before,
+    read_sidecar,
+    status_of,
+    write_citation,
+    write_reports,
+)
+from m2m_bids.settings import Settings
+
+MADE_WITH = {"WeightsSHA256": "abc", "RefinementSteps": 60}
+QUALITY = {"folding_percent": 0.0, "disagreement_mm": 0.71, "similarity_gain": 0.23}
+SCAN = Scan(
+    "pet",
+    Path("/data/sub-01/pet/sub-01_trc-FDG_pet.nii.gz"),
+    {"sub": "01", "trc": "FDG"},
+    Path("/data/sub-01/anat/sub-01_T1w.nii.gz"),
+    {"sub": "01"},
+    t1w_choice="same session",
+)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "bids").mkdir()
+
+    def make(**options):
+        return Settings(
+            bids_dir=tmp_path / "bids",
+            output_dir=tmp_path / "out",
+            work_dir=tmp_path / "work",
+            **options,
+        )
+
+    return make
+
+
+def finish(settings, scan=SCAN, transform="m2m", **fields):
+    """Write what a finished scan consists of."""
+    outputs = expected_outputs(scan, settings.output_dir, transform)
+    anatomical = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
+    for file in (*outputs.values(), *anatomical.values()):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    content = {"Transform": transform, "TransformRequested": "m2m", **MADE_WITH, **fields}
+    outputs["preproc_json"].write_text(json.dumps(content))
+
+
+def test_citation(settings):
+    text = write_citation(settings(), "#### Registration\n\nAligned with care.").read_text()
+    assert "Aligned with care." in text
+    assert "antspyx" in text
+    assert "{" not in text.replace("{{", "")
+
+
+def test_unfinished_scan_has_no_sidecar(settings):
+    assert read_sidecar(SCAN, settings()) == {}
+
+
+def test_status_of_a_finished_scan(settings):
+    finish(settings())
+    row = status_of(SCAN, settings(), MADE_WITH, seconds=12.34)
+    assert (row.status, row.reason, row.seconds) == ("done", "n/a", "12.3")
+
+
+def test_status_of_a_rejected_step(settings):
+    finish(settings(), transform="rigid", TransformFallbackReason="the map folds")
+    row = status_of(SCAN, settings(), MADE_WITH)
+    assert (row.status, row.reason) == ("rigid only", "the map folds")
+
+
+def test_rigid_run_is_done(settings):
+    finish(settings(), transform="rigid", TransformRequested="rigid")
+    assert status_of(SCAN, settings(transform="rigid"), {}).status == "done"
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [("a.nii: truncated", "a.nii: truncated"), ("", "sub-01_trc-FDG_space-T1w_desc-preproc_pet")],
+)
+def test_status_of_a_failed_scan(settings, failure, reason):
+    row = status_of(SCAN, settings(), MADE_WITH, failure=failure)
+    assert row.status == "failed"
+    assert reason in row.reason
+
+
+def test_failure_wins_over_older_outputs(settings):
+    """A scan whose outputs could not be replaced has failed, although there are files."""
+    finish(settings())
+    assert status_of(SCAN, settings(), MADE_WITH, failure="it broke").status == "failed"
+
+
+def test_outputs_of_other_weights_do_not_count(settings):
+    finish(settings(), WeightsSHA256="other")
+    assert status_of(SCAN, settings(), MADE_WITH).status == "failed"
+
+
+def test_scan_that_is_left_out(settings):
+    row = status_of(replace(SCAN, t1w=None, reason="no T1w image"), settings(), MADE_WITH)
+    assert (row.status, row.reason, row.t1w) == ("skipped", "no T1w image", "n/a")
+
+
+def test_earlier_reason_and_time_are_kept(settings):
+    failed = status_of(SCAN, settings(), MADE_WITH, failure="it broke", seconds=3.0)
+    now = status_of(SCAN, settings(), MADE_WITH)
+    assert as_before(now, [failed]) == failed
+    # Not those of another scan, of another state, or of none.
+    assert as_before(now, [replace(failed, scan="sub-01_trc-AV45_pet")]) == now
+    assert as_before(now, [replace(failed, status="done")]) == now
+    assert as_before(now, []) == now
+
+
+def test_reports_and_table(settings, tmp_path):
+    other = replace(SCAN, entities={"sub": "02"}, t1w=None, reason="no <T1w> image")
+    run = settings()
+    fields = {"RigidScore": 0.61, "DeformableQuality": QUALITY, "Device": "cpu"}
+    finish(run, **fields)
+    scans = [SCAN, other]
+    rows = [status_of(scan, run, MADE_WITH) for scan in scans]
+    reports = write_reports(run, scans, rows)
+    assert [file.name for file in reports] == ["sub-01.html", "sub-02.html"]
+    assert [(row.scan, row.status) for row in read_status(run.output_dir)] == [
+        ("sub-01_trc-FDG_pet", "done"),
+        ("sub-02_pet", "skipped"),
+    ]
+    page = reports[0].read_text()
+    for word in ("sub-01_trc-FDG_pet", "same session", "abc", "0.61", "0.71", "0.23", "cpu"):
+        assert word in page
+    assert "no &lt;T1w&gt; image" in reports[1].read_text()

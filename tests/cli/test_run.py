@@ -1,0 +1,403 @@
+"""The command line in this process, with the workflow's run replaced; see also test_end_to_end."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from m2m_bids.api import DEFAULT_WEIGHTS
+from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs
+from m2m_bids.bids.query import query
+from m2m_bids.bids.status import read_status
+from m2m_bids.cli import run as module
+from m2m_bids.cli.progress import Progress
+from m2m_bids.registration.weights import CARD_NAME, TENSORS_NAME, read_card
+from m2m_bids.settings import Settings
+from m2m_bids.workflows.base import init_m2m_bids_wf
+from m2m_bids.workflows.registration import RegistrationOptions
+
+SHA256 = read_card(DEFAULT_WEIGHTS).sha256
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch, tmp_path):
+    """A run sets variables for its process; this one goes on."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def bids_dir(tmp_path):
+    """Two PET scans and one FA map, of two subjects; the files are empty."""
+    root = tmp_path / "bids"
+    for name in (
+        "sub-1/anat/sub-1_T1w.nii.gz",
+        "sub-1/pet/sub-1_trc-FDG_pet.nii.gz",
+        "sub-1/pet/sub-1_trc-AV45_pet.nii.gz",
+        "sub-2/anat/sub-2_T1w.nii.gz",
+        "sub-2/dwi/sub-2_FA.nii.gz",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    content = {"Name": "Test", "BIDSVersion": "1.10.0"}
+    (root / "dataset_description.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def weights(tmp_path):
+    shutil.copytree(DEFAULT_WEIGHTS, tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def main(bids_dir, tmp_path, capsys, monkeypatch):
+    """Call the command line; return exit code, standard output and error, and scans run."""
+
+    def call(*options, out="out"):
+        started = []
+
+        def run_workflow(settings, scans, registration):
+            started.extend(scan.name for scan in scans)
+            return Progress()
+
+        monkeypatch.setattr(module, "_run_workflow", run_workflow)
+        arguments = [bids_dir, tmp_path / out, "participant", "--skip-bids-validation", *options]
+        if "--device" not in options:
+            arguments += ["--device", "cpu"]
+        try:
+            code = module.main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err, started
+
+    return call
+
+
+def scans_of(bids_dir):
+    return {scan.name: scan for scan in query(bids_dir)}
+
+
+def finish(scan, out_dir, transform="m2m", **fields):
+    """Write what a finished scan consists of."""
+    outputs = expected_outputs(scan, out_dir, transform)
+    anatomical = expected_anat_outputs(scan.t1w_entities, out_dir)
+    for file in (*outputs.values(), *anatomical.values()):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    content = {
+        "Transform": transform,
+        "TransformRequested": "m2m",
+        "WeightsSHA256": SHA256,
+        "RefinementSteps": 60,
+        **fields,
+    }
+    outputs["preproc_json"].write_text(json.dumps(content))
+
+
+# --- nothing can be started ------------------------------------------------------------------
+
+
+def change_card(folder, **changes):
+    file = folder / CARD_NAME
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / CARD_NAME).unlink(), [CARD_NAME]),
+        (lambda folder: (folder / TENSORS_NAME).unlink(), [TENSORS_NAME]),
+        (lambda folder: (folder / CARD_NAME).write_text("no JSON"), [CARD_NAME, "not a weights"]),
+        (lambda folder: change_card(folder, sha256="0" * 64), [TENSORS_NAME, "SHA-256", "0" * 64]),
+        (lambda folder: change_card(folder, modalities=["fa"]), ["for fa, not for pet"]),
+        (lambda folder: (folder / TENSORS_NAME).write_bytes(b"x"), [TENSORS_NAME, "SHA-256"]),
+    ],
+    ids=["no card", "no tensors", "card is text", "wrong hash", "other modality", "damaged"],
+)
+def test_unusable_weights(main, weights, tmp_path, spoil, words):
+    spoil(weights)
+    code, out, err, started = main("--weights", weights)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert all(word in err for word in (str(weights), *words))
+    assert (out, started) == ("", [])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--participant-label", "7"], ["no participant 7", "1, 2"]),
+        (["--tracer-label", "PIB"], ["PIB", "FDG"]),
+        (["--weights", "absent"], ["--weights", "absent"]),
+        (["--device", "gpu"], ["--device", "gpu"]),
+        (["--device", "cuda:63"], ["--device cuda:63", "--nv"]),
+        (["-w", "bids/work"], ["--work-dir", "bids/work"]),
+        (["--config-file", "bids/dataset_description.json"], ["--config-file"]),
+    ],
+)
+def test_unusable_argument(main, tmp_path, options, words):
+    code, out, err, started = main(*options)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert all(word in err for word in words)
+    assert (out, started) == ("", [])
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_inside_the_bids_folder(main, bids_dir):
+    before = sorted(bids_dir.rglob("*"))
+    code, _, err, _ = main(out="bids/derivatives/m2m-bids")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "output_dir" in err
+    assert sorted(bids_dir.rglob("*")) == before
+
+
+def test_output_of_another_application(main, tmp_path):
+    (tmp_path / "out").mkdir()
+    other = {"Name": "fMRIPrep", "GeneratedBy": [{"Name": "fMRIPrep"}]}
+    (tmp_path / "out/dataset_description.json").write_text(json.dumps(other))
+    code, _, err, started = main()
+    assert (code, started) == (2, [])
+    assert "made by fMRIPrep" in err.splitlines()[-1]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["dataset_description.json"]
+
+
+# --- what is run -----------------------------------------------------------------------------
+
+
+def test_only_what_is_missing_is_run(main, bids_dir, tmp_path):
+    scans = scans_of(bids_dir)
+    code, out, _, started = main()
+    assert sorted(started) == sorted(scans)
+    assert code == 1
+    assert out.startswith("3 failed\n")
+    for name in ("sub-1_trc-FDG_pet", "sub-2_param-FA_dwimap"):
+        finish(scans[name], tmp_path / "out")
+    code, out, _, started = main()
+    assert started == ["sub-1_trc-AV45_pet"]
+    finish(scans["sub-1_trc-AV45_pet"], tmp_path / "out", "rigid", TransformFallbackReason="folds")
+    code, out, _, started = main()
+    assert started == []
+    assert code == 0
+    assert "2 done, 1 rigid only" in out
+    assert "rigid only: sub-1_trc-AV45_pet: folds" in out
+
+
+@pytest.mark.parametrize(
+    "options", [["--refine", "5"], ["--transform", "rigid"], ["--weights", "other"]]
+)
+def test_other_results_are_run_anew(main, bids_dir, tmp_path, weights, options):
+    scan = scans_of(bids_dir)["sub-1_trc-FDG_pet"]
+    finish(scan, tmp_path / "out")
+    if "--weights" in options:
+        weights.rename(tmp_path / "other")
+        data = (tmp_path / "other" / TENSORS_NAME).read_bytes() + b" "
+        (tmp_path / "other" / TENSORS_NAME).write_bytes(data)
+        change_card(tmp_path / "other", sha256=hashlib.sha256(data).hexdigest())
+    assert scan.name not in main()[3]
+    assert scan.name in main(*options)[3]
+
+
+def test_rigid_run_needs_no_weights(main, tmp_path, monkeypatch):
+    monkeypatch.setattr("m2m_bids.api.check_weights", None)
+    code, _, _, started = main("--transform", "rigid")
+    assert (code, len(started)) == (1, 3)
+
+
+def test_settings_and_status_are_written(main, tmp_path):
+    main("--participant-label", "1", "--refine", "7")
+    (file,) = (tmp_path / "out/logs").glob("config_*.toml")
+    settings = Settings.from_toml(file)
+    assert (settings.refine, settings.participant_label) == (7, ("1",))
+    rows = read_status(tmp_path / "out")
+    assert {row.scan: row.status for row in rows} == {
+        "sub-1_trc-AV45_pet": "failed",
+        "sub-1_trc-FDG_pet": "failed",
+    }
+
+
+def test_dry_run(main, tmp_path):
+    code, out, _, started = main("--dry-run")
+    assert (code, started) == (0, [])
+    assert "would register 3 of 3 scans" in out
+    assert f"{DEFAULT_WEIGHTS} (SHA-256 {SHA256[:12]}...)" in out
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "work").exists()
+
+
+def test_reports_only_runs_nothing(main, tmp_path):
+    code, _, _, started = main("--reports-only")
+    assert (code, started) == (1, [])
+    assert {file.name for file in (tmp_path / "out").glob("*.html")} == {
+        "sub-1.html",
+        "sub-2.html",
+    }
+
+
+def test_work_folder_is_emptied_if_asked_for(main, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/old").touch()
+    main()
+    assert (tmp_path / "work/old").exists()
+    main("--clean-workdir")
+    assert not (tmp_path / "work/old").exists()
+
+
+def test_no_graph_of_nothing(main, bids_dir, tmp_path, caplog):
+    for scan in scans_of(bids_dir).values():
+        finish(scan, tmp_path / "out")
+    assert main("--write-graph")[0] == 0
+    assert "no graph was written" in caplog.text
+
+
+# --- parts -----------------------------------------------------------------------------------
+
+
+def options(**changes):
+    given = {
+        "transform": "m2m",
+        "weights": DEFAULT_WEIGHTS,
+        "weights_sha256": SHA256,
+        "n_refine": 7,
+        "device": "cpu",
+        "use_gpu": False,
+        "random_seed": 5,
+        "omp_nthreads": 2,
+    }
+    return RegistrationOptions(**{**given, **changes})
+
+
+@pytest.fixture
+def settings(bids_dir, tmp_path):
+    def make(**changes):
+        given = {"output_dir": tmp_path / "out", "work_dir": tmp_path / "work"}
+        return Settings(bids_dir=bids_dir, **{**given, **changes})
+
+    return make
+
+
+def test_plugin(settings, tmp_path):
+    progress = Progress()
+    linear = module._plugin(settings(nprocs=1), options(), progress)
+    assert linear == {"plugin": "Linear", "plugin_args": {"status_callback": progress}}
+    several = module._plugin(settings(nprocs=3, mem_gb=7.5), options(use_gpu=True), progress)
+    assert several["plugin"] == "MultiProc"
+    assert (
+        several["plugin_args"].items()
+        >= {
+            "n_procs": 3,
+            "memory_gb": 7.5,
+            "n_gpu_procs": 1,
+            "mp_context": "forkserver",
+            "raise_insufficient": False,
+        }.items()
+    )
+    (tmp_path / "plugin.yml").write_text("plugin: SLURM\nplugin_args: {template: x}\n")
+    batch = module._plugin(settings(plugin_file=tmp_path / "plugin.yml"), options(), progress)
+    assert batch["plugin"] == "SLURM"
+    assert batch["plugin_args"]["template"] == "x"
+
+
+@pytest.fixture
+def graph(settings, bids_dir, tmp_path):
+    """Write the graphs of one scan's workflow; return the folder."""
+    scans = [scans_of(bids_dir)["sub-1_trc-FDG_pet"]]
+    workflow = init_m2m_bids_wf(settings(), scans, options())
+
+    def write():
+        module._write_graph(workflow, tmp_path / "logs")
+        return tmp_path / "logs"
+
+    return write
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
+def test_graph_is_drawn(graph):
+    folder = graph()
+    for kind in ("colored", "exec"):
+        dot = (folder / f"graph_{kind}.dot").read_text()
+        assert "register_m2m" in dot
+        assert "extract_brain" in dot
+        assert "<svg" in (folder / f"graph_{kind}.svg").read_text()
+
+
+def test_graph_without_graphviz(graph, tmp_path, monkeypatch, caplog):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setitem(os.environ, "PATH", str(tmp_path / "empty"))
+    folder = graph()
+    for kind in ("colored", "exec"):
+        assert "register_m2m" in (folder / f"graph_{kind}.dot").read_text()
+    assert "install graphviz" in caplog.text
+    assert not list(folder.glob("*.svg"))
+
+
+def fake_validator(tmp_path, monkeypatch, code):
+    """Put a validator beside a make-believe interpreter."""
+    program = tmp_path / "bin/bids-validator-deno"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(module.sys, "executable", str(tmp_path / "bin/python"))
+
+
+@pytest.mark.parametrize(("code", "is_warned"), [(0, False), (16, True)])
+def test_validator_is_advice(bids_dir, tmp_path, monkeypatch, caplog, code, is_warned):
+    fake_validator(tmp_path, monkeypatch, code)
+    module._validate(bids_dir)
+    assert ("finds errors" in caplog.text) is is_warned
+
+
+def test_validator_need_not_be_there(bids_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module.sys, "executable", str(tmp_path / "bin/python"))
+    monkeypatch.setitem(os.environ, "PATH", str(tmp_path))
+    with caplog.at_level("INFO"):
+        module._validate(bids_dir)
+    assert "was not validated" in caplog.text
+
+
+def test_failure_of_one_scan_is_told_to_all_that_need_it(
+    main, bids_dir, tmp_path, monkeypatch, capsys
+):
+    """A T1w that cannot be read fails both PET scans of its subject, with its reason."""
+
+    def crash(settings, scans, registration):
+        folder = settings.output_dir / "sub-1/log" / settings.run_uuid
+        folder.mkdir(parents=True)
+        node = "m2m_bids_wf.sub_1_wf.sub_1_T1w_wf.conform_t1w"
+        text = f"Node: {node}\n\n\tm2m_bids.spatial.images.ImageError: T1w.nii.gz: torn\n"
+        (folder / "crash-1.txt").write_text(text)
+        finish(scans_of(bids_dir)["sub-2_param-FA_dwimap"], settings.output_dir)
+        return Progress()
+
+    monkeypatch.setattr(module, "_run_workflow", crash)
+    arguments = [str(bids_dir), str(tmp_path / "out"), "participant", "--skip-bids-validation"]
+    assert module.main([*arguments, "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("1 done, 2 failed\n")
+    assert len(re.findall(r"failed: sub-1_trc-\w+_pet: T1w.nii.gz: torn", out)) == 2
+    assert "torn" in (tmp_path / "out/sub-1.html").read_text()
+
+
+def test_crash_of_the_workflow_is_no_crash_of_the_app(settings, bids_dir, monkeypatch, caplog):
+    """Nipype raises after a run for the nodes that failed."""
+
+    def fail(self, **plugin):
+        raise RuntimeError("2 raised.\nRe-raising first.")
+
+    monkeypatch.setattr("niworkflows.engine.workflows.LiterateWorkflow.run", fail)
+    monkeypatch.setattr(module, "configure_nipype", lambda settings: None)
+    run = settings(write_graph=False)
+    scans = list(scans_of(bids_dir).values())
+    progress = module._run_workflow(run, scans, options())
+    assert progress.seconds == {}
+    assert "some steps failed: 2 raised." in caplog.text
+    citation = Path(run.output_dir / "logs/CITATION.md").read_text()
+    assert citation.count("#### Registration") == 1
