@@ -72,16 +72,13 @@ within the brain mask.
         name="outputnode",
     )
     conform_t1w = pe.Node(ConformT1w(), name="conform_t1w", mem_gb=1)
-    threads = {"n_procs": omp_nthreads}
     extract_brain = pe.Node(
-        ExtractBrain(random_seed=random_seed, n_threads=omp_nthreads),
+        ExtractBrain(random_seed=random_seed),
         name="extract_brain",
         mem_gb=2,
-        **threads,
+        n_procs=omp_nthreads,
     )
-    correct_bias = pe.Node(
-        CorrectBias(n_threads=omp_nthreads), name="correct_bias", mem_gb=2, **threads
-    )
+    correct_bias = pe.Node(CorrectBias(), name="correct_bias", mem_gb=2, n_procs=omp_nthreads)
     segment_tissues = pe.Node(SegmentTissues(), name="segment_tissues", mem_gb=2)
     draw_anatomy = pe.Node(AnatomicalFigure(), name="draw_anatomy", mem_gb=1)
 

@@ -123,7 +123,7 @@ refined with ANTs).
     )
     outputnode = pe.Node(niu.IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
     register_rigid = pe.Node(
-        RegisterRigid(random_seed=options.random_seed, n_threads=options.omp_nthreads),
+        RegisterRigid(random_seed=options.random_seed),
         name="register_rigid",
         mem_gb=1.5,
         n_procs=options.omp_nthreads,

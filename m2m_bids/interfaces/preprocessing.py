@@ -39,7 +39,6 @@ class ConformT1w(SimpleInterface):
 class _ExtractBrainInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
     random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
-    n_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads of ANTs")
 
 
 class _ExtractBrainOutputSpec(TraitedSpec):
@@ -71,7 +70,6 @@ class ExtractBrain(SimpleInterface):
 class _InMaskInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on its grid")
-    n_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads of ANTs")
 
 
 class _ImageOutputSpec(TraitedSpec):
@@ -178,7 +176,6 @@ class _RegisterRigidInputSpec(BaseInterfaceInputSpec):
     fixed_file = File(exists=True, mandatory=True, desc="T1w image")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
     random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
-    n_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads of ANTs")
 
 
 class _RegisterRigidOutputSpec(TraitedSpec):
