@@ -23,7 +23,7 @@ from m2m_bids.registration.m2m import CyclePairs, ObjectiveConfig, m2m_loss
 from m2m_bids.registration.maps import warp
 from m2m_bids.registration.networks.gradicon import COMPACT, GradICON
 from m2m_bids.registration.training import Trainer, TrainingConfig
-from m2m_bids.registration.weights import WeightsCard, save_weights
+from m2m_bids.registration.weights import WeightsCard, load_weights, save_weights
 from m2m_bids.simulation.anatomy import (
     Subject,
     Template,
@@ -289,20 +289,26 @@ def cohort_objective(config: ObjectiveConfig, extent_mm: float):
 
 
 def train_stage(
-    template: Template, run_dir: Path, config: TrainingConfig, *, is_coarse: bool, minutes: float
+    network: GradICON,
+    template: Template,
+    run_dir: Path,
+    config: TrainingConfig,
+    *,
+    minutes: float,
 ) -> tuple[GradICON, bool]:
     """
-    Train one of the two stages for some minutes, from where it stands.
+    Train a network for some minutes, from where its run stands.
 
     Parameters
     ----------
+    network : GradICON
+        What a new run starts from. With fewer scales than the default weights have, it is trained
+        at half the resolution.
     template : Template
+        On the grid of the default weights.
     run_dir : Path
-        Of the whole training; stages have folders in it.
+        Of this stage.
     config : TrainingConfig
-    is_coarse : bool
-        The two coarse scales at half the resolution, else all three, which start from the coarse
-        stage's.
     minutes : float
 
     Returns
@@ -311,13 +317,7 @@ def train_stage(
         With averaged weights.
     is_done : bool
     """
-    network_config = replace(COMPACT, n_scales=COMPACT.n_scales - 1) if is_coarse else COMPACT
-    torch.manual_seed(0)
-    network = GradICON(network_config)
-    if not is_coarse:
-        coarse, _ = train_stage(template, run_dir, config, is_coarse=True, minutes=0)
-        network.load_state_dict(coarse.state_dict(), strict=False)
-    network = network.to(memory_format=torch.channels_last_3d)
+    is_coarse = network.config.n_scales < COMPACT.n_scales
     if is_coarse:
         template = template.pooled()
     cycles = CohortCycles(template, seed=1 if is_coarse else 2, batch_size=2 if is_coarse else 1)
@@ -325,11 +325,34 @@ def train_stage(
         gradcycon_weight=0.2, gradicon_weight=0.0, lncc_sigma_voxels=1.25 if is_coarse else 2.5
     )
     objective = cohort_objective(objective_config, template.extent_mm)
-    trainer = Trainer(
-        network, objective, cycles, config, run_dir / ("coarse" if is_coarse else "fine")
-    )
-    is_done = trainer.run(max_minutes=minutes) if minutes > 0 else False
-    return trainer.average, is_done
+    network = network.to(memory_format=torch.channels_last_3d)
+    trainer = Trainer(network, objective, cycles, config, run_dir)
+    return trainer.average, trainer.run(max_minutes=minutes)
+
+
+def make_network(n_scales: int, start_from: Path | None) -> GradICON:
+    """
+    Make a compact network, new or with the scales that a weights folder has.
+
+    Parameters
+    ----------
+    n_scales : int
+    start_from : Path, optional
+        Weights folder of a compact network.
+
+    Returns
+    -------
+    GradICON
+    """
+    torch.manual_seed(0)
+    network = GradICON(replace(COMPACT, n_scales=n_scales))
+    if start_from:
+        known, _ = load_weights(start_from)
+        network.load_state_dict(network.state_dict() | {
+            name: tensor for name, tensor in known.state_dict().items()
+            if name in network.state_dict()
+        })  # fmt: skip
+    return network
 
 
 def write_weights(network: GradICON, template: Template, folder: Path, details: dict) -> None:
@@ -381,6 +404,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--coarse-iterations", type=int, default=12000)
     parser.add_argument("--fine-iterations", type=int, default=20000)
+    parser.add_argument(
+        "--start-from", type=Path, metavar="FOLDER", help="weights that a new run starts from"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
@@ -390,11 +416,17 @@ def main(argv: list[str] | None = None) -> int:
     coarse = TrainingConfig(n_iterations=args.coarse_iterations)
     fine = TrainingConfig(n_iterations=args.fine_iterations, learning_rate=5e-4)
     network, is_done = train_stage(
-        template, args.run_dir, coarse, is_coarse=True, minutes=args.minutes
+        make_network(COMPACT.n_scales - 1, args.start_from),
+        template,
+        args.run_dir / "coarse",
+        coarse,
+        minutes=args.minutes,
     )
     if is_done:
+        whole = make_network(COMPACT.n_scales, args.start_from)
+        whole.load_state_dict(whole.state_dict() | network.state_dict())
         network, is_done = train_stage(
-            template, args.run_dir, fine, is_coarse=False, minutes=args.minutes
+            whole, template, args.run_dir / "fine", fine, minutes=args.minutes
         )
         counts = {
             "coarse_iterations": args.coarse_iterations,
