@@ -183,6 +183,15 @@ def quality_limits() -> dict[str, dict]:
     return json.loads((files("m2m_bids.data") / "quality.json").read_text())
 
 
+def missing_gpu_message(device: str, n_gpus: int) -> str:
+    """Say that a GPU was named which is not there, and how to get one."""
+    return (
+        f"--device {device}: PyTorch sees {n_gpus} GPUs here. In a container, start it with"
+        " `singularity run --nv` (`docker run --gpus all`); on a cluster, ask for a GPU"
+        " (`--gres=gpu:1`); or use --device cpu."
+    )
+
+
 def resolve_device(device: str) -> "torch.device":
     """
     Turn the name of a device into one that works, in the process that will use it.
@@ -208,11 +217,7 @@ def resolve_device(device: str) -> "torch.device":
         return torch.device("cuda" if n_gpus else "cpu")
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= n_gpus:
-        raise DeviceError(
-            f"--device {device}: PyTorch {torch.__version__} sees {n_gpus} GPUs here. In a"
-            " container, start it with `singularity run --nv` (`docker run --gpus all`); on a"
-            " cluster, ask for a GPU (`--gres=gpu:1`); or use --device cpu."
-        )
+        raise DeviceError(missing_gpu_message(device, n_gpus))
     return chosen
 
 

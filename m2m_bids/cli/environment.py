@@ -16,8 +16,8 @@ def prepare_environment(settings: Settings) -> None:
     """
     Keep caches in the work folder, telemetry off and threads to their number.
 
-    Worker processes inherit all of it. To be called before numpy, ANTs or niworkflows are
-    imported.
+    Worker processes inherit all of it; in this process it acts on what is imported later, so that
+    it comes before Nipype, niworkflows, matplotlib and ANTs.
 
     Parameters
     ----------
@@ -127,11 +127,9 @@ def count_gpus(device: str) -> int:
         return min(n_gpus, 1)
     _, _, index = device.partition(":")
     if int(index or 0) >= n_gpus:
-        raise ValueError(
-            f"--device {device}: PyTorch sees {n_gpus} GPUs here. In a container, start it with"
-            " `singularity run --nv` (`docker run --gpus all`); on a cluster, ask for a GPU"
-            " (`--gres=gpu:1`); or use --device cpu."
-        )
+        from m2m_bids.api import missing_gpu_message
+
+        raise ValueError(missing_gpu_message(device, n_gpus))
     return 1
 
 

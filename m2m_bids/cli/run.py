@@ -59,15 +59,17 @@ def _run(settings: Settings) -> int:
     # First, so that a missing GPU is told within seconds.
     n_gpus = count_gpus(settings.device) if settings.transform == "m2m" else 0
     scans = _find_scans(settings)
-    options = _registration_options(settings, n_gpus)
+    weights, sha256 = _find_weights(settings)
     if settings.dry_run:
-        weights = f"{options.weights} (SHA-256 {options.weights_sha256[:12]}...)"
-        names = dict.fromkeys(settings.modalities, weights)
+        shown = f"{weights} (SHA-256 {sha256[:12]}...)"
+        names = dict.fromkeys(settings.modalities, shown)
         sys.stdout.write(dry_run_table(scans, settings, names) + "\n")
         return 0
     if settings.clean_workdir and settings.work_dir.is_dir():
         shutil.rmtree(settings.work_dir)
+    # Before Nipype and niworkflows are imported: both write to the home directory on import.
     prepare_environment(settings)
+    options = _registration_options(settings, weights, sha256, use_gpu=n_gpus > 0)
     if not settings.skip_bids_validation:
         _validate(settings.bids_dir)
 
@@ -110,22 +112,28 @@ def _find_scans(settings: Settings) -> "list[Scan]":
     )
 
 
-def _registration_options(settings: Settings, n_gpus: int) -> "RegistrationOptions":
-    """Check the weights, before anything is computed."""
+def _find_weights(settings: Settings) -> tuple[Path | None, str]:
+    """Check the weights, before anything is computed; return their folder and hash."""
+    if settings.transform == "rigid":
+        return None, ""
     from m2m_bids.api import DEFAULT_WEIGHTS, check_weights
+
+    weights = settings.weights or DEFAULT_WEIGHTS
+    return weights, check_weights(weights, settings.modalities)
+
+
+def _registration_options(
+    settings: Settings, weights: Path | None, sha256: str, *, use_gpu: bool
+) -> "RegistrationOptions":
     from m2m_bids.workflows.registration import RegistrationOptions
 
-    weights, sha256 = None, ""
-    if settings.transform == "m2m":
-        weights = settings.weights or DEFAULT_WEIGHTS
-        sha256 = check_weights(weights, settings.modalities)
     return RegistrationOptions(
         transform=settings.transform,
         weights=weights,
         weights_sha256=sha256,
         n_refine=settings.refine,
         device=settings.device,
-        use_gpu=n_gpus > 0,
+        use_gpu=use_gpu,
         random_seed=settings.random_seed,
         omp_nthreads=settings.omp_nthreads,
     )

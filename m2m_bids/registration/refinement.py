@@ -51,10 +51,10 @@ class RefinementConfig:
     gradcycon_weight, bending_weight : float
         Of Eq. 3, and of the velocities' second differences in voxels.
     forward_bending_weight : float
-        The same of moving -> fixed alone, the map that is applied. Anatomies of different
-        people, as the bridge's and the pair's, differ in detail, and that noise has no place in
-        it: on simulated pairs of one subject 1.0 lowers the error by a quarter, on pairs of two it
-        costs 0-20 %.
+        The same of moving -> fixed alone, the map that is applied. Anatomies of different people,
+        as the bridge's and the pair's, differ in detail, and that noise has no place in it. Tried
+        on single simulated pairs: 1.0 lowers the error of PET within a subject from 1.4 to 1.1 mm,
+        and raises it between two subjects from 2.3 to 2.4 mm (PET) and 1.6 to 1.9 mm (FA).
     lncc_sigma_voxels : float
         Window of the similarity on the full grid; half of it at half the resolution.
     """

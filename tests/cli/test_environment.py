@@ -136,3 +136,21 @@ def test_memory_of_a_container(monkeypatch, tmp_path):
     assert available_memory_gb() == pytest.approx(0.45)
     limit.write_text(f"{10**15}\n")
     assert available_memory_gb() == total
+
+
+def test_nothing_is_written_to_the_home_directory_before_it_is_prepared(tmp_path):
+    """Importing what a run imports first must not import Nipype, niworkflows or matplotlib."""
+    code = (
+        "import sys, m2m_bids.cli.run, m2m_bids.bids.query\n"
+        "from m2m_bids.api import DEFAULT_WEIGHTS, check_weights\n"
+        "check_weights(DEFAULT_WEIGHTS, ['pet'])\n"
+        "print({'nipype', 'niworkflows', 'matplotlib', 'templateflow'} & set(sys.modules))"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    for name in ("MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        environment.pop(name, None)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "set()"
+    assert list(tmp_path.iterdir()) == []
