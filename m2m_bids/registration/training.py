@@ -38,8 +38,9 @@ class TrainingConfig:
         Gradients are scaled down to this norm.
     checkpoint_minutes : float
         Between checkpoints.
-    use_bfloat16 : bool
-        Autocast to bfloat16 in the network.
+    use_bfloat16 : bool, optional
+        Autocast to bfloat16 in the network; by default where the device computes in it
+        (`has_fast_bfloat16`), so that a run can go on on another machine.
     """
 
     n_iterations: int
@@ -47,7 +48,24 @@ class TrainingConfig:
     average_decay: float = 0.999
     gradient_norm: float = 1.0
     checkpoint_minutes: float = 3.0
-    use_bfloat16: bool = True
+    use_bfloat16: bool | None = None
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """
+    Tell whether a device computes in bfloat16; others imitate it, many times slower than float32.
+
+    Parameters
+    ----------
+    device : torch.device
+
+    Returns
+    -------
+    bool
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class Trainer:
@@ -88,6 +106,9 @@ class Trainer:
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
         self.iteration = 0
+        self.use_bfloat16 = config.use_bfloat16
+        if self.use_bfloat16 is None:
+            self.use_bfloat16 = has_fast_bfloat16(next(network.parameters()).device)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if (self.run_dir / CHECKPOINT_NAME).is_file():
             self._load()
@@ -175,7 +196,7 @@ class Trainer:
             ) from error
 
     def _predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        with torch.autocast(moving.device.type, torch.bfloat16, enabled=self.config.use_bfloat16):
+        with torch.autocast(moving.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             return self.network(moving, fixed).float()
 
     def _log(self, means: dict[str, float], seconds: float) -> None:

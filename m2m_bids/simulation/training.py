@@ -25,6 +25,7 @@ from m2m_bids.registration.networks.gradicon import COMPACT, GradICON
 from m2m_bids.registration.training import Trainer, TrainingConfig
 from m2m_bids.registration.weights import WeightsCard, load_weights, save_weights
 from m2m_bids.simulation.anatomy import (
+    TEMPLATE_CHANNELS,
     Subject,
     Template,
     deformed_subject,
@@ -38,11 +39,14 @@ from m2m_bids.simulation.contrast import (
     simulate_fa,
     simulate_pet,
     simulate_t1w,
+    template_bridge,
 )
 
 LOGGER = logging.getLogger(__name__)
 MODALITIES = ("pet", "fa")
 SUPERVISED_WEIGHT_PER_MM = 0.2
+TEMPLATE_BRIDGE_SHARE = 0.7
+"""How often the bridge of a cycle is the template's, as in use, and not another subject's pair."""
 
 
 class SubjectImages(NamedTuple):
@@ -135,6 +139,14 @@ class CohortCycles:
         self.n_subjects = n_subjects
         self.iterations_per_subject = iterations_per_subject
         self._subject = lru_cache(maxsize=n_subjects + 2)(self._make_subject)
+        self._template_bridges = {
+            modality: Placed(
+                torch.cat(template_bridge(template, modality), 1),
+                identity_map(template.size),
+                (template.data[:, [TEMPLATE_CHANNELS.index("mask")]] > 0.5).float(),
+            )
+            for modality in MODALITIES
+        }
 
     def __call__(self, iteration: int) -> list[Cycle]:
         """
@@ -174,8 +186,11 @@ class CohortCycles:
         anatomical = first if is_within else second
         moving = self._place(*moving, first.brain, generator, is_within=is_within)
         fixed = self._place(anatomical.t1w, anatomical.coordinates, anatomical.brain, generator)
-        both = torch.cat((getattr(bridge, modality), bridge.t1w), 1)
-        paired = self._place(both, bridge.coordinates, bridge.brain, generator)
+        if uniform(generator, 0, 1) < TEMPLATE_BRIDGE_SHARE:
+            paired = self._template_bridges[modality]
+        else:
+            both = torch.cat((getattr(bridge, modality), bridge.t1w), 1)
+            paired = self._place(both, bridge.coordinates, bridge.brain, generator)
         functional, t1w = paired.image.split(1, dim=1)
         if uniform(generator, 0, 1) < 0.5:
             return Cycle(

@@ -5,9 +5,16 @@ import csv
 import pytest
 import torch
 
+from m2m_bids.registration import training
 from m2m_bids.registration.m2m import CyclePairs, ObjectiveConfig, m2m_loss
 from m2m_bids.registration.networks.gradicon import GradICON, GradICONConfig
-from m2m_bids.registration.training import CHECKPOINT_NAME, LOG_NAME, Trainer, TrainingConfig
+from m2m_bids.registration.training import (
+    CHECKPOINT_NAME,
+    LOG_NAME,
+    Trainer,
+    TrainingConfig,
+    has_fast_bfloat16,
+)
 
 SIZE = 9
 OBJECTIVE = ObjectiveConfig(lncc_sigma_voxels=1.0)
@@ -65,6 +72,20 @@ def test_resumed_training_is_bitwise_that_of_one_run(tmp_path, normalization, us
     assert n_slices == 6
     for (name, ours), theirs in zip(states(sliced).items(), states(whole).values(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_precision_is_that_of_the_machine_and_may_change_with_it(tmp_path, monkeypatch):
+    assert isinstance(has_fast_bfloat16(torch.device("cpu")), bool)
+    seen = []
+    for is_fast in (True, False):
+        monkeypatch.setattr(training, "has_fast_bfloat16", lambda _, is_fast=is_fast: is_fast)
+        trainer = make_trainer(tmp_path, use_bfloat16=None)
+        trainer.network.unets[0].last_conv.register_forward_hook(
+            lambda _module, _inputs, output: seen.append(output.dtype)
+        )
+        trainer.run(max_minutes=0)
+        assert seen[-1] is (torch.bfloat16 if is_fast else torch.float32)
+    assert trainer.iteration == 2  # the second went on from the first's checkpoint
 
 
 def test_training_moves_the_weights_and_averages_them(tmp_path):

@@ -8,7 +8,14 @@ import torch
 
 from m2m_bids.registration.weights import load_weights
 from m2m_bids.simulation.anatomy import load_template
-from m2m_bids.simulation.training import CohortCycles, main, supervised_loss
+from m2m_bids.simulation.contrast import template_bridge
+from m2m_bids.simulation.training import (
+    MODALITIES,
+    TEMPLATE_BRIDGE_SHARE,
+    CohortCycles,
+    main,
+    supervised_loss,
+)
 
 
 def test_needs_torch_and_numpy_alone():
@@ -47,6 +54,25 @@ def test_coordinates_belong_to_images():
             )
             inside = placed.brain > 0.9
             assert (found[inside] > 0.5).float().mean() > 0.9
+
+
+def test_bridge_is_often_that_of_use():
+    """The app's bridge, the template, in its share of the cycles and in both directions."""
+    template = load_template().pooled()
+    cycles = CohortCycles(template, seed=6, n_subjects=4, iterations_per_subject=100)
+    known = {modality: template_bridge(template, modality) for modality in MODALITIES}
+    found = []
+    for iteration in range(60):
+        (cycle,) = cycles(iteration)
+        bridge = cycle.pairs.bridge_s, cycle.pairs.bridge_t
+        found += [
+            (modality, step)
+            for modality, images in known.items()
+            for step in (1, -1)
+            if all(torch.equal(a, b) for a, b in zip(bridge, images[::step], strict=True))
+        ]
+    assert abs(len(found) / 60 - TEMPLATE_BRIDGE_SHARE) < 0.2
+    assert len(set(found)) == 4
 
 
 def test_supervised_loss_is_zero_for_the_same_pose():
