@@ -48,6 +48,7 @@ FAILED = {
     f"{LATER}_param-FA_dwimap": [f"{LATER}_param-FA_dwimap.nii.gz", "positive voxel"],
     "sub-flat_pet": ["sub-flat_T1w.nii.gz", "voxel size"],
     "sub-torn_pet": ["sub-torn_T1w.nii.gz", "truncated"],
+    "sub-blank_pet": ["sub-blank_T1w.nii.gz", "every voxel is zero"],
 }
 SKIPPED = {"sub-alone_pet": ["no T1w image"]}
 
@@ -99,6 +100,12 @@ def flatten_voxels(file):
     file.write_bytes(gzip.compress(bytes(content)))
 
 
+def blank(file):
+    """Set every voxel to zero."""
+    image = nb.load(file)
+    nb.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine).to_filename(file)
+
+
 def save_like(image, data, file):
     file.parent.mkdir(parents=True, exist_ok=True)
     nb.Nifti1Image(data, image.affine).to_filename(file)
@@ -125,14 +132,15 @@ def add_bad_scans(bids_dir):
     fa = nb.load(dti / f"sub-{GOOD}/ses-M000/dwi/{FA}.nii.gz")
     nothing = np.full(fa.shape, np.nan, np.float32)
     save_like(fa, nothing, dti / f"sub-{GOOD}/ses-M012/dwi/{LATER}_param-FA_dwimap.nii.gz")
-    for label, spoil in (("flat", flatten_voxels), ("torn", truncate), ("alone", Path.unlink)):
+    spoilers = {"flat": flatten_voxels, "torn": truncate, "blank": blank, "alone": Path.unlink}
+    for label, spoil in spoilers.items():
         for source, folder, suffix in ((pet_file, "pet", "pet"), (t1w_file, "anat", "T1w")):
             copy = bids_dir / f"sub-{label}" / folder / f"sub-{label}_{suffix}.nii.gz"
             copy.parent.mkdir(parents=True)
             shutil.copy(source, copy)
         spoil(copy)
     (bids_dir / "sub-alone/anat").rmdir()
-    labels = [GOOD, "flat", "torn", "alone"]
+    labels = [GOOD, *spoilers]
     rows = ["participant_id", *(f"sub-{label}" for label in labels)]
     (bids_dir / "participants.tsv").write_text("\n".join(rows) + "\n")
 
@@ -188,7 +196,7 @@ def test_every_scan_has_its_status(cohort, rows):
 
 def test_exit_code_says_that_some_failed(cohort):
     assert cohort.call.code == 1
-    assert "2 done, 1 rigid only, 1 skipped, 6 failed" in cohort.call.out
+    assert "2 done, 1 rigid only, 1 skipped, 7 failed" in cohort.call.out
     assert "Traceback" not in cohort.call.out + cohort.call.err
 
 
@@ -208,7 +216,7 @@ def test_files_are_exactly_those_expected(cohort, scans):
     found = {file for file in cohort.out.glob("sub-*/ses-*/**/*") if file.is_file()}
     assert found == expected
     tops = {path.name for path in cohort.out.iterdir()}
-    labels = (GOOD, "flat", "torn", "alone")
+    labels = (GOOD, "flat", "torn", "blank", "alone")
     assert tops == {
         *(".bidsignore", "dataset_description.json", "logs"),
         *(f"sub-{label}{end}" for label in labels for end in ("", ".html")),

@@ -2,49 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from m2m_bids.settings import Settings
 
-
-class ListedScan(Protocol):
-    """What the listing shows of a scan; `m2m_bids.bids.query.Scan` has it."""
-
-    @property
-    def name(self) -> str:
-        """Unique name."""
-
-    @property
-    def subject(self) -> str:
-        """Participant label."""
-
-    @property
-    def modality(self) -> str:
-        """Kind of image, "pet" or "fa"."""
-
-    @property
-    def file(self) -> Path:
-        """The image."""
-
-    @property
-    def t1w(self) -> Path | None:
-        """The T1w image chosen for it."""
-
-    @property
-    def t1w_choice(self) -> str:
-        """The rule by which the T1w was chosen."""
-
-    @property
-    def source(self) -> str:
-        """Name of the dataset, "raw" for the BIDS dataset."""
-
-    @property
-    def reason(self) -> str:
-        """Why it is left out; empty for a scan to register."""
+if TYPE_CHECKING:
+    from m2m_bids.bids.query import Scan
 
 
 def dry_run_table(
-    scans: Sequence[ListedScan],
+    scans: "Sequence[Scan]",
     settings: Settings,
     weights: Mapping[str, str] | None = None,
 ) -> str:
@@ -102,7 +69,7 @@ def _dataset(source: str) -> str:
     return "the BIDS dataset" if source == "raw" else f"derivatives dataset {source}"
 
 
-def _weights(scan: ListedScan, settings: Settings, weights: Mapping[str, str]) -> str:
+def _weights(scan: "Scan", settings: Settings, weights: Mapping[str, str]) -> str:
     """Name the weights that a scan would be registered with."""
     if settings.transform == "rigid":
         return "none (rigid only)"
@@ -111,7 +78,7 @@ def _weights(scan: ListedScan, settings: Settings, weights: Mapping[str, str]) -
     return weights.get(scan.modality, default) + refined
 
 
-def _participants_without_scans(scans: Sequence[ListedScan], settings: Settings) -> list[str]:
+def _participants_without_scans(scans: "Sequence[Scan]", settings: Settings) -> list[str]:
     """List selected participants of whom there is no scan at all."""
     folders = sorted(path for path in settings.bids_dir.glob("sub-*") if path.is_dir())
     labels = [folder.name.removeprefix("sub-") for folder in folders]

@@ -43,6 +43,7 @@ from niworkflows.utils.bids import relative_to_root  # noqa: E402
 _OWN_ENTITIES = [
     {"name": "param", "pattern": r"[_/\\]+param-([a-zA-Z0-9+]+)"},
     {"name": "segmentation", "pattern": r"[_/\\]+seg-([a-zA-Z0-9+]+)"},
+    {"name": "chunk", "pattern": r"[_/\\]+chunk-([0-9]+)"},
     # The stock patterns of these three also match inside other words, or miss them.
     {"name": "model", "pattern": r"[_/\\]+model-([a-zA-Z0-9+]+)"},
     {"name": "resolution", "pattern": r"[_/\\]+res-([a-zA-Z0-9+]+)"},
@@ -64,10 +65,10 @@ _DWI = (
     "[_run-{run}]"
 )
 _XFM = (
-    "_from-{from}_to-{to}_mode-{mode<image|points>|image}[_desc-{desc}]_{suffix<xfm>}"
-    "{extension<.txt|.h5|.nii.gz|.json>|.h5}"
+    "[_chunk-{chunk}]_from-{from}_to-{to}_mode-{mode<image|points>|image}[_desc-{desc}]"
+    "_{suffix<xfm>}{extension<.txt|.h5|.nii.gz|.json>|.h5}"
 )
-_SPACE = "[_space-{space}][_res-{resolution}]"
+_SPACE = "[_space-{space}][_chunk-{chunk}][_res-{resolution}]"
 _MAP = "[_model-{model}][_param-{param}][_desc-{desc}]"
 _SEGMENTED = "[_seg-{segmentation}][_label-{label}][_desc-{desc}]"
 _IMAGE = "{extension<.nii|.nii.gz|.json>|.nii.gz}"
@@ -98,8 +99,8 @@ class DerivativesDataSink(_DerivativesDataSink):
     """
     Write a file into the output dataset under the BIDS name that was asked for, or not at all.
 
-    Adds to niworkflows' interface the entities ``param`` and ``segmentation``, transforms as
-    ``.txt``, ``.h5`` and ``.nii.gz``, ``_dwimap`` and this app's figures. Unlike it,
+    Adds to niworkflows' interface the entities ``param``, ``segmentation`` and ``chunk``,
+    transforms as ``.txt``, ``.h5`` and ``.nii.gz``, ``_dwimap`` and this app's figures. Unlike it,
 
     - a keyword that is no entity raises, where niworkflows writes it into the JSON sidecar;
       metadata go through ``meta_dict``;

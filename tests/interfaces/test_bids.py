@@ -16,6 +16,7 @@ FA = "/deriv/sub-01/ses-M012/dwi/sub-01_ses-M012_dir-AP_model-tensor_param-fa_dw
 FA_STEM = "sub-01/ses-M012/dwi/sub-01_ses-M012_dir-AP_model-tensor_param-fa"
 RAW_FA = "/data/sub-01/ses-M012/dwi/sub-01_ses-M012_run-1_FA.nii.gz"
 T1W = "/data/sub-01/ses-M000/anat/sub-01_ses-M000_T1w.nii.gz"
+T1W_STEM = "sub-01/ses-M000/anat/sub-01_ses-M000"
 XFM = {"from": "petref", "to": "T1w", "mode": "image", "suffix": "xfm"}
 FIGURE = {"datatype": "figures"}
 
@@ -70,6 +71,18 @@ def sink(tmp_path, file, source, **keywords):
             ".h5",
             {**XFM, "from": "FA", "desc": "m2m"},
             f"{FA_STEM}_from-FA_to-T1w_mode-image_desc-m2m_xfm.h5",
+        ),
+        (
+            T1W.replace("_T1w", "_part-mag_chunk-2_T1w"),
+            ".nii.gz",
+            {"space": "T1w", "desc": "preproc"},
+            f"{T1W_STEM}_part-mag_space-T1w_chunk-2_desc-preproc_T1w.nii.gz",
+        ),
+        (
+            T1W.replace("_T1w", "_chunk-2_T1w"),
+            ".txt",
+            {**XFM, "desc": "affine"},
+            f"{T1W_STEM}_chunk-2_from-petref_to-T1w_mode-image_desc-affine_xfm.txt",
         ),
         (
             RAW_FA,
