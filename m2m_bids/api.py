@@ -80,6 +80,8 @@ class Quality:
     similarity_gain : float
         What the deformable map adds, beyond the rigid one, to the two mono-modal similarities
         (LNCC, of at most 1 each) of the cycle that it enters.
+    similarity : float
+        Mean LNCC, -1 to 1, of the moving image and the bridge's deep inside the brain.
     mean_displacement_mm, max_displacement_mm : float
         Length of the displacement.
     min_jacobian, max_jacobian : float
@@ -89,6 +91,7 @@ class Quality:
     folding_percent: float
     disagreement_mm: float
     similarity_gain: float
+    similarity: float
     mean_displacement_mm: float
     max_displacement_mm: float
     min_jacobian: float
@@ -121,6 +124,16 @@ class Quality:
             objections.append(
                 f"it adds {self.similarity_gain:.3f} to the mono-modal similarity"
                 f" (at least {limits['similarity_gain']:g})"
+            )
+        if not self.similarity >= limits["similarity"]:
+            objections.append(
+                "inside the brain the image does not look like one of its kind: its similarity to"
+                f" the template's is {self.similarity:.2f} (at least {limits['similarity']:g})"
+            )
+        if not self.mean_displacement_mm >= limits["mean_displacement_mm"]:
+            objections.append(
+                f"it moves the brain by {self.mean_displacement_mm:.2f} mm on average, within its"
+                f" own error (at least {limits['mean_displacement_mm']:g} mm)"
             )
         return objections
 
@@ -457,6 +470,7 @@ def _assess(
         folding_percent=100 * float(np.mean(determinants <= 0)),
         disagreement_mm=float(lengths_mm[brain].mean()),
         similarity_gain=registration.similarity_gain,
+        similarity=registration.similarity,
         mean_displacement_mm=float(displacements_mm.mean()),
         max_displacement_mm=float(displacements_mm.max()),
         min_jacobian=float(determinants.min()),

@@ -43,7 +43,7 @@ RIGID = from_matvec(Rotation.from_euler("xz", [20, 35], degrees=True).as_matrix(
 TEMPLATE2FIXED = from_matvec(
     Rotation.from_euler("yz", [6, -8], degrees=True).as_matrix() * 1.05, [10, 5, -20]
 )
-GOOD = Quality(0.0, 0.6, 0.4, 3.0, 9.0, 0.5, 1.8)
+GOOD = Quality(0.0, 0.6, 0.4, 0.7, 3.0, 9.0, 0.5, 1.8)
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,9 @@ def test_no_network_and_no_refinement_is_the_identity(estimate, pair):
     assert np.asarray(result.jacobian.dataobj) == pytest.approx(1, abs=1e-3)
     assert result.quality.similarity_gain == pytest.approx(0, abs=1e-4)
     assert result.quality.disagreement_mm < 1e-2
-    (objection,) = result.quality.objections()
-    assert "mono-modal similarity" in objection
+    gain, displacement = result.quality.objections()
+    assert "mono-modal similarity" in gain
+    assert "within its own error" in displacement
 
 
 def test_refinement_undoes_the_warp(refined, pair):
@@ -208,7 +209,13 @@ def test_weights_of_another_modality(pair, weights):
 
 def test_limits_have_reasons():
     limits = quality_limits()
-    assert set(limits) == {"folding_percent", "disagreement_mm", "similarity_gain"}
+    assert set(limits) == {
+        "folding_percent",
+        "disagreement_mm",
+        "similarity_gain",
+        "similarity",
+        "mean_displacement_mm",
+    }
     assert all(len(entry["reason"]) > 40 for entry in limits.values())
 
 
@@ -218,6 +225,8 @@ def test_limits_have_reasons():
         ("folding_percent", 1, "folds"),
         ("disagreement_mm", 1, "disagree"),
         ("similarity_gain", -1, "adds"),
+        ("similarity", -1, "does not look like"),
+        ("mean_displacement_mm", -1, "moves the brain"),
     ],
 )
 def test_each_limit_is_an_objection(name, sign, words):

@@ -166,8 +166,9 @@ def _add_deformable_step(
 What it left over was estimated by M2M-Reg (Choo et al., MICCAI 2025): a GradICON network
 predicts the map, and the same objective, with the MNI152 template and its simulated counterpart
 as the pre-aligned bridge pair, refines it for the pair at hand. The deformable map was used only
-where it has no folds, agrees with the backward map through the bridge and improves the mono-modal
-similarity; otherwise the rigid result is the output. Images were interpolated once, with cubic
+where it has no folds, agrees with the backward map through the bridge, improves the mono-modal
+similarity, makes the image similar to the bridge's deep inside the brain, and is larger than its
+own error; otherwise the rigid result is the output. Images were interpolated once, with cubic
 B-splines.
 """
     inputnode, outputnode, register_rigid, draw_registration = (

@@ -153,6 +153,7 @@ def _table_row(scan: Scan, row: StatusRow, settings: Settings) -> dict[str, obje
         "rigid MI (nats)": sidecar.get("RigidScore"),
         "folding (%)": quality.get("folding_percent"),
         "forward-backward (mm)": quality.get("disagreement_mm"),
+        "similarity": quality.get("similarity"),
         "similarity gain": quality.get("similarity_gain"),
         "displacement, mean (mm)": quality.get("mean_displacement_mm"),
         "displacement, max (mm)": quality.get("max_displacement_mm"),

@@ -28,7 +28,7 @@ from m2m_bids.registration.maps import (
     warp,
 )
 from m2m_bids.registration.regularity import bending_loss, jacobian_identity_loss
-from m2m_bids.registration.similarity import lncc_loss, smooth
+from m2m_bids.registration.similarity import lncc_loss, local_correlation, smooth
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ class Registration(NamedTuple):
     similarity_gain : float
         What phi_ST adds, beyond the identity, to the two mono-modal similarities (LNCC) of Eq. 2
         that it enters: of S at S', and of T' at T. It tells whether the map is worth applying.
+    similarity : float
+        Mean LNCC of S, brought to S', and S' deep inside the brain, from -1 to 1. It tells whether
+        S shows what the bridge shows at all. Near the brain's outline any image that fills the
+        outline is similar, and a gain can be had from it.
     losses : list of dict
         The named terms at every step.
     """
@@ -90,6 +94,7 @@ class Registration(NamedTuple):
     forward: Tensor
     backward: Tensor
     similarity_gain: float
+    similarity: float
     losses: list[dict[str, float]]
 
 
@@ -133,8 +138,20 @@ def register_pair(
         gain = _forward_loss(pairs, maps._replace(st=identity), config) - _forward_loss(
             pairs, maps, config
         )
+        similarity = _similarity_inside(pairs, maps, config)
         backward = compose(maps.t_bridge_s, maps.bridge_t_s)
-    return Registration(maps.st, backward, gain.item(), losses)
+    return Registration(maps.st, backward, gain.item(), similarity.item(), losses)
+
+
+def _similarity_inside(pairs: CyclePairs, maps: CycleMaps, config: RefinementConfig) -> Tensor:
+    """Average the LNCC at S' where its window holds few voxels outside the brain."""
+    correlation = local_correlation(
+        warp(pairs.s, compose(maps.st, maps.t_bridge_s)),
+        pairs.bridge_s,
+        sigma_voxels=config.lncc_sigma_voxels,
+    )
+    brain = smooth((pairs.bridge_t > 0.05).to(correlation.dtype), config.lncc_sigma_voxels)
+    return correlation[brain >= min(0.95, brain.max().item())].mean()
 
 
 def _forward_loss(pairs: CyclePairs, maps: CycleMaps, config: RefinementConfig) -> Tensor:

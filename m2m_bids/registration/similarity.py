@@ -46,13 +46,13 @@ def smooth(image: Tensor, sigma_voxels: float, *, radius_voxels: int | None = No
     return (i @ image.flatten(-2)).unflatten(-1, image.shape[-2:])
 
 
-def lncc_loss(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Tensor:
+def local_correlation(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Tensor:
     r"""
-    Return one minus the mean local normalised cross-correlation.
+    Return the local normalised cross-correlation (LNCC) at every voxel.
 
     .. math::
 
-        1 - \frac{\mathrm{cov}(a, b)}
+        \frac{\mathrm{cov}(a, b)}
         {\sqrt{(\mathrm{var}(a) + \epsilon)(\mathrm{var}(b) + \epsilon)}}
 
     with moments in a Gaussian window of ``4 * sigma + 1`` taps, zero padding and :math:`\epsilon =
@@ -68,9 +68,8 @@ def lncc_loss(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Tensor:
 
     Returns
     -------
-    Tensor, shape ()
-        Between 0, for images equal up to a local affine intensity map, and 2; where either image
-        is flat, such as in the background, a voxel counts as 1.
+    Tensor, shape (N, 1, I, J, K)
+        Between -1 and 1; near 0 where either image is flat, such as in the background.
 
     Raises
     ------
@@ -83,4 +82,17 @@ def lncc_loss(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Tensor:
     mean_a, mean_b, mean_aa, mean_bb, mean_ab = moments
     var_a = (mean_aa - mean_a * mean_a).clamp_min(0) + 1e-5
     var_b = (mean_bb - mean_b * mean_b).clamp_min(0) + 1e-5
-    return 1 - ((mean_ab - mean_a * mean_b) * torch.rsqrt(var_a * var_b)).mean()
+    return (mean_ab - mean_a * mean_b) * torch.rsqrt(var_a * var_b)
+
+
+def lncc_loss(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Tensor:
+    """
+    Return one minus the mean of `local_correlation`, which has the parameters and the errors.
+
+    Returns
+    -------
+    Tensor, shape ()
+        Between 0, for images equal up to a local affine intensity map, and 2; where either image
+        is flat a voxel counts as 1.
+    """
+    return 1 - local_correlation(a, b, sigma_voxels=sigma_voxels).mean()

@@ -101,6 +101,18 @@ def test_similarity_gain_says_whether_the_map_helps(known, refined):
     assert unmoved.similarity_gain == pytest.approx(0, abs=1e-5)
 
 
+def test_similarity_says_whether_the_image_is_of_its_kind(known, refined):
+    """An image whose voxels are scrambled within the outline gains too, but is not similar."""
+    pairs = known[0]
+    assert refined.similarity > 0.7
+    inside = pairs.s > 0.05
+    values = pairs.s[inside]
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+    scrambled = pairs.s.clone()
+    scrambled[inside] = values[order]
+    assert register_pair(None, pairs._replace(s=scrambled), CONFIG).similarity < 0.3
+
+
 def network_of(maps):
     """Return a network that predicts given maps for the three edges, in their order."""
 

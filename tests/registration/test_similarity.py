@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from m2m_bids.registration.similarity import lncc_loss, smooth
+from m2m_bids.registration.similarity import lncc_loss, local_correlation, smooth
 
 
 def gaussian_taps(sigma, radius):
@@ -87,6 +87,19 @@ def test_lncc_ignores_contrast(rng):
     assert lncc_loss(a, a).item() == pytest.approx(0, abs=1e-3)
     assert lncc_loss(a, 0.5 * a).item() == pytest.approx(0, abs=2e-3)
     assert lncc_loss(a, -0.5 * a).item() == pytest.approx(2, abs=2e-3)
+
+
+def test_local_correlation_is_that_of_each_place(rng):
+    """Equal on one side, of opposite contrast on the other, flat in a corner."""
+    a = torch.from_numpy(rng.random((1, 1, 24, 24, 24))).float()
+    b = a.clone()
+    b[:, :, 12:] = 1 - b[:, :, 12:]
+    b[:, :, :, :8] = 0.5
+    correlation = local_correlation(a, b, sigma_voxels=1.0)
+    assert correlation.shape == a.shape
+    assert correlation[..., 3:9, 12:20, 4:20].min() > 0.99
+    assert correlation[..., 15:21, 12:20, 4:20].max() < -0.99
+    assert correlation[..., 3:21, 3:5, 4:20].abs().max() < 0.05
 
 
 def test_lncc_of_flat_images_is_finite():
