@@ -379,13 +379,12 @@ def register_files(
     ImageError
         If an image cannot be used; the message names the file.
     """
-    from m2m_bids.preprocessing.anatomical import correct_bias_field, extract_brain
+    from m2m_bids.preprocessing.anatomical import correct_bias_field, extract_brain, load_t1w
     from m2m_bids.preprocessing.coregistration import register_rigid
     from m2m_bids.preprocessing.diffusion import clean_fa
     from m2m_bids.preprocessing.pet import static_reference
-    from m2m_bids.spatial.conform import to_ras
 
-    fixed = to_ras(require_3d(load_image(fixed_file), fixed_file))
+    fixed = load_t1w(fixed_file)
     moving = load_image(moving_file)
     moving.set_filename(str(moving_file))  # messages name it
     if modality == "pet":

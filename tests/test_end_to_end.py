@@ -432,7 +432,7 @@ def test_dry_run_lists_and_writes_nothing(cohort, tmp_path):
         *("-w", tmp_path / "work", "--dry-run"),
     )
     assert result.code == 0, result.err
-    assert "would register 9 of 10 scans" in result.out
+    assert "would register 10 of 11 scans" in result.out
     assert "nearest session (ses-M000)" in result.out
     assert read_card(DEFAULT_WEIGHTS).sha256[:12] in result.out
     assert "sub-alone_pet: no T1w image" in result.out

@@ -27,11 +27,10 @@ class ConformT1w(SimpleInterface):
     output_spec = _ConformT1wOutputSpec
 
     def _run_interface(self, runtime):
-        from m2m_bids.spatial.conform import to_ras
-        from m2m_bids.spatial.images import load_image, require_3d, save_image
+        from m2m_bids.preprocessing.anatomical import load_t1w
+        from m2m_bids.spatial.images import save_image
 
-        file = self.inputs.in_file
-        image = to_ras(require_3d(load_image(file), file))
+        image = load_t1w(self.inputs.in_file)
         self._results["out_file"] = str(save_image(image, Path(runtime.cwd) / "t1w.nii"))
         return runtime
 

@@ -6,6 +6,7 @@ symmetric, skull-stripped), so that nothing is downloaded.
 """
 
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nb
@@ -25,6 +26,8 @@ from m2m_bids.preprocessing.ants_bridge import (
 )
 from m2m_bids.preprocessing.mutual_information import MutualInformation, climb, pose_matrix
 from m2m_bids.preprocessing.tissues import fit_classes
+from m2m_bids.spatial.conform import to_ras
+from m2m_bids.spatial.images import load_image, require_3d
 
 # On simulated heads three levels (200, 100, 50 mm between control points) and a loose tolerance
 # leave a quarter of the bias; a fourth level or a tight one follows anatomy and leaves more.
@@ -86,6 +89,29 @@ def _template_copy(part: str, spacing_mm: float, *, dilation_mm: int = 0) -> nb.
         return working_copy(image, spacing_mm)
     distance = ndimage.distance_transform_edt(np.asarray(image.dataobj) == 0)
     return working_copy(image, spacing_mm, data=(distance <= dilation_mm).astype(np.float32))
+
+
+def load_t1w(file: Path | str) -> nb.Nifti1Image:
+    """
+    Load a T1w image, its axes reordered to RAS+ without interpolation.
+
+    Parameters
+    ----------
+    file : Path or str
+
+    Returns
+    -------
+    Nifti1Image, shape (I, J, K)
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read, the image is not 3-D or has no signal; the message names it.
+    """
+    image = require_3d(load_image(file), file)
+    image.set_filename(str(file))  # messages name it
+    finite_data(image)
+    return to_ras(image)
 
 
 def correct_bias_field(

@@ -6,6 +6,7 @@ from m2m_bids.preprocessing.anatomical import (
     BrainExtraction,
     correct_bias_field,
     extract_brain,
+    load_t1w,
     segment_tissues,
 )
 from m2m_bids.spatial.images import ImageError
@@ -109,6 +110,13 @@ def test_bad_images_are_named(head):
             call(empty)
     with pytest.raises(ImageError, match="grid"):
         segment_tissues(head.t1w, empty)
+
+
+def test_t1w_without_signal_is_named(tmp_path):
+    file = tmp_path / "sub-01_T1w.nii.gz"
+    nb.Nifti1Image(np.zeros((8, 8, 8), np.uint8), np.eye(4)).to_filename(file)
+    with pytest.raises(ImageError, match=r"sub-01_T1w.nii.gz: every voxel is zero"):
+        load_t1w(file)
 
 
 @pytest.mark.slow
