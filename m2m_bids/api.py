@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 Modality = Literal["pet", "fa"]
 DEFAULT_WEIGHTS = Path(str(files("m2m_bids.data") / "weights" / "default"))
-LNCC_SIGMA_MM = 7.5  # the paper's window: 5 voxels of 1.5 mm
 
 
 class DeviceError(RuntimeError):
@@ -310,6 +309,7 @@ def estimate_deformation(
     """
     import torch
 
+    from m2m_bids.registration.presets import LNCC_SIGMA_MM
     from m2m_bids.registration.refinement import RefinementConfig, register_pair
     from m2m_bids.registration.weights import load_weights
 
@@ -319,10 +319,8 @@ def estimate_deformation(
     network, card = load_weights(options.weights)
     device = resolve_device(options.device)
     grid = template_grid(template2fixed, size=card.grid_size, spacing_mm=card.spacing_mm)
-    pairs = _pairs(moving, fixed, fixed_mask, fixed2moving, grid, card, options.modality)
-    pairs = pairs._replace(
-        **{name: getattr(pairs, name).to(device) for name in ("s", "t", "bridge_s", "bridge_t")}
-    )
+    images = images_on_grid(moving, fixed, fixed_mask, fixed2moving=fixed2moving, grid=grid)
+    pairs = _pairs(*images, card, options.modality, device)
     config = RefinementConfig(
         n_steps=options.n_refine, lncc_sigma_voxels=LNCC_SIGMA_MM / card.spacing_mm
     )
@@ -411,40 +409,72 @@ def register_files(
     return RegisteredImage(resample(moving, chain, fixed), chain, rigid, deformation, objections)
 
 
-def _pairs(
+def images_on_grid(
     moving: nb.Nifti1Image,
     fixed: nb.Nifti1Image,
     fixed_mask: nb.Nifti1Image,
+    *,
     fixed2moving: np.ndarray,
     grid: NetworkGrid,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Bring a rigidly aligned pair to a network's grid, as networks are trained and used on it.
+
+    Parameters
+    ----------
+    moving : Nifti1Image, 3-D
+        Static PET or FA image.
+    fixed : Nifti1Image, 3-D
+        T1w image.
+    fixed_mask : Nifti1Image, 3-D
+        Brain mask on the grid of ``fixed``.
+    fixed2moving : ndarray, shape (4, 4)
+        Rigid map from fixed points to moving points, RAS+ mm.
+    grid : NetworkGrid
+        In the world of the fixed image.
+
+    Returns
+    -------
+    moving_data, fixed_data : ndarray, float32, shape (n, n, n)
+        In [0, 1] by the intensities in the brain; the T1w's is skull-stripped.
+
+    Raises
+    ------
+    ImageError
+        If the images do not overlap.
+    """
+    inside = np.asarray(fixed_mask.dataobj) > 0
+    stripped = nb.Nifti1Image(np.where(inside, np.asarray(fixed.dataobj), 0), fixed.affine)
+    fixed_data = sample_on_grid(stripped, grid)
+    moving_data = sample_on_grid(moving, grid, point_map=fixed2moving)
+    brain = fixed_data > 0
+    try:
+        return normalize(moving_data, brain), normalize(fixed_data, brain)
+    except ValueError as error:
+        raise ImageError(
+            f"after rigid alignment the moving image and the brain do not overlap ({error})."
+            " Look at the rigid result: one of the images may hold no brain, or another one."
+        ) from error
+
+
+def _pairs(
+    moving_data: np.ndarray,
+    fixed_data: np.ndarray,
     card: "WeightsCard",
     modality: Modality,
+    device: "torch.device",
 ) -> "CyclePairs":
-    """Bring the pair to the network grid, [0, 1], beside the template's bridge pair."""
+    """Put the pair beside the template's bridge pair."""
     import torch
 
     from m2m_bids.registration.m2m import CyclePairs
     from m2m_bids.simulation.anatomy import load_template
     from m2m_bids.simulation.contrast import template_bridge
 
-    inside = np.asarray(fixed_mask.dataobj) > 0
-    stripped = nb.Nifti1Image(np.where(inside, np.asarray(fixed.dataobj), 0), fixed.affine)
-    images = [
-        sample_on_grid(moving, grid, point_map=fixed2moving),
-        sample_on_grid(stripped, grid),
-    ]
-    brain = images[1] > 0
-    try:
-        s, t = (torch.from_numpy(normalize(data, brain))[None, None] for data in images)
-    except ValueError as error:
-        raise ImageError(
-            f"after rigid alignment the {modality.upper()} image and the brain do not overlap"
-            f" ({error}). Look at the rigid result: one of the images may hold no brain, or"
-            " another one."
-        ) from error
+    images = [torch.from_numpy(data)[None, None] for data in (moving_data, fixed_data)]
     template = load_template(card.grid_size, card.spacing_mm)
-    bridge_s, bridge_t = template_bridge(template, modality)
-    return CyclePairs(s, t, bridge_s, bridge_t, is_aligned=True)
+    images += template_bridge(template, modality)
+    return CyclePairs(*(image.to(device) for image in images), is_aligned=True)
 
 
 def _assess(

@@ -17,9 +17,12 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 DEFAULT_REFINE_STEPS = 60
 DEFAULT_RANDOM_SEED = 0
+DEFAULT_MAX_STEPS = 50_000
 MODALITIES = ("pet", "fa")
 TRANSFORMS = ("m2m", "rigid")
-ANALYSIS_LEVELS = ("participant",)
+ANALYSIS_LEVELS = ("participant", "train")
+NETWORK_SIZES = ("compact", "paper")
+PRECISIONS = ("auto", "bfloat16", "float32")
 # What --config-file does not bring back: where a run reads and writes is said anew, and an
 # action that was asked for once is not repeated.
 NOT_REUSED = frozenset(
@@ -29,7 +32,9 @@ NOT_REUSED = frozenset(
         "run_uuid",
         "clean_workdir",
         "dry_run",
+        "prepare_only",
         "reports_only",
+        "resume",
         "verbose",
         "write_graph",
     }
@@ -64,8 +69,8 @@ class Settings:
     ----------
     bids_dir, output_dir : Path
         Raw BIDS dataset, and root of the output dataset.
-    analysis_level : str
-        Only "participant".
+    analysis_level : {"participant", "train"}
+        Register scans, or train a network on them.
     participant_label, session_label, tracer_label : tuple of str
         Labels to process; empty for all.
     modalities : tuple of str
@@ -102,6 +107,29 @@ class Settings:
         The last step of registration.
     random_seed : int
         Seed of every random number.
+    network, network_size, objective : str
+        What "train" trains: names as in `m2m_bids.cohort.TrainingOptions`. ``weights`` is what it
+        starts from.
+    pre_aligned : str
+        Number, or share with "%", of the participants whose own pair may be the bridge.
+    aligned_share : float
+        How often the bridge is such a pair, where there are any.
+    max_steps, validate_every : int
+        Iterations of the training, and between validations.
+    grid_size, grid_spacing_mm : int, float
+        Grid of the network; 0 and None for that of the network's size.
+    batch_size : int
+        In each process; 0 for the default of the network's size and objective.
+    learning_rate : float, optional
+        None for the default of the network's size.
+    precision : {"auto", "bfloat16", "float32"}
+        "auto" for bfloat16 where the device computes in it.
+    run_name : str
+        Folder of the training below ``output_dir/training``; empty for network and objective.
+    resume : bool
+        Whether a training that is there is continued.
+    prepare_only : bool
+        Whether the images are prepared, and nothing is trained.
     dry_run, write_graph, reports_only : bool
         Only list the scans; write the graph of the workflow; only write reports.
     verbose : int
@@ -138,6 +166,21 @@ class Settings:
     refine: int = DEFAULT_REFINE_STEPS
     transform: Literal["m2m", "rigid"] = "m2m"
     random_seed: int = DEFAULT_RANDOM_SEED
+    network: str = "gradicon"
+    network_size: Literal["compact", "paper"] = "compact"
+    objective: str = "m2m+gcc"
+    pre_aligned: str = "0"
+    aligned_share: float = 1.0
+    max_steps: int = DEFAULT_MAX_STEPS
+    validate_every: int = 500
+    grid_size: int = 0
+    grid_spacing_mm: float | None = None
+    batch_size: int = 0
+    learning_rate: float | None = None
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    run_name: str = ""
+    resume: bool = False
+    prepare_only: bool = False
     dry_run: bool = False
     write_graph: bool = False
     reports_only: bool = False
@@ -166,6 +209,16 @@ class Settings:
     def derivative_dirs(self) -> dict[str, Path]:
         """Derivatives datasets by name."""
         return dict(self.derivatives)
+
+    @property
+    def training_dir(self) -> Path:
+        """Folder of the trainings and of the images that they share."""
+        return self.output_dir / "training"
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this training."""
+        return self.training_dir / (self.run_name or f"{self.network}-{self.objective}")
 
     @property
     def config_toml(self) -> Path:
@@ -296,7 +349,7 @@ def _from_toml_value(name: str, value: Any, where: str) -> Any:
     elif name in _PATHS:
         is_valid = isinstance(value, str)
         value = Path(value) if is_valid else value
-    elif name == "mem_gb":
+    elif name in ("mem_gb", "learning_rate", "aligned_share", "grid_spacing_mm"):
         is_valid = isinstance(value, int | float) and not isinstance(value, bool)
     else:
         is_valid = type(value) is (str if name == "run_uuid" else type(default))
@@ -327,6 +380,8 @@ def _check_choices(settings: Settings) -> None:
         "analysis level": ((settings.analysis_level,), ANALYSIS_LEVELS),
         "--modalities": (settings.modalities, MODALITIES),
         "--transform": ((settings.transform,), TRANSFORMS),
+        "--network-size": ((settings.network_size,), NETWORK_SIZES),
+        "--precision": ((settings.precision,), PRECISIONS),
     }
     for option, (values, allowed) in choices.items():
         if not values or not set(values) <= set(allowed):
@@ -346,7 +401,10 @@ def _check_choices(settings: Settings) -> None:
 
 def _check_numbers(settings: Settings) -> None:
     """Raise ValueError for a number out of its range."""
-    lowest = {"nprocs": 0, "omp_nthreads": 0, "refine": 0, "random_seed": 0, "verbose": 0}
+    lowest = {
+        **dict.fromkeys(("nprocs", "omp_nthreads", "refine", "random_seed", "verbose"), 0),
+        **{"batch_size": 0, "max_steps": 1, "validate_every": 1, "grid_size": 0},
+    }
     for name, low in lowest.items():
         value = getattr(settings, name)
         if not isinstance(value, int) or value < low:
@@ -356,6 +414,18 @@ def _check_numbers(settings: Settings) -> None:
         raise ValueError(f"--random-seed: {settings.random_seed} must be below 2^32")
     if settings.mem_gb is not None and not 0 < settings.mem_gb < float("inf"):
         raise ValueError(f"--mem: {settings.mem_gb} GB must be more than 0")
+    if settings.learning_rate is not None and not 0 < settings.learning_rate < 1:
+        raise ValueError(f"--learning-rate: {settings.learning_rate} must be between 0 and 1")
+    if bool(settings.grid_size) != bool(settings.grid_spacing_mm):
+        raise ValueError("--grid-size and --grid-spacing: give both or none")
+    if settings.grid_spacing_mm is not None and not 0.1 <= settings.grid_spacing_mm <= 20:
+        raise ValueError(f"--grid-spacing: {settings.grid_spacing_mm} mm must be from 0.1 to 20")
+    if not 0 <= settings.aligned_share <= 1:
+        raise ValueError(f"--aligned-share: {settings.aligned_share} must be from 0 to 1")
+    if settings.run_name and not _DATASET_NAME.fullmatch(settings.run_name):
+        raise ValueError(
+            f"--run-name: {settings.run_name!r} must be of letters, digits and _.+-, without /"
+        )
 
 
 def _check_folders(settings: Settings) -> None:

@@ -187,7 +187,7 @@ def test_images_that_do_not_overlap(estimate, pair):
     moving = pair[0]
     affine = moving.affine.copy()
     affine[:3, 3] += 1000
-    with pytest.raises(ImageError, match="PET image and the brain do not overlap"):
+    with pytest.raises(ImageError, match="moving image and the brain do not overlap"):
         estimate(0, nb.Nifti1Image(np.asarray(moving.dataobj), affine))
 
 

@@ -11,6 +11,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from m2m_bids.bids.query import Scan
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.anatomical import init_anatomical_wf
+from m2m_bids.workflows.cohort import TrainingImages, init_training_scan_wf
 from m2m_bids.workflows.diffusion import init_fa_reference_wf
 from m2m_bids.workflows.outputs import init_anatomical_outputs_wf, init_scan_outputs_wf
 from m2m_bids.workflows.pet import init_pet_reference_wf
@@ -22,6 +23,7 @@ def init_m2m_bids_wf(
     scans: Sequence[Scan],
     options: RegistrationOptions,
     *,
+    training: TrainingImages | None = None,
     name: str = "m2m_bids_wf",
 ) -> Workflow:
     """
@@ -35,6 +37,8 @@ def init_m2m_bids_wf(
         Scans to register, each with its T1w.
     options : RegistrationOptions
         How they are registered.
+    training : TrainingImages, optional
+        Where images to train on go; they are then written instead of derivatives.
     name : str
         Name of the workflow.
 
@@ -47,7 +51,7 @@ def init_m2m_bids_wf(
     for subject in dict.fromkeys(scan.subject for scan in scans):
         own = [scan for scan in scans if scan.subject == subject]
         single_subject_wf = init_single_subject_wf(
-            settings, own, options, name=f"sub_{identifier(subject)}_wf"
+            settings, own, options, training=training, name=f"sub_{identifier(subject)}_wf"
         )
         crash_dir = settings.output_dir / f"sub-{subject}" / "log" / settings.run_uuid
         single_subject_wf.config["execution"]["crashdump_dir"] = str(crash_dir)
@@ -58,7 +62,12 @@ def init_m2m_bids_wf(
 
 
 def init_single_subject_wf(
-    settings: Settings, scans: Sequence[Scan], options: RegistrationOptions, *, name: str
+    settings: Settings,
+    scans: Sequence[Scan],
+    options: RegistrationOptions,
+    *,
+    training: TrainingImages | None = None,
+    name: str,
 ) -> Workflow:
     """
     Build the workflow of one subject: each T1w once, then each scan to its T1w.
@@ -71,6 +80,8 @@ def init_single_subject_wf(
         The subject's scans, each with its T1w.
     options : RegistrationOptions
         How they are registered.
+    training : TrainingImages, optional
+        Where images to train on go; they are then written instead of derivatives.
     name : str
         Name of the workflow.
 
@@ -83,8 +94,16 @@ def init_single_subject_wf(
     anatomical_wfs: dict[Path, Workflow] = {}
     for scan in scans:
         if scan.t1w not in anatomical_wfs:
-            anatomical_wfs[scan.t1w] = _add_anatomy(workflow, scan, settings, datasets, options)
-        _add_scan(workflow, scan, anatomical_wfs[scan.t1w], settings, datasets, options)
+            anatomical_wfs[scan.t1w] = _init_anatomy(scan, settings, options)
+            if training is None:
+                _add_anatomical_outputs(
+                    workflow, scan, anatomical_wfs[scan.t1w], settings, datasets
+                )
+        scan_wf = _add_scan(workflow, scan, anatomical_wfs[scan.t1w], options)
+        if training is None:
+            _add_scan_outputs(scan_wf, scan, settings, datasets, options)
+        else:
+            _add_training_images(workflow, scan_wf, scan, anatomical_wfs[scan.t1w], training)
     return workflow
 
 
@@ -129,20 +148,25 @@ def identifier(text: str) -> str:
     return re.sub(r"\W", "_", text.replace("+", "plus"))
 
 
-def _add_anatomy(
-    workflow: Workflow,
-    scan: Scan,
-    settings: Settings,
-    datasets: dict[str, Path],
-    options: RegistrationOptions,
-) -> Workflow:
-    """Add the preparation of a scan's T1w; return it."""
+def _init_anatomy(scan: Scan, settings: Settings, options: RegistrationOptions) -> Workflow:
+    """Prepare a scan's T1w."""
     anatomical_wf = init_anatomical_wf(
         random_seed=settings.random_seed,
         omp_nthreads=options.omp_nthreads,
         name=anatomical_wf_name(scan),
     )
     anatomical_wf.inputs.inputnode.t1w_file = str(scan.t1w)
+    return anatomical_wf
+
+
+def _add_anatomical_outputs(
+    workflow: Workflow,
+    scan: Scan,
+    anatomical_wf: Workflow,
+    settings: Settings,
+    datasets: dict[str, Path],
+) -> None:
+    """Write what was made of a scan's T1w."""
     outputs_wf = init_anatomical_outputs_wf(
         t1w_file=scan.t1w,
         t1w_entities=scan.t1w_entities,
@@ -156,18 +180,12 @@ def _add_anatomy(
             (f"outputnode.{field}", f"inputnode.{field}") for field in fields
         ]),
     ])  # fmt: skip
-    return anatomical_wf
 
 
 def _add_scan(
-    workflow: Workflow,
-    scan: Scan,
-    anatomical_wf: Workflow,
-    settings: Settings,
-    datasets: dict[str, Path],
-    options: RegistrationOptions,
-) -> None:
-    """Add the registration of one scan."""
+    workflow: Workflow, scan: Scan, anatomical_wf: Workflow, options: RegistrationOptions
+) -> Workflow:
+    """Add the registration of one scan; return its workflow."""
     scan_wf = Workflow(name=scan_wf_name(scan))
     if scan.modality == "pet":
         reference_wf = init_pet_reference_wf(
@@ -179,6 +197,26 @@ def _add_scan(
     registration_wf = init_registration_wf(
         modality=scan.modality, options=options, name="registration_wf"
     )
+    scan_wf.connect([
+        (reference_wf, registration_wf, [("outputnode.out_file", "inputnode.moving_file")]),
+    ])  # fmt: skip
+    fields = ("t1w_file", "mask_file", "dseg_file", "template2anat")
+    workflow.connect([
+        (anatomical_wf, scan_wf, [
+            (f"outputnode.{field}", f"registration_wf.inputnode.{field}") for field in fields
+        ]),
+    ])  # fmt: skip
+    return scan_wf
+
+
+def _add_scan_outputs(
+    scan_wf: Workflow,
+    scan: Scan,
+    settings: Settings,
+    datasets: dict[str, Path],
+    options: RegistrationOptions,
+) -> None:
+    """Write the derivatives of a scan."""
     outputs_wf = init_scan_outputs_wf(
         scan=scan,
         output_dir=settings.output_dir,
@@ -186,17 +224,37 @@ def _add_scan(
         options=options,
         name="outputs_wf",
     )
+    reference_wf, registration_wf = (
+        scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
+    )
     scan_wf.connect([
-        (reference_wf, registration_wf, [("outputnode.out_file", "inputnode.moving_file")]),
         (reference_wf, outputs_wf, [("outputnode.method", "inputnode.reference_method")]),
         (registration_wf, outputs_wf, [
             (f"outputnode.{field}", f"inputnode.{field}") for field in OUTPUTS
         ]),
     ])  # fmt: skip
+
+
+def _add_training_images(
+    workflow: Workflow,
+    scan_wf: Workflow,
+    scan: Scan,
+    anatomical_wf: Workflow,
+    training: TrainingImages,
+) -> None:
+    """Write the images of a scan that a network is trained on."""
+    training_wf = init_training_scan_wf(scan=scan, images=training, name="training_wf")
+    reference_wf, registration_wf = (
+        scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
+    )
+    scan_wf.connect([
+        (reference_wf, training_wf, [("outputnode.out_file", "inputnode.moving_file")]),
+        (registration_wf, training_wf, [("outputnode.rigid_xfm", "inputnode.rigid_xfm")]),
+    ])  # fmt: skip
     fields = ("t1w_file", "mask_file", "dseg_file", "template2anat")
     workflow.connect([
         (anatomical_wf, scan_wf, [
-            (f"outputnode.{field}", f"registration_wf.inputnode.{field}") for field in fields
+            (f"outputnode.{field}", f"training_wf.inputnode.{field}") for field in fields
         ]),
     ])  # fmt: skip
 

@@ -38,6 +38,9 @@ def prepare_environment(settings: Settings) -> None:
             "OMP_NUM_THREADS": threads,
             # Threads that wait do not spin: on a shared machine they would stop each other.
             "OMP_WAIT_POLICY": "PASSIVE",
+            # PyTorch asks for large pages: a step's arrays are new ones, and zeroing and mapping
+            # small pages takes longer than most of what is computed on them.
+            "THP_MEM_ALLOC_ENABLE": "1",
             "OPENBLAS_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": threads,

@@ -11,10 +11,13 @@ from m2m_bids import __version__
 from m2m_bids.cli.plugins import read_plugin_file
 from m2m_bids.settings import (
     ANALYSIS_LEVELS,
+    DEFAULT_MAX_STEPS,
     DEFAULT_RANDOM_SEED,
     DEFAULT_REFINE_STEPS,
     MODALITIES,
+    NETWORK_SIZES,
     NOT_REUSED,
+    PRECISIONS,
     TRANSFORMS,
     Settings,
     read_toml,
@@ -29,6 +32,8 @@ examples:
   m2m-bids /data/bids /data/out participant -d qsirecon=/data/qsirecon
   m2m-bids /data/bids /data/out participant --participant-label 01 02 --modalities pet
   m2m-bids /data/bids /data/out participant --dry-run
+  m2m-bids /data/bids /data/out train --modality pet --pre-aligned 10% --max-steps 20000
+  m2m-bids /data/bids /data/out participant --weights /data/out/training/gradicon-m2m+gcc/weights
 """
 
 
@@ -67,7 +72,7 @@ def _label(prefix: str) -> Callable[[str], str]:
 def _analysis_level(value: str) -> str:
     """Accept the analysis levels that exist, and say which will come."""
     if value not in ANALYSIS_LEVELS:
-        later = value in ("group", "train", "evaluate")
+        later = value in ("group", "evaluate")
         why = "is planned for a later version" if later else "does not exist"
         raise argparse.ArgumentTypeError(
             f"level {value!r} {why}; this version has only {', '.join(ANALYSIS_LEVELS)}"
@@ -135,11 +140,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "analysis_level",
         type=_analysis_level,
-        metavar="participant",
-        help="level of the analysis: 'participant'",
+        metavar="{participant,train}",
+        help="'participant' registers scans; 'train' trains a network on them",
     )
     _add_selection(parser.add_argument_group("which scans"))
     _add_registration(parser.add_argument_group("registration"))
+    _add_training(parser.add_argument_group("training (level 'train')"))
     _add_performance(parser.add_argument_group("performance"))
     _add_running(parser.add_argument_group("running"))
     _add_information(parser.add_argument_group("information"))
@@ -172,9 +178,11 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--modalities",
+        "--modality",
+        dest="modalities",
         nargs="+",
         choices=MODALITIES,
-        help="kinds of images to register (default: pet fa)",
+        help="kinds of images to register or to train on (default: pet fa)",
     )
     group.add_argument(
         "-d",
@@ -218,13 +226,91 @@ def _add_registration(group: argparse._ArgumentGroup) -> None:
         "--weights",
         type=Path,
         metavar="FOLDER",
-        help="network weights (default: those that come with m2m-bids)",
+        help="network weights (default: those that come with m2m-bids); for 'train', those to "
+        "start from (default: none)",
     )
     group.add_argument(
         "--random-seed",
         type=_whole_number(0),
         metavar="N",
         help=f"seed of every random number (default: {DEFAULT_RANDOM_SEED})",
+    )
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    """Add options of the level ``train``."""
+    group.add_argument(
+        "--network", metavar="NAME", help="gradicon, transmorph or corrmlp (default: gradicon)"
+    )
+    group.add_argument(
+        "--network-size",
+        choices=NETWORK_SIZES,
+        help="'compact', for processors, on 64 voxels of 3 mm, or 'paper', for GPUs, on 128 of "
+        "1.5 mm (default: compact)",
+    )
+    group.add_argument(
+        "--grid-size",
+        type=_whole_number(16),
+        metavar="N",
+        help="another grid: voxels along an axis",
+    )
+    group.add_argument(
+        "--grid-spacing",
+        dest="grid_spacing_mm",
+        type=float,
+        metavar="MM",
+        help="another grid: size of its voxels; N times MM should be about 192 mm",
+    )
+    group.add_argument(
+        "--objective",
+        metavar="NAME",
+        help="m2m+gcc (M2M-Reg with GradCyCon), m2m, or a similarity of both modalities: lncc, "
+        "lncc2, mi, mind-ssc (default: m2m+gcc)",
+    )
+    group.add_argument(
+        "--pre-aligned",
+        metavar="N|N%",
+        help="participants whose own rigidly aligned pair may be the bridge: a number or a share "
+        "(default: 0, unsupervised)",
+    )
+    group.add_argument(
+        "--aligned-share",
+        type=float,
+        metavar="P",
+        help="how often the bridge is a pre-aligned pair, where there are any (default: 1)",
+    )
+    for option, name in (("--max-steps", "iterations"), ("--validate-every", "iterations")):
+        default = DEFAULT_MAX_STEPS if option == "--max-steps" else 500
+        group.add_argument(
+            option, type=_whole_number(1), metavar="N", help=f"{name} (default: {default})"
+        )
+    group.add_argument(
+        "--batch-size",
+        type=_whole_number(1),
+        metavar="N",
+        help="cycles of an iteration in each process (default: 2, or the paper's)",
+    )
+    group.add_argument(
+        "--learning-rate", type=float, metavar="RATE", help="of Adam (default: by network size)"
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the network; 'auto' takes bfloat16 where the device computes in it "
+        "(default: auto)",
+    )
+    group.add_argument(
+        "--run-name",
+        metavar="NAME",
+        help="folder below OUT/training (default: NETWORK-OBJECTIVE)",
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="continue the training that is in that folder"
+    )
+    group.add_argument(
+        "--prepare-only",
+        action="store_true",
+        help="prepare the images and stop; training in several processes needs it before",
     )
 
 

@@ -78,7 +78,7 @@ def _reason(lines: list[str]) -> str:
         return lines[-1].strip() if lines else "unknown"
     last = matches[-1]
     message = (last["message"] or "").strip()
-    own = ("ImageError", "WeightsError", "DeviceError", "QueryError")
+    own = ("ImageError", "WeightsError", "DeviceError", "QueryError", "CohortError")
     if last["kind"] in own and message:
         return message
     return f"{last['kind']}: {message}" if message else last["kind"]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from m2m_bids.bids.query import Scan
     from m2m_bids.cli.progress import Progress
+    from m2m_bids.workflows.cohort import TrainingImages
     from m2m_bids.workflows.registration import RegistrationOptions
 
 LOGGER = logging.getLogger("m2m_bids")
@@ -56,9 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: Settings) -> int:
+    if settings.analysis_level == "train":
+        from m2m_bids.cli.train import run_training
+
+        return run_training(settings)
     # First, so that a missing GPU is told within seconds.
     n_gpus = count_gpus(settings.device) if settings.transform == "m2m" else 0
-    scans = _find_scans(settings)
+    scans = find_scans(settings)
     weights, sha256 = _find_weights(settings)
     if settings.dry_run:
         shown = f"{weights} (SHA-256 {sha256[:12]}...)"
@@ -91,13 +96,14 @@ def _run(settings: Settings) -> int:
     )
     progress = None
     if due and not settings.reports_only:
-        progress = _run_workflow(settings, due, options)
+        progress = run_workflow(settings, due, options)
     elif settings.write_graph:
         LOGGER.warning("no graph was written: there is nothing to run")
     return _report(settings, scans, made_with, progress)
 
 
-def _find_scans(settings: Settings) -> "list[Scan]":
+def find_scans(settings: Settings) -> "list[Scan]":
+    """Query the dataset for what the settings select."""
     from m2m_bids.bids.query import query, read_bids_filters
 
     filters = read_bids_filters(settings.bids_filter_file) if settings.bids_filter_file else None
@@ -163,15 +169,19 @@ def _validate(bids_dir: Path) -> None:
         )
 
 
-def _run_workflow(
-    settings: Settings, scans: "list[Scan]", options: "RegistrationOptions"
+def run_workflow(
+    settings: Settings,
+    scans: "list[Scan]",
+    options: "RegistrationOptions",
+    training: "TrainingImages | None" = None,
 ) -> "Progress":
+    """Build the workflow of a run and run it; failures are in its crash files."""
     from m2m_bids.cli.progress import Progress
     from m2m_bids.cli.reporting import write_citation
     from m2m_bids.workflows.base import init_m2m_bids_wf, methods_text
 
     configure_nipype(settings)
-    workflow = init_m2m_bids_wf(settings, scans, options)
+    workflow = init_m2m_bids_wf(settings, scans, options, training=training)
     write_citation(settings, methods_text(workflow))
     if settings.write_graph:
         _write_graph(workflow, settings.output_dir / "logs")
@@ -229,6 +239,17 @@ def _write_graph(workflow: "LiterateWorkflow", logs_dir: Path) -> None:
         )
 
 
+def failure_of(scan: "Scan", settings: Settings) -> str:
+    """Say why a scan failed in this run; nothing if it did not."""
+    from m2m_bids.cli.progress import crash_reasons
+    from m2m_bids.workflows.base import anatomical_wf_name, scan_wf_name
+
+    reasons = crash_reasons(settings.output_dir / f"sub-{scan.subject}/log/{settings.run_uuid}")
+    parts = {scan_wf_name(scan), anatomical_wf_name(scan)}
+    found = [text for node, text in reasons.items() if parts & set(node.split("."))]
+    return found[0] if found else ""
+
+
 def _report(
     settings: Settings,
     scans: "list[Scan]",
@@ -237,19 +258,14 @@ def _report(
 ) -> int:
     """Write status and reports, say where they are, and return the exit code."""
     from m2m_bids.bids.status import read_status
-    from m2m_bids.cli.progress import crash_reasons
     from m2m_bids.cli.reporting import as_before, status_of, write_reports
-    from m2m_bids.workflows.base import anatomical_wf_name, scan_wf_name
+    from m2m_bids.workflows.base import scan_wf_name
 
     rows, earlier = [], read_status(settings.output_dir)
     for scan in scans:
         failure, seconds = "", None
         if not scan.reason and progress is not None:
-            crash_dir = settings.output_dir / f"sub-{scan.subject}" / "log" / settings.run_uuid
-            reasons = crash_reasons(crash_dir)
-            parts = (scan_wf_name(scan), anatomical_wf_name(scan))
-            found = [text for node, text in reasons.items() if set(parts) & set(node.split("."))]
-            failure = found[0] if found else ""
+            failure = failure_of(scan, settings)
             seconds = progress.elapsed_s(scan_wf_name(scan))
         row = status_of(scan, settings, made_with, failure=failure, seconds=seconds)
         has_run = bool(failure) or seconds is not None

@@ -1,4 +1,4 @@
-"""The M2M-Reg objective: a pair, a bridge pair, named loss terms.
+"""The objectives: a pair, a bridge pair, named loss terms.
 
 Source: Choo et al., Mono-Modalizing Extremely Heterogeneous Multi-Modal Medical Image
 Registration, MICCAI 2025. The order of composition is the paper's: ``phi_st(phi_ts2(x))`` takes a
@@ -7,16 +7,23 @@ point of S' to S.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from m2m_bids.registration.grids import identity_map
 from m2m_bids.registration.maps import compose, map_from_displacement, warp
-from m2m_bids.registration.regularity import gradicon_loss, jacobian_identity_loss
-from m2m_bids.registration.similarity import lncc_loss
+from m2m_bids.registration.regularity import (
+    bending_loss,
+    diffusion_loss,
+    gradicon_loss,
+    jacobian_identity_loss,
+)
+from m2m_bids.registration.similarity import SIMILARITIES, similarity_loss
 
 Network = Callable[[Tensor, Tensor], Tensor]
+Regularizer = Literal["gradicon", "diffusion", "bending"]
 
 
 class CyclePairs(NamedTuple):
@@ -46,26 +53,72 @@ class CycleMaps(NamedTuple):
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """
-    Weights of the objective.
+    What is minimised; the defaults are the paper's for GradICON's network.
 
     Parameters
     ----------
+    is_m2m : bool
+        M2M-Reg (Eq. 6): mono-modal similarities around the cycle. Otherwise the conventional
+        objective (Eq. 1): the similarity of both modalities, without a bridge.
+    similarity : str
+        A name of `SIMILARITIES`.
+    regularizer : {"gradicon", "diffusion", "bending"}
+        Of the edge S -> T: Eq. 4 with an inverse edge of its own, the squared gradient of its
+        displacement, or the squared second differences of its displacement in voxels.
+    regularity_weight : float
+        Of the regulariser; 0 saves the inverse edge.
     gradcycon_weight : float
-        Of Eq. 3.
-    gradicon_weight : float
-        Of Eq. 4 on the pair (S, T), with an inverse edge of its own; 0 saves that edge.
+        Of Eq. 3; 0 leaves it out, and the conventional objective has none.
     lncc_sigma_voxels : float
-        Window of the similarity.
+        Window of LNCC.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
     """
 
+    is_m2m: bool = True
+    similarity: str = "lncc"
+    regularizer: Regularizer = "gradicon"
+    regularity_weight: float = 0.5
     gradcycon_weight: float = 0.1
-    gradicon_weight: float = 0.5
     lncc_sigma_voxels: float = 5.0
+
+    def __post_init__(self):
+        for value, names in (
+            (self.similarity, tuple(SIMILARITIES)),
+            (self.regularizer, get_args(Regularizer)),
+        ):
+            if value not in names:
+                raise ValueError(f"{value!r} is unknown; known are {', '.join(names)}")
+
+
+def predict_edges(network: Network, edges: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """
+    Predict the maps of several image pairs, one after the other.
+
+    In one call a batch normalisation would mix the edges; on the CPU one call of the full-size
+    GradICON takes as long as its four.
+
+    Parameters
+    ----------
+    network : callable
+        Takes moving and fixed images to displacements.
+    edges : list of tuple of Tensor, shape (N, 1, n, n, n)
+        Moving and fixed images.
+
+    Returns
+    -------
+    list of Tensor, shape (N, 3, n, n, n)
+        Maps from each fixed grid to unit coordinates of its moving images.
+    """
+    return [map_from_displacement(network(moving, fixed)) for moving, fixed in edges]
 
 
 def predict_cycle(network: Network, pairs: CyclePairs) -> CycleMaps:
     """
-    Predict the three or four edges of a cycle in one call of the network.
+    Predict the three or four edges of a cycle.
 
     Parameters
     ----------
@@ -77,18 +130,21 @@ def predict_cycle(network: Network, pairs: CyclePairs) -> CycleMaps:
     -------
     CycleMaps
     """
-    moving = [pairs.s, pairs.t, pairs.bridge_t]
-    fixed = [pairs.t, pairs.bridge_s, pairs.s]
-    if not pairs.is_aligned:
-        moving.append(pairs.bridge_s)
-        fixed.append(pairs.bridge_t)
-    maps = map_from_displacement(network(torch.cat(moving), torch.cat(fixed)))
-    st, t_bridge_s, bridge_t_s, *bridge = maps.split(len(pairs.s))
+    return _cycle_maps(predict_edges(network, _cycle_edges(pairs)))
+
+
+def _cycle_edges(pairs: CyclePairs) -> list[tuple[Tensor, Tensor]]:
+    edges = [(pairs.s, pairs.t), (pairs.t, pairs.bridge_s), (pairs.bridge_t, pairs.s)]
+    return edges if pairs.is_aligned else [*edges, (pairs.bridge_s, pairs.bridge_t)]
+
+
+def _cycle_maps(predicted: list[Tensor]) -> CycleMaps:
+    st, t_bridge_s, bridge_t_s, *bridge = predicted
     return CycleMaps(st, t_bridge_s, bridge[0] if bridge else None, bridge_t_s)
 
 
 def cycle_similarity_loss(
-    pairs: CyclePairs, maps: CycleMaps, *, lncc_sigma_voxels: float
+    pairs: CyclePairs, maps: CycleMaps, *, lncc_sigma_voxels: float, similarity: str = "lncc"
 ) -> Tensor:
     r"""
     Compare images of one modality around the cycle.
@@ -107,7 +163,9 @@ def cycle_similarity_loss(
     pairs : CyclePairs
     maps : CycleMaps
     lncc_sigma_voxels : float
-        Window of `lncc_loss`.
+        Window of LNCC.
+    similarity : str
+        A name of `SIMILARITIES`.
 
     Returns
     -------
@@ -126,7 +184,7 @@ def cycle_similarity_loss(
         )
     )
     fixed = torch.cat((pairs.bridge_s, pairs.s, pairs.bridge_t, pairs.t))
-    return 4 * lncc_loss(warped, fixed, sigma_voxels=lncc_sigma_voxels)
+    return 4 * similarity_loss(similarity, warped, fixed, lncc_sigma_voxels=lncc_sigma_voxels)
 
 
 def cycle_map(maps: CycleMaps) -> Tensor:
@@ -148,32 +206,62 @@ def cycle_map(maps: CycleMaps) -> Tensor:
     return compose(maps.st, compose(maps.t_bridge_s, inner))
 
 
-def m2m_loss(
+def objective_losses(
     network: Network, pairs: CyclePairs, config: ObjectiveConfig
 ) -> tuple[dict[str, Tensor], CycleMaps]:
     """
-    Evaluate the objective of Eq. 6.
+    Evaluate an objective.
 
     Parameters
     ----------
     network : callable
         Takes moving and fixed images to displacements.
     pairs : CyclePairs
+        The conventional objective looks at S and T alone.
     config : ObjectiveConfig
 
     Returns
     -------
     losses : dict of str to Tensor, shape ()
-        Weighted terms ``m2m``, ``gradcycon`` and ``gradicon``; the objective is their sum.
+        Weighted terms ``similarity``, ``gradcycon`` and ``regularity``; the objective is their
+        sum (Eq. 1 or Eq. 6).
     maps : CycleMaps
-        The predicted maps, for further terms.
+        The predicted maps, for further terms; of the conventional objective ``st`` alone.
     """
-    maps = predict_cycle(network, pairs)
-    losses = {
-        "m2m": cycle_similarity_loss(pairs, maps, lncc_sigma_voxels=config.lncc_sigma_voxels),
-        "gradcycon": config.gradcycon_weight * jacobian_identity_loss(cycle_map(maps)),
-    }
-    if config.gradicon_weight:
-        ts = map_from_displacement(network(pairs.t, pairs.s))
-        losses["gradicon"] = config.gradicon_weight * gradicon_loss(maps.st, ts)
+    has_inverse = config.regularizer == "gradicon" and config.regularity_weight > 0
+    edges = _cycle_edges(pairs) if config.is_m2m else [(pairs.s, pairs.t)]
+    if has_inverse:
+        edges.append((pairs.t, pairs.s))
+    predicted = predict_edges(network, edges)
+    inverse = predicted.pop() if has_inverse else None
+    losses = {}
+    if config.is_m2m:
+        maps = _cycle_maps(predicted)
+        losses["similarity"] = cycle_similarity_loss(
+            pairs,
+            maps,
+            lncc_sigma_voxels=config.lncc_sigma_voxels,
+            similarity=config.similarity,
+        )
+        if config.gradcycon_weight:
+            losses["gradcycon"] = config.gradcycon_weight * jacobian_identity_loss(cycle_map(maps))
+    else:
+        maps = CycleMaps(predicted[0], None, None, None)
+        losses["similarity"] = similarity_loss(
+            config.similarity,
+            warp(pairs.s, maps.st),
+            pairs.t,
+            lncc_sigma_voxels=config.lncc_sigma_voxels,
+        )
+    if config.regularity_weight:
+        losses["regularity"] = config.regularity_weight * _regularity(maps.st, inverse, config)
     return losses, maps
+
+
+def _regularity(st: Tensor, inverse: Tensor | None, config: ObjectiveConfig) -> Tensor:
+    if inverse is not None:
+        return gradicon_loss(st, inverse)
+    disp = st - identity_map(st.shape[-1], like=st)
+    if config.regularizer == "diffusion":
+        return diffusion_loss(disp)
+    return bending_loss(disp * (disp.shape[-1] - 1))

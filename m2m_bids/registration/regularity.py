@@ -2,8 +2,50 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from m2m_bids.registration.maps import compose, jacobian
+from m2m_bids.registration.grids import identity_map
+from m2m_bids.registration.maps import compose
+
+
+class _SquaredGradient(torch.autograd.Function):
+    """
+    Mean over voxels of the squared forward differences of displacements, per unit length.
+
+    It keeps the displacement, and differences of one axis at a time are in memory.
+    """
+
+    @staticmethod
+    def forward(ctx, disp: Tensor) -> Tensor:
+        ctx.save_for_backward(disp)
+        base, *neighbours = _corners(disp)
+        total = sum((neighbour - base).square_().sum() for neighbour in neighbours)
+        # The square of n - 1 steps per unit, and (n - 1)^3 voxels.
+        ctx.factor = 1 / (len(disp) * (disp.shape[-1] - 1))
+        return total * ctx.factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (disp,) = ctx.saved_tensors
+        result = torch.zeros_like(disp)
+        base, *neighbours = _corners(disp)
+        to_base, *to_neighbours = _corners(result)
+        for neighbour, to_neighbour in zip(neighbours, to_neighbours, strict=True):
+            difference = (neighbour - base).mul_(2 * ctx.factor * gradient)
+            to_neighbour += difference
+            to_base -= difference
+        return result
+
+
+def _corners(disp: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the voxels that have a next one along every axis, and these three."""
+    return (
+        disp[:, :, :-1, :-1, :-1],
+        disp[:, :, 1:, :-1, :-1],
+        disp[:, :, :-1, 1:, :-1],
+        disp[:, :, :-1, :-1, 1:],
+    )
 
 
 def jacobian_identity_loss(phi: Tensor) -> Tensor:
@@ -15,7 +57,7 @@ def jacobian_identity_loss(phi: Tensor) -> Tensor:
     averaged over voxels. It is GradICON (Eq. 4) of :math:`\varphi_{ST} \circ \varphi_{TS}` and
     GradCyCon (Eq. 3) of the M2M-Reg cycle. The paper's code evaluates it at jittered points of a
     coarser grid by four compositions; here one composition on the whole grid is differentiated by
-    forward differences.
+    forward differences. It can be differentiated once.
 
     Parameters
     ----------
@@ -25,9 +67,9 @@ def jacobian_identity_loss(phi: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape ()
+        `diffusion_loss` of its displacement; exactly zero for `identity_map`.
     """
-    eye = torch.eye(3, dtype=phi.dtype, device=phi.device)[None, :, :, None, None, None]
-    return (jacobian(phi) - eye).square().sum((1, 2)).mean()
+    return diffusion_loss(phi - identity_map(phi.shape[-1], like=phi))
 
 
 def gradicon_loss(phi_ab: Tensor, phi_ba: Tensor) -> Tensor:
@@ -68,3 +110,25 @@ def bending_loss(disp: Tensor) -> Tensor:
         for other in range(axis + 1, 5):
             total = total + 2 * first.diff(dim=other).square().mean()
     return total * disp.shape[1]
+
+
+def diffusion_loss(disp: Tensor) -> Tensor:
+    r"""
+    Return the mean over voxels of the squared gradient of a displacement.
+
+    .. math:: \| \nabla u \|_F^2
+
+    By forward differences, at the voxels that have a next one along every axis. It can be
+    differentiated once.
+
+    Parameters
+    ----------
+    disp : Tensor, shape (N, 3, n, n, n)
+        Displacement, unit coordinates.
+
+    Returns
+    -------
+    Tensor, shape ()
+        Per unit length, so without unit, and the same in voxels per voxel.
+    """
+    return _SquaredGradient.apply(disp)

@@ -182,7 +182,7 @@ def load_weights(folder: Path | str) -> tuple[nn.Module, WeightsCard]:
             f" known are {', '.join(sorted(NETWORKS))}"
         )
     try:
-        network = NETWORKS[card.network](card.config)
+        network = NETWORKS[card.network].build(card.config)
         network.load_state_dict(safetensors.torch.load(data))
     except (TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]

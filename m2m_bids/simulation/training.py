@@ -1,4 +1,4 @@
-"""Train a network on simulated subjects; needs torch, numpy and safetensors alone.
+"""Train a network on simulated subjects; needs torch, lightning, numpy and safetensors.
 
 ``python -m m2m_bids.simulation.training RUN_DIR`` trains the default weights: first the two
 coarse scales on a 6 mm grid, then all three on the 3 mm grid. It continues where an earlier call
@@ -13,16 +13,15 @@ import sys
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from m2m_bids.registration.grids import identity_map, sample
-from m2m_bids.registration.m2m import CyclePairs, ObjectiveConfig, m2m_loss
+from m2m_bids.registration.m2m import CyclePairs, ObjectiveConfig, objective_losses
 from m2m_bids.registration.maps import warp
 from m2m_bids.registration.networks.gradicon import COMPACT, GradICON
-from m2m_bids.registration.training import Trainer, TrainingConfig
 from m2m_bids.registration.weights import WeightsCard, load_weights, save_weights
 from m2m_bids.simulation.anatomy import (
     TEMPLATE_CHANNELS,
@@ -41,6 +40,9 @@ from m2m_bids.simulation.contrast import (
     simulate_t1w,
     template_bridge,
 )
+
+if TYPE_CHECKING:
+    from m2m_bids.registration.training import Share, TrainingConfig
 
 LOGGER = logging.getLogger(__name__)
 MODALITIES = ("pet", "fa")
@@ -117,7 +119,7 @@ class CohortCycles:
     template : Template
     seed : int
     batch_size : int
-        Cycles of an iteration.
+        Cycles of an iteration, in each process.
     n_subjects : int
         Subjects to draw from at a time.
     iterations_per_subject : int
@@ -148,20 +150,21 @@ class CohortCycles:
             for modality in MODALITIES
         }
 
-    def __call__(self, iteration: int) -> list[Cycle]:
+    def __call__(self, share: "Share") -> list[Cycle]:
         """
         Draw the cycles of an iteration, each in a modality and direction of its own.
 
         Parameters
         ----------
-        iteration : int
+        share : Share
 
         Returns
         -------
         list of Cycle
+            On the CPU; `fit` moves them.
         """
-        generator = self._generator(2 * iteration)
-        newest = iteration // self.iterations_per_subject
+        generator = self._generator(2 * (share.iteration * share.n_ranks + share.rank))
+        newest = share.iteration // self.iterations_per_subject
         return [self._draw(newest, generator) for _ in range(self.batch_size)]
 
     def _generator(self, number: int) -> torch.Generator:
@@ -280,14 +283,14 @@ def cohort_objective(config: ObjectiveConfig, extent_mm: float):
     Returns
     -------
     callable
-        For `Trainer`.
+        For `TrainingTask`.
     """
 
     def objective(network, cycles: list[Cycle]) -> dict[str, Tensor]:
         stacked = CyclePairs(
             *(torch.cat([cycle.pairs[i] for cycle in cycles]) for i in range(4)), is_aligned=True
         )
-        losses, maps = m2m_loss(network, stacked, config)
+        losses, maps = objective_losses(network, stacked, config)
         distances = []
         for index, cycle in enumerate(cycles):
             own = slice(index, index + 1)
@@ -307,9 +310,10 @@ def train_stage(
     network: GradICON,
     template: Template,
     run_dir: Path,
-    config: TrainingConfig,
+    config: "TrainingConfig",
     *,
     minutes: float,
+    device: str = "auto",
 ) -> tuple[GradICON, bool]:
     """
     Train a network for some minutes, from where its run stands.
@@ -325,6 +329,8 @@ def train_stage(
         Of this stage.
     config : TrainingConfig
     minutes : float
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Returns
     -------
@@ -332,17 +338,19 @@ def train_stage(
         With averaged weights.
     is_done : bool
     """
+    from m2m_bids.registration.training import Processes, TrainingTask, fit
+
     is_coarse = network.config.n_scales < COMPACT.n_scales
     if is_coarse:
         template = template.pooled()
     cycles = CohortCycles(template, seed=1 if is_coarse else 2, batch_size=2 if is_coarse else 1)
     objective_config = ObjectiveConfig(
-        gradcycon_weight=0.2, gradicon_weight=0.0, lncc_sigma_voxels=1.25 if is_coarse else 2.5
+        regularity_weight=0.0, gradcycon_weight=0.2, lncc_sigma_voxels=1.25 if is_coarse else 2.5
     )
     objective = cohort_objective(objective_config, template.extent_mm)
     network = network.to(memory_format=torch.channels_last_3d)
-    trainer = Trainer(network, objective, cycles, config, run_dir)
-    return trainer.average, trainer.run(max_minutes=minutes)
+    task = TrainingTask(network, objective, cycles)
+    return fit(task, config, run_dir, processes=Processes(device), max_minutes=minutes)
 
 
 def make_network(n_scales: int, start_from: Path | None) -> GradICON:
@@ -424,24 +432,29 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
+    from m2m_bids.registration.training import TrainingConfig
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     template = load_template()
-    coarse = TrainingConfig(n_iterations=args.coarse_iterations)
-    fine = TrainingConfig(n_iterations=args.fine_iterations, learning_rate=5e-4)
+    common = {"schedule": "cosine", "average_decay": 0.999, "gradient_norm": 1.0}
+    coarse = TrainingConfig(args.coarse_iterations, learning_rate=1e-3, **common)
+    fine = TrainingConfig(args.fine_iterations, learning_rate=5e-4, **common)
     network, is_done = train_stage(
         make_network(COMPACT.n_scales - 1, args.start_from),
         template,
         args.run_dir / "coarse",
         coarse,
         minutes=args.minutes,
+        device=args.device,
     )
     if is_done:
         whole = make_network(COMPACT.n_scales, args.start_from)
         whole.load_state_dict(whole.state_dict() | network.state_dict())
         network, is_done = train_stage(
-            whole, template, args.run_dir / "fine", fine, minutes=args.minutes
+            whole, template, args.run_dir / "fine", fine, minutes=args.minutes, device=args.device
         )
         counts = {
             "coarse_iterations": args.coarse_iterations,

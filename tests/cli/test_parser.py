@@ -129,7 +129,7 @@ def test_other_levels(tmp_path, capsys, level, message):
     assert error.value.code == 2
     text = capsys.readouterr().err
     assert message in text
-    assert "this version has only participant" in text
+    assert "this version has only participant, train" in text
 
 
 def test_output_inside_input(tmp_path, capsys):
@@ -147,14 +147,23 @@ def test_version(capsys):
 
 def test_help_is_grouped_and_complete():
     text = build_parser().format_help()
-    for group in ("which scans", "registration", "performance", "running", "information"):
+    for group in (
+        "which scans",
+        "registration",
+        "training (level 'train')",
+        "performance",
+        "running",
+        "information",
+    ):
         assert f"\n{group}:" in text
     options = """
         --participant-label --session-label --tracer-label --modalities --derivatives
         --bids-filter-file --skip-bids-validation --work-dir --clean-workdir --nprocs
         --omp-nthreads --mem --device --use-plugin --config-file --stop-on-first-crash
         --weights --refine --transform --random-seed --dry-run --write-graph --reports-only
-        --notrack --version
+        --notrack --version --modality --network --network-size --grid-size --grid-spacing
+        --objective --pre-aligned --aligned-share --max-steps --validate-every --batch-size
+        --learning-rate --precision --run-name --resume --prepare-only
     """
     assert set(options.split()) <= set(re.findall(r"--[a-z-]+", text))
 

@@ -65,7 +65,7 @@ def main(bids_dir, tmp_path, capsys, monkeypatch):
             started.extend(scan.name for scan in scans)
             return Progress()
 
-        monkeypatch.setattr(module, "_run_workflow", run_workflow)
+        monkeypatch.setattr(module, "run_workflow", run_workflow)
         arguments = [bids_dir, tmp_path / out, "participant", "--skip-bids-validation", *options]
         if "--device" not in options:
             arguments += ["--device", "cpu"]
@@ -377,7 +377,7 @@ def test_failure_of_one_scan_is_told_to_all_that_need_it(
         finish(scans_of(bids_dir)["sub-2_param-FA_dwimap"], settings.output_dir)
         return Progress()
 
-    monkeypatch.setattr(module, "_run_workflow", crash)
+    monkeypatch.setattr(module, "run_workflow", crash)
     arguments = [str(bids_dir), str(tmp_path / "out"), "participant", "--skip-bids-validation"]
     assert module.main([*arguments, "--device", "cpu"]) == 1
     out = capsys.readouterr().out

@@ -134,7 +134,7 @@ def test_scales_are_composed_coarsest_outermost():
 
 
 def test_config_from_a_card_has_tuples():
-    network = NETWORKS["gradicon"](
+    network = NETWORKS["gradicon"].build(
         {"down_widths": [4, 8], "up_widths": [4, 4], "normalization": "group"}
     )
     assert network.config == TINY

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from m2m_bids.registration.grids import identity_map, sample
-from m2m_bids.registration.m2m import CycleMaps, CyclePairs, ObjectiveConfig, m2m_loss
+from m2m_bids.registration.m2m import CycleMaps, CyclePairs, ObjectiveConfig, objective_losses
 from m2m_bids.registration.maps import (
     compose,
     integrate_velocity,
@@ -137,8 +137,12 @@ def test_refinement_starts_from_the_networks_maps(known):
     result = register_pair(network_of(maps), known[0], config)
     torch.testing.assert_close(result.forward, maps.st, rtol=0, atol=1e-5)
     # The first value is the objective of the network's maps at half the resolution.
-    full, _ = m2m_loss(
-        network_of(maps), known[0], ObjectiveConfig(1.0, 0.0, config.lncc_sigma_voxels)
+    full, _ = objective_losses(
+        network_of(maps),
+        known[0],
+        ObjectiveConfig(
+            regularity_weight=0.0, gradcycon_weight=1.0, lncc_sigma_voxels=config.lncc_sigma_voxels
+        ),
     )
     assert result.losses[0]["gradcycon"] == pytest.approx(full["gradcycon"].item(), rel=0.3)
 

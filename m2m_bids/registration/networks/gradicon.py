@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from m2m_bids.registration.grids import identity_map, pool, sample
+from m2m_bids.registration.grids import identity_map, pool, resize, sample
+from m2m_bids.registration.networks.convolution import (
+    channels_last,
+    convolve,
+    leading_channels,
+    normalize,
+)
+from m2m_bids.registration.networks.family import NetworkFamily
 
 
 @dataclass(frozen=True)
@@ -30,12 +37,15 @@ class GradICONConfig:
     normalization : {"batch", "group"}
         After each doubling. ``"batch"`` is GradICON's; ``"group"`` (8 groups) does not mix
         subjects.
+    n_last_steps : int
+        Further U-Nets at full resolution after those of the scales; uniGradICON has one.
     """
 
     down_widths: tuple[int, ...] = (16, 32, 64, 256, 512)
     up_widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     n_scales: int = 3
     normalization: Literal["batch", "group"] = "batch"
+    n_last_steps: int = 0
 
     def __post_init__(self):
         # JSON cards hold lists.
@@ -51,6 +61,13 @@ class GradICONConfig:
             )
         if self.n_scales < 1:
             raise ValueError(f"n_scales must be at least 1, got {self.n_scales}")
+        if self.n_last_steps < 0:
+            raise ValueError(f"n_last_steps must not be negative, got {self.n_last_steps}")
+
+    @property
+    def n_unets(self) -> int:
+        """Number of U-Nets of the cascade."""
+        return self.n_scales + self.n_last_steps
 
 
 COMPACT = GradICONConfig(
@@ -61,7 +78,7 @@ COMPACT = GradICONConfig(
 def _match_channels(x: Tensor, n_channels: int) -> Tensor:
     """Drop the last channels, or put zero channels in front."""
     if x.shape[1] >= n_channels:
-        return x[:, :n_channels]
+        return leading_channels(x, n_channels)
     return functional.pad(x, (0, 0, 0, 0, 0, 0, n_channels - x.shape[1], 0))
 
 
@@ -105,14 +122,14 @@ class UNet(nn.Module):
         Tensor, shape (N, 3, n, n, n)
             Displacement on the fixed grid, unit coordinates.
         """
-        x = torch.cat((moving, fixed), 1)
+        x = channels_last(torch.cat((moving, fixed), 1))
         skips = []
         for conv in self.down_convs:
             skips.append(x)
-            y = conv(functional.leaky_relu(x))
+            y = convolve(conv, functional.leaky_relu(x))
             x = y + _match_channels(pool(x), y.shape[1])
         for conv, norm in zip(reversed(self.up_convs), reversed(self.norms), strict=True):
-            y = conv(functional.leaky_relu(x))
+            y = convolve(conv, functional.leaky_relu(x))
             doubled = functional.interpolate(
                 _match_channels(x, y.shape[1]),
                 scale_factor=2,
@@ -121,8 +138,8 @@ class UNet(nn.Module):
             )
             skip = skips.pop()
             i, j, k = skip.shape[2:]
-            x = torch.cat((norm(y + doubled)[:, :, :i, :j, :k], skip), 1)
-        return self.last_conv(x) / 10
+            x = torch.cat((normalize(norm, y.add_(doubled))[:, :, :i, :j, :k], skip), 1)
+        return convolve(self.last_conv, x) / 10
 
 
 def _group_norm(width: int) -> nn.GroupNorm:
@@ -141,7 +158,7 @@ class GradICON(nn.Module):
     def __init__(self, config: GradICONConfig | None = None):
         super().__init__()
         self.config = config or GradICONConfig()
-        self.unets = nn.ModuleList(UNet(self.config) for _ in range(self.config.n_scales))
+        self.unets = nn.ModuleList(UNet(self.config) for _ in range(self.config.n_unets))
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """
@@ -171,8 +188,9 @@ class GradICON(nn.Module):
         pyramid = [(moving, fixed)]
         for _ in range(self.config.n_scales - 1):
             pyramid.append((pool(pyramid[-1][0]), pool(pyramid[-1][1])))
+        levels = [*reversed(pyramid), *[pyramid[0]] * self.config.n_last_steps]
         fields: list[Tensor] = []
-        for unet, (small_moving, small_fixed) in zip(self.unets, reversed(pyramid), strict=True):
+        for unet, (small_moving, small_fixed) in zip(self.unets, levels, strict=True):
             if fields:
                 small_moving = sample(small_moving, _apply(fields, small_moving))
             fields.append(unet(small_moving, small_fixed).float())
@@ -181,23 +199,22 @@ class GradICON(nn.Module):
 
 def _apply(fields: list[Tensor], image: Tensor) -> Tensor:
     """Compose displacements, coarsest outermost, into a map on the image's grid."""
-    points = identity_map(image.shape[-1], like=image)
-    for disp in reversed(fields):
-        if disp.shape[-1] == points.shape[-1] and disp is fields[-1]:
-            points = points + disp
-        else:
-            points = points.expand(len(disp), -1, -1, -1, -1)
-            points = points + sample(disp, points)
+    size = image.shape[-1]
+    # The finest is wanted at the image's voxels.
+    points = identity_map(size, like=image) + resize(fields[-1], size)
+    for disp in reversed(fields[:-1]):
+        points = points + sample(disp, points)
     return points
 
 
-def icon_names(n_scales: int = 3) -> dict[str, str]:
+def icon_names(n_scales: int = 3, n_last_steps: int = 0) -> dict[str, str]:
     """
     Return the prefixes of this network's U-Nets in a state dict of the ICON project.
 
     Parameters
     ----------
-    n_scales : int
+    n_scales, n_last_steps : int
+        U-Nets at a scale each, and those that follow at full resolution.
 
     Returns
     -------
@@ -207,6 +224,9 @@ def icon_names(n_scales: int = 3) -> dict[str, str]:
     """
     names = {}
     prefix = ""
+    for step in reversed(range(n_scales, n_scales + n_last_steps)):
+        names[f"unets.{step}"] = f"{prefix}netPsi.net"
+        prefix += "netPhi."
     for scale in reversed(range(1, n_scales)):
         names[f"unets.{scale}"] = f"{prefix}netPsi.net"
         prefix += "netPhi.net."
@@ -214,7 +234,9 @@ def icon_names(n_scales: int = 3) -> dict[str, str]:
     return names
 
 
-def from_icon(state: dict[str, Tensor], *, n_scales: int = 3) -> dict[str, Tensor]:
+def from_icon(
+    state: dict[str, Tensor], *, n_scales: int = 3, n_last_steps: int = 0
+) -> dict[str, Tensor]:
     """
     Rename the tensors of an ICON state dict to those of `GradICON`.
 
@@ -222,12 +244,13 @@ def from_icon(state: dict[str, Tensor], *, n_scales: int = 3) -> dict[str, Tenso
     ----------
     state : dict
         State dict of the ICON network, without a ``regis_net.`` prefix.
-    n_scales : int
+    n_scales, n_last_steps : int
+        As `icon_names` takes them.
 
     Returns
     -------
     dict
-        State dict for ``GradICON(GradICONConfig())``.
+        State dict for `GradICON` with as many scales and last steps.
 
     Raises
     ------
@@ -240,12 +263,18 @@ def from_icon(state: dict[str, Tensor], *, n_scales: int = 3) -> dict[str, Tenso
         "batchNorms": "norms",
         "lastConv": "last_conv",
     }
-    prefixes = {theirs: ours for ours, theirs in icon_names(n_scales).items()}
+    prefixes = {theirs: ours for ours, theirs in icon_names(n_scales, n_last_steps).items()}
     renamed = {}
     for name, tensor in state.items():
         prefix = next((p for p in prefixes if name.startswith(f"{p}.")), None)
         part, _, rest = name[len(prefix or "") + 1 :].partition(".")
         if prefix is None or part not in parts:
-            raise ValueError(f"{name}: no such tensor in a {n_scales}-scale GradICON network")
+            raise ValueError(
+                f"{name}: no such tensor in a GradICON network of {n_scales} scales and"
+                f" {n_last_steps} last steps"
+            )
         renamed[f"{prefixes[prefix]}.{parts[part]}.{rest}"] = tensor
     return renamed
+
+
+FAMILY = NetworkFamily(name="gradicon", config=GradICONConfig, network=GradICON, compact=COMPACT)

@@ -1,0 +1,231 @@
+"""The level ``train``: prepare the images of a cohort, train a network on them."""
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m2m_bids.cli.environment import count_gpus, prepare_environment
+from m2m_bids.settings import Settings
+
+if TYPE_CHECKING:
+    from m2m_bids.bids.query import Scan
+    from m2m_bids.cohort import TrainingOptions
+    from m2m_bids.registration.training import Processes
+
+LOGGER = logging.getLogger("m2m_bids")
+
+
+def run_training(settings: Settings) -> int:
+    """
+    Run the level ``train``.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    int
+        0 if a network was trained, or its images prepared, from all scans; 1 if some failed.
+
+    Raises
+    ------
+    ValueError
+        If the cohort, the options or an earlier training in the same folder do not allow it.
+    """
+    from m2m_bids.cli.run import find_scans
+
+    count_gpus(settings.device)
+    scans = [scan for scan in find_scans(settings) if not scan.reason]
+    # Before Nipype and matplotlib are imported: both write to the home directory on import.
+    prepare_environment(settings)
+    options = _options(settings)
+    images_dir = _images_dir(settings, options)
+    _check(settings, scans, options)
+    if settings.dry_run:
+        sys.stdout.write(_dry_run_text(settings, scans, images_dir) + "\n")
+        return 0
+
+    from m2m_bids.registration.training import Processes
+
+    processes = Processes.from_environment(settings.device)
+    failures: dict[str, str] = {}
+    due = [scan for scan in scans if not (images_dir / scan.name / "scan.json").is_file()]
+    if due and processes.n_devices * processes.n_nodes > 1:
+        LOGGER.warning(
+            "%d of %d scans are not prepared and are left out; to prepare them, run once in one"
+            " process with --prepare-only",
+            *(len(due), len(scans)),
+        )
+    elif due:
+        failures = _prepare(settings, due, images_dir, options)
+    if settings.prepare_only:
+        sys.stdout.write(
+            "\n".join([f"{len(scans) - len(failures)} scans in {images_dir}", *_shown(failures)])
+            + "\n"
+        )
+        return 1 if failures else 0
+    return _train(settings, scans, images_dir, options, processes, failures)
+
+
+def _options(settings: Settings) -> "TrainingOptions":
+    from m2m_bids.cohort import TrainingOptions
+    from m2m_bids.registration.networks import NETWORKS
+    from m2m_bids.registration.presets import OBJECTIVES
+
+    for option, value, known in (
+        ("--network", settings.network, sorted(NETWORKS)),
+        ("--objective", settings.objective, OBJECTIVES),
+    ):
+        if value not in known:
+            raise ValueError(f"{option}: {value!r} is unknown; known are {', '.join(known)}")
+    return TrainingOptions(
+        network=settings.network,
+        network_size=settings.network_size,
+        objective=settings.objective,
+        pre_aligned=settings.pre_aligned,
+        aligned_share=settings.aligned_share,
+        n_iterations=settings.max_steps,
+        batch_size=settings.batch_size or None,
+        learning_rate=settings.learning_rate,
+        start_from=settings.weights,
+        use_bfloat16={"auto": None, "bfloat16": True, "float32": False}[settings.precision],
+        seed=settings.random_seed,
+        validate_every=settings.validate_every,
+        grid=(settings.grid_size, settings.grid_spacing_mm) if settings.grid_size else None,
+    )
+
+
+def _images_dir(settings: Settings, options: "TrainingOptions") -> Path:
+    from m2m_bids.cohort import training_grid
+
+    size, spacing_mm = training_grid(options)
+    return settings.training_dir / "images" / f"{size}x{spacing_mm:g}mm"
+
+
+def _check(settings: Settings, scans: "list[Scan]", options: "TrainingOptions") -> None:
+    """Refuse, before anything is computed, what would fail after it."""
+    from m2m_bids.cohort import check_cohort
+    from m2m_bids.registration.training import CHECKPOINT_NAME
+
+    check_cohort(_training_scans(scans, Path()), options, settings.run_dir)
+    has_checkpoint = (settings.run_dir / CHECKPOINT_NAME).is_file()
+    if has_checkpoint and not settings.resume and not settings.prepare_only:
+        raise ValueError(
+            f"{settings.run_dir}: there is a training already. Continue it with --resume, or give"
+            " this one a folder of its own with --run-name."
+        )
+
+
+def _training_scans(scans: "list[Scan]", images_dir: Path) -> list:
+    from m2m_bids.registration.sampling import TrainingScan
+
+    return [
+        TrainingScan(scan.name, scan.subject, scan.modality, images_dir / scan.name)
+        for scan in scans
+    ]
+
+
+def _prepare(
+    settings: Settings, scans: "list[Scan]", images_dir: Path, options: "TrainingOptions"
+) -> dict[str, str]:
+    """Run the workflow of the level ``participant`` as far as the rigid alignment."""
+    from m2m_bids.bids.derivatives import write_dataset_files
+    from m2m_bids.cli.run import failure_of, run_workflow
+    from m2m_bids.cohort import training_grid
+    from m2m_bids.workflows.cohort import TrainingImages
+    from m2m_bids.workflows.registration import RegistrationOptions
+
+    write_dataset_files(
+        settings.output_dir, {"raw": settings.bids_dir, **settings.derivative_dirs}
+    )
+    settings.to_toml()
+    registration = RegistrationOptions(
+        transform="rigid",
+        weights=None,
+        weights_sha256="",
+        n_refine=0,
+        device="cpu",
+        use_gpu=False,
+        random_seed=settings.random_seed,
+        omp_nthreads=settings.omp_nthreads,
+    )
+    LOGGER.info("preparing %d scans", len(scans))
+    training = TrainingImages(images_dir, *training_grid(options))
+    run_workflow(settings, scans, registration, training)
+    return {
+        scan.name: failure_of(scan, settings) or "its images were not written"
+        for scan in scans
+        if not (images_dir / scan.name / "scan.json").is_file()
+    }
+
+
+def _train(
+    settings: Settings,
+    scans: "list[Scan]",
+    images_dir: Path,
+    options: "TrainingOptions",
+    processes: "Processes",
+    failures: dict[str, str],
+) -> int:
+    import torch
+
+    from m2m_bids.cohort import find_training_scans, is_first_process, train_network
+    from m2m_bids.registration.training import VALIDATION_LOG, TrainingError, read_log
+    from m2m_bids.reports.training import draw_training
+
+    for line in _shown(failures):
+        LOGGER.warning("left out: %s", line)
+    if processes.n_devices == 1:
+        torch.set_num_threads(settings.nprocs)
+    try:
+        weights_dir = train_network(
+            find_training_scans(images_dir, (scan.name for scan in scans)),
+            options,
+            settings.run_dir,
+            processes=processes,
+            training_command=shlex.join(["m2m-bids", *sys.argv[1:]]),
+            shows_progress=sys.stderr.isatty(),
+        )
+    except TrainingError as error:
+        raise ValueError(str(error)) from error
+    if not is_first_process():
+        return 0
+    lines = []
+    if rows := read_log(settings.run_dir / VALIDATION_LOG):
+        lines.append(_last_validation(rows[-1]))
+        lines.append(f"Curves:  {draw_training(rows, settings.run_dir / 'training.svg')}")
+    lines += [
+        f"Weights: {weights_dir}",
+        "Use them: m2m-bids BIDS OUT participant --weights " + shlex.quote(str(weights_dir)),
+        *_shown(failures),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 1 if failures else 0
+
+
+def _last_validation(row: dict[str, float]) -> str:
+    parts = [f"folds {row['folding_percent']:.3f} %", f"LNCC {row['lncc']:.3f}"]
+    if "dsc" in row:
+        parts.insert(0, f"DSC {row['dsc_before']:.3f} before, {row['dsc']:.3f} after")
+    return f"Validation at iteration {row['iteration']:.0f}: " + ", ".join(parts)
+
+
+def _dry_run_text(settings: Settings, scans: "list[Scan]", images_dir: Path) -> str:
+    by_modality = {
+        modality: [scan for scan in scans if scan.modality == modality]
+        for modality in settings.modalities
+    }
+    lines = [f"m2m-bids would train {settings.network} with {settings.objective} on"]
+    lines += [
+        f"  {len(found)} {modality} scans of {len({scan.subject for scan in found})} participants"
+        for modality, found in by_modality.items()
+    ]
+    lines += [f"images in   {images_dir}", f"training in {settings.run_dir}"]
+    return "\n".join(lines)
+
+
+def _shown(failures: dict[str, str]) -> list[str]:
+    return [f"  failed: {name}: {reason}" for name, reason in failures.items()]
