@@ -42,12 +42,14 @@ demo: .venv/installed
 	@echo && echo "Reports, to be opened in a browser:" && ls -1 $(CURDIR)/demo/out/sub-*.html && echo
 	@.venv/bin/m2m-bids-simulate table demo/bids demo/out
 
-# setuptools leaves build/ behind, whose stale modules would enter the next wheel.
+# setuptools leaves build/ behind, whose stale modules would enter the next wheel. icon-registration
+# asks for torchvision without need; one built for another PyTorch breaks torchmetrics and Lightning.
 test-venv:
 	$(call new-venv,.venv-test)
 	rm -rf build
 	.venv-test/bin/python $(INSTALL) '.[test]'
 	rm -rf build
+	.venv-test/bin/python -m pip uninstall --quiet --yes torchvision
 
 test: test-venv
 	$(PYTEST) -m "not slow and not gpu"

@@ -218,7 +218,7 @@ def find_training_scans(images_dir: Path, names: Iterable[str]) -> "list[Trainin
 
 def split_subjects(subjects: Iterable[str], file: Path, *, seed: int = 0) -> dict[str, str]:
     """
-    Split subjects into those to train, to validate and to test on, and record it.
+    Split subjects into those to train, to validate and to test on.
 
     A tenth of them, at least two, is for validation from 8 subjects on, and as many for the test
     from 12 on. Subjects that the file has keep their split, so that it may also be written by
@@ -256,15 +256,25 @@ def split_subjects(subjects: Iterable[str], file: Path, *, seed: int = 0) -> dic
         missing = [name for name in ("validation", "test") if counts[name] < wanted[name]]
         # A run that goes on with more subjects trains on them, and keeps what it measures on.
         splits[subject] = missing[0] if missing and not known else "train"
-    rows = {**known, **splits}
-    text = "participant_id\tsplit\n" + "".join(
-        f"sub-{subject}\t{rows[subject]}\n" for subject in sorted(rows)
-    )
+    return splits
+
+
+def record_splits(splits: dict[str, str], file: Path) -> None:
+    """
+    Write which subject is in which split, beside those that the file has already.
+
+    Parameters
+    ----------
+    splits : dict of str to str
+        As `split_subjects` gives them.
+    file : Path
+    """
+    rows = (_read_splits(file) if file.is_file() else {}) | splits
+    lines = [f"sub-{subject}\t{rows[subject]}" for subject in sorted(rows)]
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    beside.write_text(text)
+    beside.write_text("\n".join(["participant_id\tsplit", *lines]) + "\n")
     os.replace(beside, file)
-    return splits
 
 
 def _read_splits(file: Path) -> dict[str, str]:
@@ -413,7 +423,11 @@ def train_network(
     name, network = _network(options)
     size, spacing_mm = training_grid(options)
     objective = preset(name, options.objective, spacing_mm=spacing_mm).objective
-    by_split = _split(scans, options, run_dir)
+    splits = _splits(scans, options, run_dir)
+    record_splits(splits, run_dir / SPLITS_NAME)
+    by_split = {
+        split: [scan for scan in scans if splits[scan.subject] == split] for split in SPLITS
+    }
     cycles = _cycles(by_split["train"], options)
     config = TrainingConfig(
         n_iterations=options.n_iterations,
@@ -473,22 +487,22 @@ def check_cohort(scans: "Sequence[TrainingScan]", options: TrainingOptions, run_
         Their folders may be missing.
     options : TrainingOptions
     run_dir : Path
-        Of the training; its split is written there.
+        Of the training, which may have a split already.
 
     Raises
     ------
     CohortError
         If there are too few.
     """
-    _cycles(_split(scans, options, run_dir)["train"], options)
+    splits = _splits(scans, options, run_dir)
+    _cycles([scan for scan in scans if splits[scan.subject] == "train"], options)
 
 
-def _split(
+def _splits(
     scans: "Sequence[TrainingScan]", options: TrainingOptions, run_dir: Path
-) -> "dict[str, list[TrainingScan]]":
+) -> dict[str, str]:
     subjects = {scan.subject for scan in scans}
-    splits = split_subjects(subjects, run_dir / SPLITS_NAME, seed=options.seed)
-    return {split: [scan for scan in scans if splits[scan.subject] == split] for split in SPLITS}
+    return split_subjects(subjects, run_dir / SPLITS_NAME, seed=options.seed)
 
 
 def _cycles(scans: "Sequence[TrainingScan]", options: TrainingOptions) -> "CycleSampler":

@@ -10,6 +10,7 @@ from m2m_bids.cohort import (
     CohortValidation,
     TrainingOptions,
     find_training_scans,
+    record_splits,
     split_subjects,
     train_network,
     write_training_arrays,
@@ -181,6 +182,8 @@ def test_splits_are_recorded_and_kept(tmp_path):
     file = tmp_path / "run" / "splits.tsv"
     subjects = [f"{number:02d}" for number in range(30)]
     splits = split_subjects(subjects, file, seed=3)
+    assert not file.exists()
+    record_splits(splits, file)
     counts = {name: list(splits.values()).count(name) for name in ("train", "validation", "test")}
     assert counts == {"train": 24, "validation": 3, "test": 3}
     assert file.read_text().splitlines()[0] == "participant_id\tsplit"

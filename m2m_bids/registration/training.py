@@ -50,8 +50,8 @@ class TrainingConfig:
     learning_rate : float
         Adam's.
     schedule : {"constant", "cosine"}
-        ``"cosine"``: after a linear warm-up of 200 iterations the learning rate falls along half
-        a cosine to a hundredth.
+        ``"cosine"``: after a linear warm-up of 200 iterations, or a tenth of them, the learning
+        rate falls along half a cosine to a hundredth.
     average_decay : float
         Of the moving average of the weights, which is what training gives; 0 for none.
     gradient_norm : float, optional
@@ -83,7 +83,8 @@ class TrainingConfig:
         if self.schedule == "constant":
             return 1.0
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / self.n_iterations)))
-        return (0.01 + 0.99 * cosine) * min(1.0, (iteration + 1) / 200)
+        n_warm_up = min(200, self.n_iterations / 10)
+        return (0.01 + 0.99 * cosine) * min(1.0, (iteration + 1) / n_warm_up)
 
 
 @dataclass(frozen=True)

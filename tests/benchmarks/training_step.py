@@ -1,4 +1,4 @@
-"""Time a training step against the paper's equations computed plainly, and its distance to the floor.
+"""Time a training step against the paper's equations computed plainly, and against its floor.
 
     python tests/benchmarks/training_step.py [--network gradicon] [--size 96] [--compact]
 
@@ -208,12 +208,11 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> str:
     """Compare steps in turn; a Markdown table."""
     workers = {kind: Worker(kind, arguments) for kind in ("reference", "fast")}
     steps: dict[str, list[dict]] = {kind: [] for kind in workers}
-    for repeat in range(args.repeats + 1):
+    for _ in range(args.repeats):
         for kind, worker in workers.items():
             numbers = worker.ask("step")
             sys.stderr.write(f"{kind} {numbers}\n")
-            if repeat:  # the first one warms up
-                steps[kind].append(numbers)
+            steps[kind].append(numbers)
     parts = workers["fast"].ask("parts")
     floor = workers["fast"].ask("floor")
     best = {
@@ -229,24 +228,25 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> str:
     dtype = "bfloat16" if args.bfloat16 else "float32"
     for worker in workers.values():
         worker.close()
-    return "\n".join(
-        [
-            "| network | size | dtype | reference (s) | m2m-bids (s) | times faster | CPU time"
-            " | peak memory (GB) | floor (s) |",
-            "|---" * 9 + "|",
-            f"| {args.network} | {size} | {dtype} | {slow['seconds']:.1f} | {fast['seconds']:.1f}"
-            f" | {slow['seconds'] / fast['seconds']:.2f}"
-            f" | {slow['cpu_seconds']:.1f} / {fast['cpu_seconds']:.1f}"
-            f" = {slow['cpu_seconds'] / fast['cpu_seconds']:.2f}"
-            f" | {peaks['reference']:.2f} / {peaks['fast']:.2f}"
-            f" = {100 * peaks['fast'] / peaks['reference']:.0f} % | {floor_seconds:.1f} |",
-            f"\nShares of the step: {shares}.",
-            f"Floor: {floor['gflop']:.0f} GFLOP of convolutions and products, forward and"
-            f" backward, at {floor['gflop_per_s']:.0f} GFLOP/s (product of 1536 x 1536).",
-            f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.1f};"
-            f" PyTorch {workers['fast'].info['torch']}.",
-        ]
+    header = (
+        "| network | size | dtype | reference (s) | m2m-bids (s) | times faster | CPU time (s)"
+        " | peak memory (GB) | floor (s) |"
     )
+    row = (
+        f"| {args.network} | {size} | {dtype} | {slow['seconds']:.1f} | {fast['seconds']:.1f}"
+        f" | {slow['seconds'] / fast['seconds']:.2f}"
+        f" | {slow['cpu_seconds']:.1f} / {fast['cpu_seconds']:.1f}"
+        f" = {slow['cpu_seconds'] / fast['cpu_seconds']:.2f}"
+        f" | {peaks['reference']:.2f} / {peaks['fast']:.2f}"
+        f" = {100 * peaks['fast'] / peaks['reference']:.0f} % | {floor_seconds:.1f} |"
+    )
+    notes = (
+        f"Shares of the step: {shares}. Floor: {floor['gflop']:.0f} GFLOP of convolutions and"
+        f" products, forward and backward, at {floor['gflop_per_s']:.0f} GFLOP/s (product of"
+        f" 1536 x 1536). {platform.machine()}, {args.threads} threads, load"
+        f" {os.getloadavg()[0]:.1f}; PyTorch {workers['fast'].info['torch']}."
+    )
+    return "\n".join([header, "|---" * 9 + "|", row, "", notes])
 
 
 def main() -> int:

@@ -49,7 +49,7 @@ def assert_close(ours, theirs, rtol):
 
 # ICON computes with constants in float32 also in float64.
 @pytest.mark.parametrize(
-    ("dtype", "rtol"), [(torch.float64, 1e-7), (torch.float32, 1e-4)], ids=["float64", "float32"]
+    ("dtype", "rtol"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["float64", "float32"]
 )
 @pytest.mark.parametrize("is_aligned", [False, True], ids=["four edges", "aligned bridge"])
 def test_loss_and_gradients_are_the_references(reference, is_aligned, dtype, rtol):
@@ -124,9 +124,7 @@ def test_forward_differences_are_the_four_compositions_of_the_paper(reference, n
     ours = jacobian_identity_loss(ours).item()
     seeds = range(4)
     theirs = [
-        reference.jacobian_loss(
-            theirs, size, disps[0], torch.Generator().manual_seed(seed)
-        ).item()
+        reference.jacobian_loss(theirs, size, disps[0], torch.Generator().manual_seed(seed)).item()
         for seed in seeds
     ]
     # Their every second point of n stands for two voxels, so that they average over n^3 voxels,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from m2m_bids.registration.grids import identity_map, pool, sample
+from m2m_bids.registration.grids import identity_map, pool, resize, sample
 
 SHAPE = (9, 7, 12)  # no two axes alike, so that a swapped axis shows
 
@@ -84,3 +84,18 @@ def test_pool_is_the_mean_of_eight(rng):
     image = torch.from_numpy(rng.random((1, 1, 4, 4, 4)))
     expected = image.reshape(1, 1, 2, 2, 2, 2, 2, 2).mean((3, 5, 7))
     torch.testing.assert_close(pool(image), expected)
+
+
+@pytest.mark.parametrize("size", [5, 8, 13])
+def test_resize_is_sampling_at_the_new_grid(rng, size):
+    image = torch.from_numpy(rng.random((2, 3, 8, 8, 8)))
+    positions = identity_map(size, like=image).expand(2, -1, -1, -1, -1)
+    torch.testing.assert_close(resize(image, size), sample(image, positions))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_sampling_in_slabs_of_the_threads_is_the_same(image, positions, n_threads, monkeypatch):
+    whole = sample(image.expand(2, -1, -1, -1, -1), positions.expand(2, -1, -1, -1, -1))[:1]
+    positions = positions.transpose(2, 3)  # six slices, which two and three divide
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    torch.testing.assert_close(sample(image, positions), whole.transpose(2, 3))

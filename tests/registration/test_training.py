@@ -229,13 +229,14 @@ def test_full_disk_is_told_and_leaves_the_checkpoint(tmp_path, monkeypatch):
 
 
 def test_learning_rate_warms_up_and_falls():
-    config = TrainingConfig(n_iterations=1000, schedule="cosine")
-    rates = [config.rate(iteration) for iteration in (0, 99, 199, 500, 1000)]
+    config = TrainingConfig(n_iterations=4000, schedule="cosine")
+    rates = [config.rate(iteration) for iteration in (0, 99, 199, 2000, 4000)]
     assert rates[0] == pytest.approx(1 / 200)
     assert rates[1] == pytest.approx(1 / 2, rel=0.05)
     assert rates[2] == pytest.approx(1, rel=0.1)
     assert rates[3] == pytest.approx(0.505)
     assert rates[4] == pytest.approx(0.01)
+    assert TrainingConfig(n_iterations=100, schedule="cosine").rate(9) > 0.9
     assert TrainingConfig(n_iterations=10).rate(7) == 1
 
 

@@ -78,7 +78,7 @@ def _gather_convolve(layer: nn.Conv3d, x: Tensor) -> Tensor:
 
 
 def _scatter_convolve(layer: nn.ConvTranspose3d, x: Tensor) -> Tensor:
-    """Convolve transposed with kernel 4, stride 2, padding 1 as one product and overlapping sums."""
+    """Convolve transposed (kernel 4, stride 2, padding 1): one product, overlapping sums."""
     rows = x.permute(0, 2, 3, 4, 1)
     y = torch.matmul(rows.flatten(0, 3), layer.weight.flatten(1))
     y = y.view(*rows.shape[:4], layer.out_channels, 4, 4, 4)
@@ -99,11 +99,7 @@ def _overlap(y: Tensor, axis: int) -> Tensor:
 
 
 class _NarrowConvolution(torch.autograd.Function):
-    """Convolution of kernel 3, stride 1 and padding 1 to few channels, with a fast backward pass.
-
-    The 27 shifts of the output's gradient are gathered slab by slab; both gradients are matrix
-    products with them.
-    """
+    """Convolution (kernel 3, stride 1, padding 1) to few channels, with a fast backward pass."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -113,25 +109,35 @@ class _NarrowConvolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        n_out, n_in = weight.shape[:2]
-        n_rows = 27 * n_out
-        # A voxel's tap t is the output's tap 2 - t.
-        matrix = weight.flip(2, 3, 4).permute(0, 2, 3, 4, 1).reshape(n_rows, n_in)
-        taps = functional.pad(grad.contiguous(), (1,) * 6)
-        taps = taps.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1).permute(0, 1, 5, 6, 7, 2, 3, 4)
-        grad_x = torch.empty_like(x, memory_format=torch.channels_last_3d)
-        grad_matrix = torch.zeros_like(matrix)
-        n_planes = max(1, _N_GATHERED // (n_rows * x.shape[3] * x.shape[4]))
-        for image, image_grad, image_taps in zip(x, grad_x, taps, strict=True):
-            for start in range(0, x.shape[2], n_planes):
-                slab = slice(start, start + n_planes)
-                gathered = image_taps[..., slab, :, :].reshape(n_rows, -1)
-                rows = image[:, slab].permute(1, 2, 3, 0).reshape(-1, n_in)
-                torch.mm(gathered.t(), matrix, out=image_grad[:, slab].permute(1, 2, 3, 0).view_as(rows))
-                grad_matrix.addmm_(gathered, rows)
-        grad_weight = grad_matrix.view(n_out, 3, 3, 3, n_in).flip(1, 2, 3).permute(0, 4, 1, 2, 3)
-        return grad_x, grad_weight, grad.sum((0, 2, 3, 4))
+        return _narrow_gradients(grad, *ctx.saved_tensors)
+
+
+def _narrow_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Return the gradients of a convolution to few channels: of images, weights and bias.
+
+    The 27 shifts of the output's gradient are gathered slab by slab; both gradients are matrix
+    products with them.
+    """
+    n_out, n_in = weight.shape[:2]
+    n_rows = 27 * n_out
+    # A voxel's tap t is the output's tap 2 - t.
+    matrix = weight.flip(2, 3, 4).permute(0, 2, 3, 4, 1).reshape(n_rows, n_in)
+    taps = functional.pad(grad.contiguous(), (1,) * 6)
+    taps = taps.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1).permute(0, 1, 5, 6, 7, 2, 3, 4)
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last_3d)
+    grad_matrix = torch.zeros_like(matrix)
+    n_planes = max(1, _N_GATHERED // (n_rows * x.shape[3] * x.shape[4]))
+    for image, image_grad, image_taps in zip(x, grad_x, taps, strict=True):
+        for start in range(0, x.shape[2], n_planes):
+            slab = slice(start, start + n_planes)
+            gathered = image_taps[..., slab, :, :].reshape(n_rows, -1)
+            rows = image[:, slab].permute(1, 2, 3, 0).reshape(-1, n_in)
+            rows_grad = image_grad[:, slab].permute(1, 2, 3, 0).view_as(rows)
+            torch.mm(gathered.t(), matrix, out=rows_grad)
+            grad_matrix.addmm_(gathered, rows)
+    grad_weight = grad_matrix.view(n_out, 3, 3, 3, n_in).flip(1, 2, 3).permute(0, 4, 1, 2, 3)
+    return grad_x, grad_weight, grad.sum((0, 2, 3, 4))
 
 
 def leading_channels(x: Tensor, n_channels: int) -> Tensor:
@@ -168,57 +174,148 @@ class _LeadingChannels(torch.autograd.Function):
         return grad_x, None
 
 
-def normalize(layer: nn.Module, x: Tensor) -> Tensor:
+def normalize(layer: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     """
-    Apply a normalisation layer.
+    Apply a normalisation layer and put a skip connection behind it.
 
     Parameters
     ----------
     layer : Module
-        Batch normalisation in training is computed here on the CPU: PyTorch's adds up float32
-        images stored channels last one voxel after the other, which leaves four digits.
     x : Tensor, shape (N, C, I, J, K)
+    skip : Tensor, shape (N, C', I', J', K')
+        On a grid no larger than that of ``x``, whose last voxels are left out.
 
     Returns
     -------
-    Tensor, shape (N, C, I, J, K)
-        What ``layer(x)`` returns.
+    Tensor, shape (N, C + C', I', J', K')
+        Concatenation of ``layer(x)`` and ``skip``.
     """
-    if not (isinstance(layer, nn.BatchNorm3d) and layer.training and x.device.type == "cpu"):
-        return layer(x)
-    y, mean, variance = _BatchNorm.apply(x, layer.weight, layer.bias, layer.eps)
-    with torch.no_grad():
-        n = x.numel() // x.shape[1]
-        layer.num_batches_tracked += 1
-        layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), layer.momentum)
-        variance = variance * (n / (n - 1))
-        layer.running_var.lerp_(variance.to(layer.running_var.dtype), layer.momentum)
-    return y
+    if _is_batch_norm_on_cpu(layer, x):
+        statistics = _Statistics(layer, x)
+        x = _BatchNorm.apply(x, layer.weight, layer.bias, statistics)
+    else:
+        x = layer(x)
+    i, j, k = skip.shape[2:]
+    return torch.cat((x[:, :, :i, :j, :k], skip), 1)
+
+
+def normalize_and_convolve(
+    layer: nn.Module, x: Tensor, skip: Tensor, convolution: nn.Conv3d
+) -> Tensor:
+    """
+    Apply `normalize` and the convolution of a U-Net's end, at full resolution.
+
+    On the CPU the concatenation is computed again for the gradient instead of being kept.
+
+    Parameters
+    ----------
+    layer, x, skip
+        As of `normalize`.
+    convolution : Conv3d
+        Of kernel 3 and padding 1.
+
+    Returns
+    -------
+    Tensor, shape (N, C, I', J', K')
+    """
+    if not _is_batch_norm_on_cpu(layer, x) or torch.is_autocast_enabled("cpu"):
+        return convolve(convolution, normalize(layer, x, skip))
+    statistics = _Statistics(layer, x)
+    return _NormalizedConvolution.apply(
+        x, layer.weight, layer.bias, skip, convolution.weight, convolution.bias, statistics
+    )
+
+
+def _is_batch_norm_on_cpu(layer: nn.Module, x: Tensor) -> bool:
+    return isinstance(layer, nn.BatchNorm3d) and layer.training and x.device.type == "cpu"
+
+
+class _Statistics:
+    """
+    Mean and scale of a batch, which the layer's running statistics follow.
+
+    PyTorch's batch normalisation adds up float32 images that are stored channels last one voxel
+    after the other, which leaves four digits of the variance.
+    """
+
+    def __init__(self, layer: nn.BatchNorm3d, x: Tensor):
+        with torch.no_grad():
+            self.mean = _channel_means(x)
+            # The images' own mean is taken off first: no cancellation.
+            variance = _channel_means((x - self.mean).square_())
+            self.scale = torch.rsqrt(variance + layer.eps)
+            layer.num_batches_tracked += 1
+            n = x.numel() // x.shape[1]
+            for running, value in (
+                (layer.running_mean, self.mean),
+                (layer.running_var, variance * (n / (n - 1))),
+            ):
+                running.lerp_(value.flatten().to(running.dtype), layer.momentum)
+
+    def normalized(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the normalised images."""
+        slope = self.scale * _as_channels(weight)
+        return torch.addcmul(_as_channels(bias) - slope * self.mean, x, slope)
+
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of `normalized`, and of mean and scale in it."""
+        n = grad.numel() // grad.shape[1]
+        mean_grad = _channel_means(grad)
+        covariance = _channel_means((x - self.mean).mul_(grad))
+        slope = self.scale * _as_channels(weight)
+        along = -slope * covariance * self.scale.square()
+        grad_x = torch.addcmul(-slope * mean_grad - along * self.mean, grad, slope)
+        grad_x.addcmul_(x, along)
+        return grad_x, (n * covariance * self.scale).flatten(), (n * mean_grad).flatten()
 
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, eps):
-        mean = _channel_means(x)
-        centred = x - mean
-        variance = _channel_means(centred.square())
-        scale = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(centred, scale, weight)
-        variance, mean = variance.flatten(), mean.flatten()
-        ctx.mark_non_differentiable(mean, variance)
-        return torch.addcmul(_as_channels(bias), centred, scale * _as_channels(weight)), mean, variance
+    def forward(ctx, x, weight, bias, statistics):
+        ctx.statistics = statistics
+        ctx.save_for_backward(x, weight)
+        return statistics.normalized(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, _mean, _variance):
-        centred, scale, weight = ctx.saved_tensors
-        n = grad.numel() // grad.shape[1]
-        mean_grad = _channel_means(grad)
-        covariance = _channel_means(grad * centred)
-        slope = scale * _as_channels(weight)
-        grad_x = torch.addcmul(-slope * mean_grad, grad, slope)
-        grad_x.addcmul_(centred, -slope * covariance * scale.square())
-        return grad_x, (n * covariance * scale).flatten(), (n * mean_grad).flatten(), None
+    def backward(ctx, grad):
+        return *ctx.statistics.gradients(grad, *ctx.saved_tensors), None
+
+
+class _NormalizedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, skip, conv_weight, conv_bias, statistics):
+        ctx.statistics = statistics
+        ctx.save_for_backward(x, weight, bias, skip, conv_weight)
+        joined = _joined(statistics, x, weight, bias, skip)
+        return functional.conv3d(joined, conv_weight, conv_bias, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, bias, skip, conv_weight = ctx.saved_tensors
+        joined = _joined(ctx.statistics, x, weight, bias, skip)
+        grad_joined, *grad_convolution = _narrow_gradients(grad, joined, conv_weight)
+        del joined
+        n_channels = x.shape[1]
+        grad_normalized = grad_joined[:, :n_channels]
+        outside = [
+            size
+            for a, b in zip(x.shape[:1:-1], skip.shape[:1:-1], strict=True)
+            for size in (0, a - b)
+        ]
+        if any(outside):
+            grad_normalized = functional.pad(grad_normalized, outside)
+        gradients = ctx.statistics.gradients(grad_normalized, x, weight)
+        return *gradients, grad_joined[:, n_channels:], *grad_convolution, None
+
+
+def _joined(
+    statistics: _Statistics, x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor
+) -> Tensor:
+    i, j, k = skip.shape[2:]
+    normalized = statistics.normalized(x, weight, bias)[:, :, :i, :j, :k]
+    return torch.cat((normalized, skip), 1)
 
 
 def _channel_means(x: Tensor) -> Tensor:

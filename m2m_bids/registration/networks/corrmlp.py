@@ -3,10 +3,12 @@
 Source: Meng et al., Correlation-aware Coarse-to-fine MLPs for Deformable Medical Image
 Registration, CVPR 2024, in the size that M2M-Reg trains.
 
-Departures from the paper's network. The shapes of the parameters are the paper's.
+Departures from the paper's network; its parameters are as many.
 
 - Where windows reach beyond the grid, the gate reads zeros. The original pads the windows' input
   with zeros, which its biases turn into constants before the gate reads them.
+- The convolution that joins features and correlation is kept as two, one for each; so each of them
+  starts at a scale of its own.
 - Halvings round up, so that the grid need not be a multiple of 8.
 - The displacement is returned in unit coordinates; between the levels it is in voxels.
 """

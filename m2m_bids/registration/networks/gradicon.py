@@ -19,6 +19,7 @@ from m2m_bids.registration.networks.convolution import (
     convolve,
     leading_channels,
     normalize,
+    normalize_and_convolve,
 )
 from m2m_bids.registration.networks.family import NetworkFamily
 
@@ -129,17 +130,18 @@ class UNet(nn.Module):
             y = convolve(conv, functional.leaky_relu(x))
             x = y + _match_channels(pool(x), y.shape[1])
         for conv, norm in zip(reversed(self.up_convs), reversed(self.norms), strict=True):
-            y = convolve(conv, functional.leaky_relu(x))
             doubled = functional.interpolate(
-                _match_channels(x, y.shape[1]),
+                _match_channels(x, conv.out_channels),
                 scale_factor=2,
                 mode="trilinear",
                 align_corners=False,
             )
+            # In place: here x is not a skip, and nothing else is left to use it.
+            y = convolve(conv, functional.leaky_relu_(x)).add_(doubled)
             skip = skips.pop()
-            i, j, k = skip.shape[2:]
-            x = torch.cat((normalize(norm, y.add_(doubled))[:, :, :i, :j, :k], skip), 1)
-        return convolve(self.last_conv, x) / 10
+            if skips:
+                x = normalize(norm, y, skip)
+        return normalize_and_convolve(norm, y, skip, self.last_conv) / 10
 
 
 def _group_norm(width: int) -> nn.GroupNorm:

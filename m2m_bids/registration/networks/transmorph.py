@@ -2,13 +2,14 @@
 
 Source: Chen et al., TransMorph, Medical Image Analysis 2022, in the size that M2M-Reg trains.
 
-Departures from the paper's network. The shapes of the parameters and the sum of what they do are
-the paper's wherever the grid of tokens fits the windows.
+Departures from the paper's network; its parameters are as many.
 
 - Windows end at the border of the grid: a window larger than the grid is cut to it, and the
   padding of a grid that windows do not tile takes no part in the attention. There, the original
   attends to zeros.
 - Grids need not be multiples of 32: every halving rounds up, and the decoder crops.
+- The first convolution of a decoder block is kept as two, of the coarse and of the finer
+  features; so each of them starts at a scale of its own.
 - The displacement is returned in unit coordinates; the registration head still works in voxels.
 """
 

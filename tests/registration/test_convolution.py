@@ -1,0 +1,108 @@
+"""Layers computed another way on the CPU give what PyTorch's give, with their gradients."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from m2m_bids.registration.networks import convolution
+from m2m_bids.registration.networks.convolution import (
+    channels_last,
+    convolve,
+    leading_channels,
+    normalize,
+    normalize_and_convolve,
+)
+
+NARROW = nn.Conv3d(18, 3, 3, padding=1)
+DOWN = nn.Conv3d(64, 32, 3, padding=1, stride=2)
+UP = nn.ConvTranspose3d(96, 16, 4, padding=1, stride=2)
+
+
+def images(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def assert_same(ours, theirs, inputs):
+    torch.testing.assert_close(ours, theirs)
+    grad = torch.randn_like(theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad)
+    )
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (NARROW, (10, 9, 8)),
+        (DOWN, (6, 6, 6)),
+        (DOWN, (5, 7, 6)),
+        (UP, (3, 4, 5)),
+        (UP, (1, 1, 1)),
+        (UP, (6, 6, 6)),  # left to PyTorch
+    ],
+)
+def test_convolutions_are_pytorchs(layer, shape, memory_format, monkeypatch):
+    monkeypatch.setattr(convolution, "_N_GATHERED", 81 * 72 * 3)  # several slabs
+    layer = copy.deepcopy(layer).double()
+    x = images(2, layer.in_channels, *shape)
+    stored = x.contiguous(memory_format=memory_format)
+    ours = convolve(layer, stored)
+    assert ours.is_contiguous(memory_format=torch.channels_last_3d)
+    assert_same(ours, layer(x), [x, layer.weight, layer.bias])
+
+
+def test_leading_channels_are_a_slice():
+    x = images(2, 5, 4, 4, 4)
+    assert_same(leading_channels(channels_last(x), 3), x[:, :3], [x])
+
+
+def batch_norms():
+    layer = nn.BatchNorm3d(6).double()
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    return layer, copy.deepcopy(layer)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("size", [4, 3], ids=["even", "cropped"])
+def test_normalisation_and_end_are_pytorchs(size, is_training):
+    ours, theirs = (layer.train(is_training) for layer in batch_norms())
+    x, skip = images(2, 6, 4, 4, 4), images(2, 2, size, size, 4, seed=1)
+    joined = torch.cat((theirs(x + 3)[:, :, :size, :size], skip), 1)
+    assert_same(normalize(ours, channels_last(x + 3), skip), joined, [x, skip])
+    convolution_layer = nn.Conv3d(8, 2, 3, padding=1).double()
+    inputs = [x, skip, *convolution_layer.parameters()]
+    # Another batch: running statistics have moved twice.
+    joined = torch.cat((theirs(2 * x)[:, :, :size, :size], skip), 1)
+    assert_same(
+        normalize_and_convolve(ours, channels_last(2 * x), skip, convolution_layer),
+        convolution_layer(joined),
+        inputs,
+    )
+    for mine, reference in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(mine, reference)
+
+
+def test_parameters_of_the_normalisation_get_pytorchs_gradients():
+    ours, theirs = batch_norms()
+    x, skip = images(2, 6, 4, 4, 4), images(2, 2, 4, 4, 4, seed=1)
+    end = nn.Conv3d(8, 2, 3, padding=1).double()
+    weights = images(2, 2, 4, 4, 4, seed=2).detach()
+    (normalize_and_convolve(ours, x, skip, end) * weights).sum().backward()
+    (end(torch.cat((theirs(x), skip), 1)) * weights).sum().backward()
+    for mine, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad)
+
+
+def test_float32_statistics_do_not_lose_digits_to_the_order_of_voxels():
+    x = 1 + 0.1 * torch.randn(1, 6, 64, 64, 64, generator=torch.Generator().manual_seed(0))
+    layer = nn.BatchNorm3d(6)
+    skip = x[:, :0]
+    expected = layer.double()(x.double())
+    torch.testing.assert_close(
+        normalize(layer.float(), channels_last(x), skip).double(), expected, rtol=0, atol=1e-5
+    )
