@@ -14,7 +14,7 @@ import pytest
 from m2m_bids import __version__
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("m2m_bids", "workflows", "tests", "containers", ".ci")
+PARTS = ("m2m_bids", "workflows", "tests", "containers", "docs", ".ci")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.py[cod]", "*.partial")
 
 

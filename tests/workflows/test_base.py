@@ -15,6 +15,7 @@ from m2m_bids.workflows.base import (
     methods_text,
     scan_wf_name,
 )
+from m2m_bids.workflows.cohort import TrainingImages
 from m2m_bids.workflows.registration import RegistrationOptions
 
 
@@ -214,3 +215,25 @@ def test_identifiers_are_nodes_names_of_their_own(names):
     made = {identifier(name) for name in names}
     assert len(made) == len(names)
     assert all(name.isidentifier() for name in made)
+
+
+def test_training_writes_images_instead_of_derivatives(settings, scan, tmp_path):
+    training = TrainingImages(tmp_path / "images", 64, 3.0)
+    workflow = init_m2m_bids_wf(
+        settings,
+        [scan("pet"), scan("fa"), scan("pet", subject="02")],
+        options(transform="rigid", weights=None),
+        training=training,
+    )
+    names = workflow.list_node_names()
+    assert sum(name.endswith("training_wf.save_images") for name in names) == 3
+    assert not [name for name in names if "outputs" in name]
+    # The T1w of a session is prepared once, for both of its scans.
+    assert sum(name.endswith("extract_brain") for name in names) == 2
+    graph = workflow._create_flat_graph()
+    for node in graph.nodes:
+        if node.name == "save_images":
+            sources = {ancestor.name for ancestor in nx.ancestors(graph, node)}
+            assert {"register_rigid", "extract_brain", "segment_tissues"} <= sources
+            assert node.inputs.out_dir.startswith(str(tmp_path / "images"))
+            assert node.inputs.description["modality"] in ("pet", "fa")

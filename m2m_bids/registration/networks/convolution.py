@@ -227,7 +227,9 @@ def normalize_and_convolve(
 
 
 def _is_batch_norm_on_cpu(layer: nn.Module, x: Tensor) -> bool:
-    return isinstance(layer, nn.BatchNorm3d) and layer.training and x.device.type == "cpu"
+    is_exact = x.dtype in (torch.float32, torch.float64)
+    is_batch_norm = isinstance(layer, nn.BatchNorm3d) and layer.training
+    return is_batch_norm and is_exact and x.device.type == "cpu"
 
 
 class _Statistics:

@@ -137,7 +137,8 @@ class UNet(nn.Module):
                 align_corners=False,
             )
             # In place: here x is not a skip, and nothing else is left to use it.
-            y = convolve(conv, functional.leaky_relu_(x)).add_(doubled)
+            y = convolve(conv, functional.leaky_relu_(x))
+            y = y.add_(doubled) if y.dtype == doubled.dtype else y + doubled
             skip = skips.pop()
             if skips:
                 x = normalize(norm, y, skip)
