@@ -38,7 +38,16 @@ def run_training(settings: Settings) -> int:
     from m2m_bids.cli.run import find_scans
 
     count_gpus(settings.device)
-    scans = [scan for scan in find_scans(settings) if not scan.reason]
+    found = find_scans(settings)
+    scans = [scan for scan in found if not scan.reason]
+    left_out = [scan for scan in found if scan.reason]
+    for scan in left_out:
+        LOGGER.info("left out: %s: %s", scan.name, scan.reason)
+    if not scans:
+        raise ValueError(
+            f"none of the {len(found)} scans can be trained on; the first is left out because of:"
+            f" {left_out[0].reason}"
+        )
     # Before Nipype and matplotlib are imported: both write to the home directory on import.
     prepare_environment(settings)
     options = _options(settings)

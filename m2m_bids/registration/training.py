@@ -226,6 +226,8 @@ def fit(
     processes = processes or Processes()
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     task.network.train()
     module = _Optimisation(task, config, run_dir)
     checkpoint = run_dir / CHECKPOINT_NAME
@@ -233,8 +235,6 @@ def fit(
     # A process that was killed while it wrote leaves a part of a checkpoint.
     (run_dir / f".{CHECKPOINT_NAME}.partial").unlink(missing_ok=True)
     ckpt_path = str(checkpoint) if checkpoint.is_file() else None
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # Advice on what is meant: an averaged network in evaluation mode, a folder that is there.
         warnings.filterwarnings("ignore", module="lightning")
