@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2m_bids.registration.grids import identity_map
 from m2m_bids.registration.maps import compose, map_from_displacement, warp
@@ -94,12 +94,33 @@ class ObjectiveConfig:
                 raise ValueError(f"{value!r} is unknown; known are {', '.join(names)}")
 
 
-def predict_edges(network: Network, edges: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def has_batch_statistics(network: nn.Module) -> bool:
     """
-    Predict the maps of several image pairs, one after the other.
+    Tell whether a network normalises by batch, as it is now.
 
-    In one call a batch normalisation would mix the edges; on the CPU one call of the full-size
-    GradICON takes as long as its four.
+    Parameters
+    ----------
+    network : Module
+        In training or in evaluation mode, where batch normalisations use what they have learnt.
+
+    Returns
+    -------
+    bool
+    """
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+        for module in network.modules()
+    )
+
+
+def predict_edges(
+    network: Network, edges: list[tuple[Tensor, Tensor]], *, mixes_batch: bool | None = None
+) -> list[Tensor]:
+    """
+    Predict the maps of several image pairs, in one call of the network where that is the same.
+
+    Small networks are up to twice as fast then (33 voxels, one thread); the full-size GradICON,
+    which has batch normalisation, takes as long in one call as in several.
 
     Parameters
     ----------
@@ -107,13 +128,22 @@ def predict_edges(network: Network, edges: list[tuple[Tensor, Tensor]]) -> list[
         Takes moving and fixed images to displacements.
     edges : list of tuple of Tensor, shape (N, 1, n, n, n)
         Moving and fixed images.
+    mixes_batch : bool, optional
+        Whether what the network gives for one pair depends on the others of its batch
+        (`has_batch_statistics`): then each edge has a call of its own. By default that of a
+        module, and true for any other callable.
 
     Returns
     -------
     list of Tensor, shape (N, 3, n, n, n)
         Maps from each fixed grid to unit coordinates of its moving images.
     """
-    return [map_from_displacement(network(moving, fixed)) for moving, fixed in edges]
+    if mixes_batch is None:
+        mixes_batch = not isinstance(network, nn.Module) or has_batch_statistics(network)
+    if mixes_batch:
+        return [map_from_displacement(network(moving, fixed)) for moving, fixed in edges]
+    moving, fixed = (torch.cat(images) for images in zip(*edges, strict=True))
+    return list(map_from_displacement(network(moving, fixed)).split(len(edges[0][0])))
 
 
 def predict_cycle(network: Network, pairs: CyclePairs) -> CycleMaps:
@@ -207,7 +237,11 @@ def cycle_map(maps: CycleMaps) -> Tensor:
 
 
 def objective_losses(
-    network: Network, pairs: CyclePairs, config: ObjectiveConfig
+    network: Network,
+    pairs: CyclePairs,
+    config: ObjectiveConfig,
+    *,
+    mixes_batch: bool | None = None,
 ) -> tuple[dict[str, Tensor], CycleMaps]:
     """
     Evaluate an objective.
@@ -219,6 +253,8 @@ def objective_losses(
     pairs : CyclePairs
         The conventional objective looks at S and T alone.
     config : ObjectiveConfig
+    mixes_batch : bool, optional
+        As of `predict_edges`.
 
     Returns
     -------
@@ -232,7 +268,7 @@ def objective_losses(
     edges = _cycle_edges(pairs) if config.is_m2m else [(pairs.s, pairs.t)]
     if has_inverse:
         edges.append((pairs.t, pairs.s))
-    predicted = predict_edges(network, edges)
+    predicted = predict_edges(network, edges, mixes_batch=mixes_batch)
     inverse = predicted.pop() if has_inverse else None
     losses = {}
     if config.is_m2m:

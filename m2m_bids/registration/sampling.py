@@ -207,7 +207,7 @@ class CycleSampler:
         for modality, subjects in self._scans.items():
             if config.pre_aligned and not config.pre_aligned & set(subjects):
                 raise CohortError(
-                    f"none of the pre-aligned subjects has {modality}: ask for more (--pre-aligned)"
+                    f"none of the pre-aligned subjects has {modality}; take more (--pre-aligned)"
                 )
 
     def __call__(self, share: Share) -> CyclePairs:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 # Floats gathered at a time for a weight gradient: within the last-level cache, and so many that
 # threads seldom wait for each other.
-_N_GATHERED = 12_000_000
+_N_GATHERED = 6_000_000
 
 
 def channels_last(x: Tensor) -> Tensor:
