@@ -50,6 +50,19 @@ class CycleMaps(NamedTuple):
     bridge_t_s: Tensor
 
 
+class CyclePaths(NamedTuple):
+    """
+    The mono-modal paths around a cycle, two edges each; a map takes a name's end to its start.
+
+    (N, 3, n, n, n), unit coordinates: ``s_bridge_s`` takes points of S' to points of S.
+    """
+
+    s_bridge_s: Tensor
+    bridge_s_s: Tensor
+    t_bridge_t: Tensor
+    bridge_t_t: Tensor
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """
@@ -173,8 +186,29 @@ def _cycle_maps(predicted: list[Tensor]) -> CycleMaps:
     return CycleMaps(st, t_bridge_s, bridge[0] if bridge else None, bridge_t_s)
 
 
+def cycle_paths(maps: CycleMaps) -> CyclePaths:
+    """
+    Compose the edges of a cycle two by two.
+
+    Parameters
+    ----------
+    maps : CycleMaps
+
+    Returns
+    -------
+    CyclePaths
+    """
+    st, t_bridge_s, bridge, bridge_t_s = maps
+    return CyclePaths(
+        s_bridge_s=compose(st, t_bridge_s),
+        bridge_s_s=bridge_t_s if bridge is None else compose(bridge, bridge_t_s),
+        t_bridge_t=t_bridge_s if bridge is None else compose(t_bridge_s, bridge),
+        bridge_t_t=compose(bridge_t_s, st),
+    )
+
+
 def cycle_similarity_loss(
-    pairs: CyclePairs, maps: CycleMaps, *, lncc_sigma_voxels: float, similarity: str = "lncc"
+    pairs: CyclePairs, paths: CyclePaths, *, lncc_sigma_voxels: float, similarity: str = "lncc"
 ) -> Tensor:
     r"""
     Compare images of one modality around the cycle.
@@ -191,7 +225,7 @@ def cycle_similarity_loss(
     Parameters
     ----------
     pairs : CyclePairs
-    maps : CycleMaps
+    paths : CyclePaths
     lncc_sigma_voxels : float
         Window of LNCC.
     similarity : str
@@ -201,23 +235,19 @@ def cycle_similarity_loss(
     -------
     Tensor, shape ()
     """
-    to_bridge_t = maps.t_bridge_s if maps.bridge is None else compose(maps.t_bridge_s, maps.bridge)
-    from_bridge_s = (
-        maps.bridge_t_s if maps.bridge is None else compose(maps.bridge, maps.bridge_t_s)
-    )
     warped = torch.cat(
         (
-            warp(pairs.s, compose(maps.st, maps.t_bridge_s)),
-            warp(pairs.bridge_s, from_bridge_s),
-            warp(pairs.t, to_bridge_t),
-            warp(pairs.bridge_t, compose(maps.bridge_t_s, maps.st)),
+            warp(pairs.s, paths.s_bridge_s),
+            warp(pairs.bridge_s, paths.bridge_s_s),
+            warp(pairs.t, paths.t_bridge_t),
+            warp(pairs.bridge_t, paths.bridge_t_t),
         )
     )
     fixed = torch.cat((pairs.bridge_s, pairs.s, pairs.bridge_t, pairs.t))
     return 4 * similarity_loss(similarity, warped, fixed, lncc_sigma_voxels=lncc_sigma_voxels)
 
 
-def cycle_map(maps: CycleMaps) -> Tensor:
+def cycle_map(paths: CyclePaths) -> Tensor:
     r"""
     Compose the whole cycle.
 
@@ -225,15 +255,14 @@ def cycle_map(maps: CycleMaps) -> Tensor:
 
     Parameters
     ----------
-    maps : CycleMaps
+    paths : CyclePaths
 
     Returns
     -------
     Tensor, shape (N, 3, n, n, n)
         The identity on S's grid where the maps are right.
     """
-    inner = maps.bridge_t_s if maps.bridge is None else compose(maps.bridge, maps.bridge_t_s)
-    return compose(maps.st, compose(maps.t_bridge_s, inner))
+    return compose(paths.s_bridge_s, paths.bridge_s_s)
 
 
 def objective_losses(
@@ -273,14 +302,17 @@ def objective_losses(
     losses = {}
     if config.is_m2m:
         maps = _cycle_maps(predicted)
+        paths = cycle_paths(maps)
         losses["similarity"] = cycle_similarity_loss(
             pairs,
-            maps,
+            paths,
             lncc_sigma_voxels=config.lncc_sigma_voxels,
             similarity=config.similarity,
         )
         if config.gradcycon_weight:
-            losses["gradcycon"] = config.gradcycon_weight * jacobian_identity_loss(cycle_map(maps))
+            losses["gradcycon"] = config.gradcycon_weight * jacobian_identity_loss(
+                cycle_map(paths)
+            )
     else:
         maps = CycleMaps(predicted[0], None, None, None)
         losses["similarity"] = similarity_loss(

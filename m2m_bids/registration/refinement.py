@@ -18,6 +18,7 @@ from m2m_bids.registration.m2m import (
     CycleMaps,
     CyclePairs,
     cycle_map,
+    cycle_paths,
     cycle_similarity_loss,
     predict_cycle,
 )
@@ -189,9 +190,10 @@ def _refine(
         for _ in range(n_steps):
             velocity = smooth(parameters, config.velocity_sigma_voxels)
             maps = _maps(level_initial, velocity)
+            paths = cycle_paths(maps)
             terms = {
-                "m2m": cycle_similarity_loss(level_pairs, maps, lncc_sigma_voxels=sigma),
-                "gradcycon": config.gradcycon_weight * jacobian_identity_loss(cycle_map(maps)),
+                "m2m": cycle_similarity_loss(level_pairs, paths, lncc_sigma_voxels=sigma),
+                "gradcycon": config.gradcycon_weight * jacobian_identity_loss(cycle_map(paths)),
                 "bending": config.bending_weight * bending_loss(velocity)
                 + config.forward_bending_weight * bending_loss(velocity[:1]),
             }

@@ -15,6 +15,7 @@ from m2m_bids.registration.m2m import (
     CyclePairs,
     ObjectiveConfig,
     cycle_map,
+    cycle_paths,
     cycle_similarity_loss,
     objective_losses,
     predict_cycle,
@@ -116,10 +117,10 @@ def floor_loss(pairs):
 
 def test_similarity_is_at_its_floor_for_the_exact_maps(case):
     _, pairs, maps = case
-    loss = cycle_similarity_loss(pairs, maps, lncc_sigma_voxels=SIGMA).item()
+    loss = cycle_similarity_loss(pairs, cycle_paths(maps), lncc_sigma_voxels=SIGMA).item()
     identity = identity_map(SIZE)
     start = CycleMaps(identity, identity, None, identity)
-    unregistered = cycle_similarity_loss(pairs, start, lncc_sigma_voxels=SIGMA).item()
+    unregistered = cycle_similarity_loss(pairs, cycle_paths(start), lncc_sigma_voxels=SIGMA).item()
     # What is left of the excess is interpolation of blobs two voxels wide.
     assert loss - floor_loss(pairs) < 0.03 * (unregistered - floor_loss(pairs))
 
@@ -145,7 +146,7 @@ def similarity_by_matrices(to_phantom, pairs, *, is_reversed):
 
 def test_similarity_is_that_of_the_papers_order(case):
     to_phantom, pairs, maps = case
-    loss = cycle_similarity_loss(pairs, maps, lncc_sigma_voxels=SIGMA).item()
+    loss = cycle_similarity_loss(pairs, cycle_paths(maps), lncc_sigma_voxels=SIGMA).item()
     ours = similarity_by_matrices(to_phantom, pairs, is_reversed=False)
     other_order = similarity_by_matrices(to_phantom, pairs, is_reversed=True)
     # Where a composed map leaves a grid both images are black, to the blobs' tails.
@@ -156,7 +157,7 @@ def test_similarity_is_that_of_the_papers_order(case):
 
 def test_cycle_closes_for_the_exact_maps(case):
     _, _, maps = case
-    cycle = cycle_map(maps)
+    cycle = cycle_map(cycle_paths(maps))
     torch.testing.assert_close(cycle, identity_map(SIZE), rtol=0, atol=2e-6)
     # Eq. 3 differentiates with 32 steps of rounding errors of 1e-7 each.
     assert jacobian_identity_loss(cycle).item() < 1e-8
@@ -173,7 +174,7 @@ def test_cycle_in_the_reverse_order_does_not_close():
     reverse = bs @ bb @ tb @ st
     assert np.square(reverse[:3, :3] - np.eye(3)).sum() > 0.1
     swapped = CycleMaps(maps.bridge_t_s, maps.bridge, maps.t_bridge_s, maps.st)
-    assert jacobian_identity_loss(cycle_map(swapped)).item() > 0.1
+    assert jacobian_identity_loss(cycle_map(cycle_paths(swapped))).item() > 0.1
 
 
 def test_each_edge_is_asked_for_once_and_in_its_direction():
@@ -228,7 +229,7 @@ def test_objective_of_a_network_that_knows_the_answer(case):
     assert set(losses) == {"similarity", "gradcycon", "regularity"}
     assert losses["gradcycon"].item() < 1e-8
     assert losses["regularity"].item() < 1e-8
-    expected = cycle_similarity_loss(pairs, maps, lncc_sigma_voxels=SIGMA)
+    expected = cycle_similarity_loss(pairs, cycle_paths(maps), lncc_sigma_voxels=SIGMA)
     torch.testing.assert_close(losses["similarity"], expected)
 
 
@@ -254,7 +255,7 @@ def test_weights_scale_their_terms():
     torch.testing.assert_close(other["similarity"], one["similarity"])
     torch.testing.assert_close(
         one["gradcycon"],
-        jacobian_identity_loss(compose(maps.st, compose(maps.t_bridge_s, maps.bridge_t_s))),
+        jacobian_identity_loss(compose(compose(maps.st, maps.t_bridge_s), maps.bridge_t_s)),
     )
 
 
