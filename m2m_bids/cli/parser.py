@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,6 +106,13 @@ def _derivative(value: str) -> tuple[str, Path]:
     if not name or not path:
         raise argparse.ArgumentTypeError(f"{value!r}: expected NAME=PATH or PATH")
     return name, Path(path)
+
+
+def _weights(value: str) -> Path:
+    """Read a weights folder; "default" is the one that comes with the package."""
+    if value == "default":
+        return Path(str(files("m2m_bids.data") / "weights" / "default"))
+    return Path(value)
 
 
 def _whole_number(lowest: int) -> Callable[[str], int]:
@@ -224,10 +232,10 @@ def _add_registration(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--weights",
-        type=Path,
+        type=_weights,
         metavar="FOLDER",
-        help="network weights (default: those that come with m2m-bids); for 'train', those to "
-        "start from (default: none)",
+        help="network weights; 'default' are those that come with m2m-bids (default: these). "
+        "For 'train', weights to start from (default: none)",
     )
     group.add_argument(
         "--random-seed",

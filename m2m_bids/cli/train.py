@@ -219,7 +219,13 @@ def _last_validation(row: dict[str, float]) -> str:
     parts = [f"folds {row['folding_percent']:.3f} %", f"LNCC {row['lncc']:.3f}"]
     if "dsc" in row:
         parts.insert(0, f"DSC {row['dsc_before']:.3f} before, {row['dsc']:.3f} after")
-    return f"Validation at iteration {row['iteration']:.0f}: " + ", ".join(parts)
+    line = f"Validation at iteration {row['iteration']:.0f}: " + ", ".join(parts)
+    if row.get("dsc", 1) < row.get("dsc_before", 0):
+        line += (
+            "\nThe overlap is lower than without the network: train for longer or on more"
+            " participants, or start from the package's weights (--weights default)."
+        )
+    return line
 
 
 def _dry_run_text(settings: Settings, scans: "list[Scan]", images_dir: Path) -> str:

@@ -46,6 +46,10 @@ def test_values_keep_their_underscores(call, tmp_path):
     assert call("--weights=my_weights").weights == tmp_path / "my_weights"
 
 
+def test_weights_of_the_package_have_a_name(call):
+    assert (call("--weights", "default").weights / "card.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("options", "name", "value"),
     [
