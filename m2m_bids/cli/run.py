@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if no scan failed, 1 if one did, 2 if nothing could be started.
+        0 if no scan failed, 1 if one did, 2 if nothing could be started, 130 if interrupted.
     """
     settings = parse_args(argv)
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(settings.verbose, 2)]
@@ -54,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         LOGGER.debug("", exc_info=True)
         sys.stderr.write(f"m2m-bids: error: {' '.join(str(error).split())}\n")
         return 2
+    except KeyboardInterrupt:
+        again = "with --resume " if settings.analysis_level == "train" else ""
+        sys.stderr.write(f"m2m-bids: interrupted; the same command {again}goes on from here\n")
+        return 130
 
 
 def _run(settings: Settings) -> int:

@@ -194,15 +194,15 @@ class CycleSampler:
         counts = {modality: len(subjects) for modality, subjects in self._scans.items()}
         if not counts or min(counts.values()) < needed:
             found = ", ".join(f"{number} with {name}" for name, number in counts.items())
+            advice = ["more subjects"]
+            if needed == 4:
+                advice.append("pre-aligned pairs (--pre-aligned), with which three suffice")
+            if len(counts) > 1:
+                advice.append("one kind of image alone (--modality)")
             raise CohortError(
                 f"to train on there are {found or 'none'}; one cycle needs {needed} different"
-                " subjects, each with a T1w image and the other modality. "
-                + (
-                    "Give more subjects, or pre-aligned pairs (--pre-aligned), with which three"
-                    " suffice."
-                    if needed == 4
-                    else "Give more subjects."
-                )
+                " subjects, each with a T1w image and the other modality. Give"
+                f" {', or '.join(advice)}."
             )
         for modality, subjects in self._scans.items():
             if config.pre_aligned and not config.pre_aligned & set(subjects):

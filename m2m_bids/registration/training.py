@@ -5,6 +5,7 @@ import csv
 import logging
 import math
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -222,6 +223,8 @@ def fit(
     TrainingError
         If the checkpoint is of another training or cannot be read, the loss or a gradient is not
         finite, or a checkpoint cannot be written; the last one stays as it is.
+    KeyboardInterrupt
+        If it is interrupted; it goes on from the last checkpoint.
     """
     processes = processes or Processes()
     run_dir = Path(run_dir)
@@ -235,18 +238,22 @@ def fit(
     # A process that was killed while it wrote leaves a part of a checkpoint.
     (run_dir / f".{CHECKPOINT_NAME}.partial").unlink(missing_ok=True)
     ckpt_path = str(checkpoint) if checkpoint.is_file() else None
+    on_interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         # Advice on what is meant: an averaged network in evaluation mode, a folder that is there.
         warnings.filterwarnings("ignore", module="lightning")
-        trainer.fit(
-            module,
-            DataLoader(_Endless(), batch_size=None),
-            _validation_loader(task.validation),
-            ckpt_path=ckpt_path,
-            weights_only=True,
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(
+                module,
+                DataLoader(_Endless(), batch_size=None),
+                _validation_loader(task.validation),
+                ckpt_path=ckpt_path,
+                weights_only=True,
+            )
+        except SystemExit as error:
+            # Lightning ends the process when it is interrupted; who called may have more to do.
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from error
     trainer.save_checkpoint(checkpoint)
     return module.result.cpu().eval(), trainer.global_step >= config.n_iterations
 

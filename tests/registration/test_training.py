@@ -200,6 +200,19 @@ def test_loss_that_is_not_finite_at_the_start_writes_no_checkpoint(tmp_path):
     assert not (tmp_path / CHECKPOINT_NAME).exists()
 
 
+def test_interrupted_training_goes_on_from_its_checkpoint(tmp_path):
+    run(tmp_path, max_minutes=0)
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted(share):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, get_batch=interrupted)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert_same(run(tmp_path)[0], run(tmp_path / "whole")[0])
+
+
 def test_checkpoint_of_another_training_is_refused(tmp_path):
     run(tmp_path, max_minutes=0)
     with pytest.raises(TrainingError, match=r"learning_rate was 0.001, is 0.1"):

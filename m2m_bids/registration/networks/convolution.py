@@ -3,18 +3,21 @@
 On two AVX2 cores, in float32, PyTorch's forward pass and its gradient with respect to the image
 run near the rate of matrix products once activations are stored channels last
 (`channels_last`), except where the weights outnumber the activations and are reordered at every
-call. The gradient with respect to the weights runs at a tenth of that rate where one side has few
-channels. `convolve` leaves to PyTorch what it does well, and everything on other devices.
+call, or where there are few output channels. The gradients with respect to weights and bias run at
+a fraction of that rate where one side has few channels. What is done here instead is done plane by
+plane of the first spatial axis, within the last-level cache. PyTorch keeps what it does well, and
+everything on other devices.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# Floats gathered at a time for a weight gradient: within the last-level cache, and so many that
-# threads seldom wait for each other.
-_N_GATHERED = 6_000_000
+# Rows of channels that are reduced at a time, within the cache of a core.
+_N_ROWS = 9216
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -42,8 +45,7 @@ def convolve(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
     Parameters
     ----------
     layer : Conv3d or ConvTranspose3d
-        Of kernel 3 and padding 1 (stride 1 or 2), or transposed, of kernel 4, stride 2 and
-        padding 1.
+        Of kernel 3, stride 2 and padding 1, or transposed, of kernel 4, stride 2 and padding 1.
     x : Tensor, shape (N, C, I, J, K)
 
     Returns
@@ -59,12 +61,12 @@ def convolve(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
 
 def _convolve(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
     n_positions = x.shape[2:].numel()
-    if isinstance(layer, nn.ConvTranspose3d):
-        return _scatter_convolve(layer, x) if n_positions < layer.in_channels else layer(x)
-    if layer.stride == (2, 2, 2):
+    if isinstance(layer, nn.Conv3d):
         return _gather_convolve(layer, x) if n_positions < 16 * layer.in_channels else layer(x)
-    if 4 * layer.out_channels <= layer.in_channels and not torch.is_autocast_enabled("cpu"):
-        return _NarrowConvolution.apply(x, layer.weight, layer.bias)
+    if n_positions < layer.in_channels:
+        return _scatter_convolve(layer, x)
+    if layer.out_channels <= 32 and not torch.is_autocast_enabled("cpu"):
+        return _TransposedConvolution.apply(x, layer.weight, layer.bias)
     return layer(x)
 
 
@@ -98,46 +100,65 @@ def _overlap(y: Tensor, axis: int) -> Tensor:
     return torch.stack((even, odd), axis + 1).flatten(axis, axis + 1)
 
 
-class _NarrowConvolution(torch.autograd.Function):
-    """Convolution (kernel 3, stride 1, padding 1) to few channels, with a fast backward pass."""
+class _TransposedConvolution(torch.autograd.Function):
+    """Convolution transposed (kernel 4, stride 2, padding 1) to few channels."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return functional.conv3d(x, weight, bias, padding=1)
+        return functional.conv_transpose3d(x, weight, bias, stride=2, padding=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return _narrow_gradients(grad, *ctx.saved_tensors)
+        x, weight = ctx.saved_tensors
+        grad = channels_last(grad)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = functional.conv3d(grad, weight, stride=2, padding=1)
+        return grad_x, _transposed_weight_gradient(grad, x), grad.sum((0, 2, 3, 4))
 
 
-def _narrow_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _transposed_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """
-    Return the gradients of a convolution to few channels: of images, weights and bias.
+    Return the gradient of `_TransposedConvolution` with respect to the weights.
 
-    The 27 shifts of the output's gradient are gathered slab by slab; both gradients are matrix
-    products with them.
+    Output voxels ``2 p - 1`` and ``2 p`` of an axis see inputs ``p - 1`` and ``p``: padded inputs
+    ``p`` and ``p + 1``. The eight blocks of weights are products of the padded input, shifted
+    along its rows, with the output's gradient as eight times the channels.
     """
-    n_out, n_in = weight.shape[:2]
-    n_rows = 27 * n_out
-    # A voxel's tap t is the output's tap 2 - t.
-    matrix = weight.flip(2, 3, 4).permute(0, 2, 3, 4, 1).reshape(n_rows, n_in)
-    taps = functional.pad(grad.contiguous(), (1,) * 6)
-    taps = taps.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1).permute(0, 1, 5, 6, 7, 2, 3, 4)
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last_3d)
-    grad_matrix = torch.zeros_like(matrix)
-    n_planes = max(1, _N_GATHERED // (n_rows * x.shape[3] * x.shape[4]))
-    for image, image_grad, image_taps in zip(x, grad_x, taps, strict=True):
-        for start in range(0, x.shape[2], n_planes):
-            slab = slice(start, start + n_planes)
-            gathered = image_taps[..., slab, :, :].reshape(n_rows, -1)
-            rows = image[:, slab].permute(1, 2, 3, 0).reshape(-1, n_in)
-            rows_grad = image_grad[:, slab].permute(1, 2, 3, 0).view_as(rows)
-            torch.mm(gathered.t(), matrix, out=rows_grad)
-            grad_matrix.addmm_(gathered, rows)
-    grad_weight = grad_matrix.view(n_out, 3, 3, 3, n_in).flip(1, 2, 3).permute(0, 4, 1, 2, 3)
-    return grad_x, grad_weight, grad.sum((0, 2, 3, 4))
+    n_in, n_out = x.shape[1], grad.shape[1]
+    padded = functional.pad(x, (1,) * 6).permute(0, 2, 3, 4, 1)
+    _, n_i, n_j, n_k, _ = padded.shape
+    blocks = grad.new_zeros(n_j, n_k, 2, 2, 2, n_out)
+    products = grad.new_zeros(2, 2, 2, n_in, 8 * n_out)
+    for image, image_grad in zip(padded, grad.permute(0, 2, 3, 4, 1), strict=True):
+        rows = image.reshape(-1, n_in)
+        for i in range(n_i - 1):
+            _fill_blocks(blocks, image_grad, i)
+            for a, b, c in _CORNERS:
+                start = ((i + a) * n_j + b) * n_k + c
+                # What a shift moves over the end of a row or plane meets zeros in the blocks.
+                shifted = rows[start : start + n_j * n_k]
+                products[a, b, c].addmm_(shifted.t(), blocks.view(-1, 8 * n_out)[: len(shifted)])
+    products = products.view(2, 2, 2, n_in, 2, 2, 2, n_out)
+    # Voxel 2 p - 1 + r takes tap 2 + r of input p - 1 and tap r of input p.
+    taps = products.flip(0, 1, 2).permute(3, 7, 0, 4, 1, 5, 2, 6)
+    return taps.reshape(n_in, n_out, 4, 4, 4)
+
+
+_CORNERS = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+
+
+def _fill_blocks(blocks: Tensor, grad: Tensor, i: int) -> None:
+    """Lay out planes ``2 i - 1`` and ``2 i`` of a gradient as blocks of two by two by two."""
+    _, n_j, n_k, _ = grad.shape
+    for a, b, c in _CORNERS:
+        part = blocks[1 - b : n_j // 2 + 1 - b, 1 - c : n_k // 2 + 1 - c, a, b, c]
+        if 0 <= 2 * i - 1 + a < len(grad):
+            part.copy_(grad[2 * i - 1 + a, 1 - b :: 2, 1 - c :: 2])
+        else:
+            part.zero_()
 
 
 def leading_channels(x: Tensor, n_channels: int) -> Tensor:
@@ -190,9 +211,8 @@ def normalize(layer: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     Tensor, shape (N, C + C', I', J', K')
         Concatenation of ``layer(x)`` and ``skip``.
     """
-    if _is_batch_norm_on_cpu(layer, x):
-        statistics = _Statistics(layer, x)
-        x = _BatchNorm.apply(x, layer.weight, layer.bias, statistics)
+    if _is_batch_norm_on_cpu(layer, x) and layer.training:
+        x = _BatchNorm.apply(x, layer.weight, layer.bias, _Statistics(layer, x))
     else:
         x = layer(x)
     i, j, k = skip.shape[2:]
@@ -205,70 +225,91 @@ def normalize_and_convolve(
     """
     Apply `normalize` and the convolution of a U-Net's end, at full resolution.
 
-    On the CPU the concatenation is computed again for the gradient instead of being kept.
+    On the CPU the concatenation is made plane by plane and never kept.
 
     Parameters
     ----------
     layer, x, skip
         As of `normalize`.
     convolution : Conv3d
-        Of kernel 3 and padding 1.
+        Of kernel 3 and padding 1, to few channels.
 
     Returns
     -------
     Tensor, shape (N, C, I', J', K')
     """
-    if not _is_batch_norm_on_cpu(layer, x) or torch.is_autocast_enabled("cpu"):
-        return convolve(convolution, normalize(layer, x, skip))
-    statistics = _Statistics(layer, x)
-    return _NormalizedConvolution.apply(
-        x, layer.weight, layer.bias, skip, convolution.weight, convolution.bias, statistics
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return convolution(normalize(layer, x, skip))
+    if _is_batch_norm_on_cpu(layer, x):
+        statistics = _Statistics(layer, x)
+        parameters = layer.weight, layer.bias
+    else:
+        x = layer(x)
+        statistics, parameters = None, (None, None)
+    return _End.apply(
+        channels_last(x), skip, convolution.weight, convolution.bias, *parameters, statistics
     )
 
 
 def _is_batch_norm_on_cpu(layer: nn.Module, x: Tensor) -> bool:
     is_exact = x.dtype in (torch.float32, torch.float64)
-    is_batch_norm = isinstance(layer, nn.BatchNorm3d) and layer.training
-    return is_batch_norm and is_exact and x.device.type == "cpu"
+    return isinstance(layer, nn.BatchNorm3d) and is_exact and x.device.type == "cpu"
 
 
 class _Statistics:
     """
-    Mean and scale of a batch, which the layer's running statistics follow.
+    Mean and scale of a batch, which the layer's running statistics follow; or those, at rest.
 
     PyTorch's batch normalisation adds up float32 images that are stored channels last one voxel
     after the other, which leaves four digits of the variance.
     """
 
     def __init__(self, layer: nn.BatchNorm3d, x: Tensor):
+        self.is_of_batch = layer.training
+        self.n = x.numel() // x.shape[1]
         with torch.no_grad():
-            self.mean = _channel_means(x)
-            # The images' own mean is taken off first: no cancellation.
-            variance = _channel_means((x - self.mean).square_())
+            if self.is_of_batch:
+                self.mean, variance = _moments(x)
+                self._update(layer, variance)
+            else:
+                self.mean, variance = layer.running_mean.clone(), layer.running_var
             self.scale = torch.rsqrt(variance + layer.eps)
-            layer.num_batches_tracked += 1
-            n = x.numel() // x.shape[1]
-            for running, value in (
-                (layer.running_mean, self.mean),
-                (layer.running_var, variance * (n / (n - 1))),
-            ):
-                running.lerp_(value.flatten().to(running.dtype), layer.momentum)
 
-    def normalized(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return the normalised images."""
-        slope = self.scale * _as_channels(weight)
-        return torch.addcmul(_as_channels(bias) - slope * self.mean, x, slope)
+    def _update(self, layer: nn.BatchNorm3d, variance: Tensor) -> None:
+        layer.num_batches_tracked += 1
+        for running, value in (
+            (layer.running_mean, self.mean),
+            (layer.running_var, variance * (self.n / (self.n - 1))),
+        ):
+            running.lerp_(value.to(running.dtype), layer.momentum)
 
-    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of `normalized`, and of mean and scale in it."""
-        n = grad.numel() // grad.shape[1]
-        mean_grad = _channel_means(grad)
-        covariance = _channel_means((x - self.mean).mul_(grad))
-        slope = self.scale * _as_channels(weight)
-        along = -slope * covariance * self.scale.square()
-        grad_x = torch.addcmul(-slope * mean_grad - along * self.mean, grad, slope)
-        grad_x.addcmul_(x, along)
-        return grad_x, (n * covariance * self.scale).flatten(), (n * mean_grad).flatten()
+    def standardized(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return voxels, channels last, with the mean taken off and divided by the deviation."""
+        return torch.addcmul(-self.scale * self.mean, rows, self.scale, out=out)
+
+    def coefficients(
+        self, weight: Tensor, weight_grad: Tensor, bias_grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Return the coefficients of the gradient with respect to the images.
+
+        It is ``slope * grad + along * x + constant``, with the gradient of the normalised images;
+        the last two come from mean and scale.
+        """
+        slope = self.scale * weight
+        if not self.is_of_batch:
+            return slope, torch.zeros_like(slope), torch.zeros_like(slope)
+        along = -slope * self.scale * weight_grad / self.n
+        return slope, along, -slope * bias_grad / self.n - along * self.mean
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel."""
+    mean = x.mean((0, 2, 3, 4))
+    rows = x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
+    # The images' own mean is taken off first: no cancellation.
+    squares = [(some - mean).square_().sum(0) for some in rows.split(_N_ROWS)]
+    return mean, torch.stack(squares).sum(0) / len(rows)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -276,52 +317,171 @@ class _BatchNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, statistics):
         ctx.statistics = statistics
         ctx.save_for_backward(x, weight)
-        return statistics.normalized(x, weight, bias)
+        slope = statistics.scale * weight
+        constant = _as_channels(bias - slope * statistics.mean)
+        return torch.addcmul(constant, x, _as_channels(slope))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *ctx.statistics.gradients(grad, *ctx.saved_tensors), None
+        x, weight = ctx.saved_tensors
+        statistics = ctx.statistics
+        bias_grad = grad.sum((0, 2, 3, 4))
+        centered = x - _as_channels(statistics.mean)
+        weight_grad = statistics.scale * centered.mul_(grad).sum((0, 2, 3, 4))
+        slope, along, constant = statistics.coefficients(weight, weight_grad, bias_grad)
+        grad_x = torch.addcmul(_as_channels(constant), grad, _as_channels(slope))
+        return grad_x.addcmul_(x, _as_channels(along)), weight_grad, bias_grad, None
 
 
-class _NormalizedConvolution(torch.autograd.Function):
+class _End(torch.autograd.Function):
+    """Convolution (kernel 3, padding 1), to few channels, of normalised images and a skip."""
+
     @staticmethod
-    def forward(ctx, x, weight, bias, skip, conv_weight, conv_bias, statistics):
+    def forward(ctx, x, skip, conv_weight, conv_bias, weight, bias, statistics):
         ctx.statistics = statistics
-        ctx.save_for_backward(x, weight, bias, skip, conv_weight)
-        joined = _joined(statistics, x, weight, bias, skip)
-        return functional.conv3d(joined, conv_weight, conv_bias, padding=1)
+        ctx.save_for_backward(x, skip, conv_weight, weight, bias)
+        affine = None
+        if statistics is not None:
+            slope = statistics.scale * weight
+            affine = slope, bias - slope * statistics.mean
+        return _convolve_joined(x, skip, affine, conv_weight).add_(_as_channels(conv_bias))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight, bias, skip, conv_weight = ctx.saved_tensors
-        joined = _joined(ctx.statistics, x, weight, bias, skip)
-        grad_joined, *grad_convolution = _narrow_gradients(grad, joined, conv_weight)
-        del joined
-        n_channels = x.shape[1]
-        grad_normalized = grad_joined[:, :n_channels]
-        outside = [
-            size
-            for a, b in zip(x.shape[:1:-1], skip.shape[:1:-1], strict=True)
-            for size in (0, a - b)
-        ]
-        if any(outside):
-            grad_normalized = functional.pad(grad_normalized, outside)
-        gradients = ctx.statistics.gradients(grad_normalized, x, weight)
-        return *gradients, grad_joined[:, n_channels:], *grad_convolution, None
+        x, skip, conv_weight, weight, bias = ctx.saved_tensors
+        statistics = ctx.statistics
+        sums = _tap_sums(grad)
+        affine = None
+        if statistics is not None:
+            affine = statistics.scale, -statistics.scale * statistics.mean
+        grad_conv = _joined_weight_gradient(grad, x, skip, affine)
+        grad = channels_last(grad)
+        n = x.shape[1]
+        own, grad_own = conv_weight[:, :n], grad_conv[:, :n]
+        grad_skip = _image_gradient(grad, conv_weight[:, n:]) if ctx.needs_input_grad[1] else None
+        grad_weight = grad_bias = None
+        if statistics is None:
+            grad_x = _pad_end(_image_gradient(grad, own), x)
+        else:
+            # The normalised images' gradient is never made: its sums are products of weights.
+            grad_weight = (own * grad_own).sum((0, 2, 3, 4))
+            grad_bias = (own * sums[:, None]).sum((0, 2, 3, 4))
+            grad_own.mul_(_as_channels(weight)).add_(_as_channels(bias) * sums[:, None])
+            slope, along, constant = statistics.coefficients(weight, grad_weight, grad_bias)
+            grad_x = _image_gradient(grad, own * _as_channels(slope), constant)
+            grad_x = _pad_end(grad_x, x, constant).addcmul_(x, _as_channels(along))
+        return grad_x, grad_skip, grad_conv, sums[:, 1, 1, 1], grad_weight, grad_bias, None
 
 
-def _joined(
-    statistics: _Statistics, x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor
+def _windows(x: Tensor, skip: Tensor, affine: tuple[Tensor, Tensor] | None) -> Iterator[Tensor]:
+    """
+    Yield each plane of joined images with its neighbours: padded voxels, by plane and channel.
+
+    Plane ``i`` is in place ``i % 3``: the tensor is one and the same.
+
+    Parameters
+    ----------
+    x : Tensor, shape (C, I, J, K)
+    skip : Tensor, shape (C', I', J', K')
+    affine : tuple of Tensor, optional
+        Slope and constant by which ``x`` is normalised.
+
+    Yields
+    ------
+    Tensor, shape ((J' + 2) * (K' + 2), 3 * (C + C'))
+    """
+    n = len(x)
+    _, n_i, n_j, n_k = skip.shape
+    x, skip = x.permute(1, 2, 3, 0)[:, :n_j, :n_k], skip.permute(1, 2, 3, 0)
+    ring = x.new_zeros(n_j + 2, n_k + 2, 3, n + skip.shape[3])
+    for i in range(n_i + 1):
+        place = ring[1:-1, 1:-1, i % 3]
+        if i == n_i:
+            place.zero_()
+        else:
+            place[..., n:] = skip[i]
+            if affine is None:
+                place[..., :n] = x[i]
+            else:
+                torch.addcmul(affine[1], x[i], affine[0], out=place[..., :n])
+        if i > 0:
+            yield ring.view(-1, 3 * ring.shape[3])
+
+
+def _shifted(taps: Tensor, shape: torch.Size) -> Tensor:
+    """View a padded plane of nine taps, shape (C * 9, J * K), where each tap meets a voxel."""
+    n_j, n_k = shape[-2:]
+    n = taps.shape[1]
+    strides = 9 * n, 3 * n + n_k + 2, n + 1, n_k + 2, 1
+    return taps.as_strided((len(taps) // 9, 3, 3, n_j, n_k), strides)
+
+
+_LATER_TAPS = [(b, c) for b in range(3) for c in range(3)][1:]
+
+
+def _convolve_joined(
+    x: Tensor, skip: Tensor, affine: tuple[Tensor, Tensor] | None, weight: Tensor
 ) -> Tensor:
-    i, j, k = skip.shape[2:]
-    normalized = statistics.normalized(x, weight, bias)[:, :, :i, :j, :k]
-    return torch.cat((normalized, skip), 1)
+    """Convolve joined images: a product with all taps, then the sum of the shifted taps."""
+    n_out = len(weight)
+    by_plane = weight.permute(0, 3, 4, 2, 1).reshape(9 * n_out, 3, -1)
+    # The window of plane i has plane i - 1 in place (i - 1) % 3.
+    matrices = [by_plane.roll(turn - 1, 1).flatten(1) for turn in range(3)]
+    y = x.new_empty(len(x), n_out, *skip.shape[2:])
+    for image, image_skip, image_y in zip(x, skip, y, strict=True):
+        for i, window in enumerate(_windows(image, image_skip, affine)):
+            taps = _shifted(torch.mm(matrices[i % 3], window.t()), y.shape)
+            # One after the other: `sum` is slow in this order.
+            plane = image_y[:, i].copy_(taps[:, 0, 0])
+            for b, c in _LATER_TAPS:
+                plane.add_(taps[:, b, c])
+    return y
 
 
-def _channel_means(x: Tensor) -> Tensor:
-    return x.mean((0, 2, 3, 4), keepdim=True)
+def _joined_weight_gradient(
+    grad: Tensor, x: Tensor, skip: Tensor, affine: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Return the gradient of `_convolve_joined` with respect to the weights."""
+    n_out, n_in = grad.shape[1], x.shape[1] + skip.shape[1]
+    taps = grad.new_zeros(9 * n_out, (grad.shape[3] + 2) * (grad.shape[4] + 2))
+    shifted = _shifted(taps, grad.shape)
+    products = grad.new_zeros(3, 9 * n_out, 3 * n_in)
+    for image, image_skip, image_grad in zip(x, skip, grad, strict=True):
+        for i, window in enumerate(_windows(image, image_skip, affine)):
+            shifted.copy_(image_grad[:, i, None, None])
+            products[i % 3].addmm_(taps, window)
+    products = products.view(3, n_out, 3, 3, 3, n_in)
+    by_plane = sum(product.roll(1 - turn, 3) for turn, product in enumerate(products))
+    return by_plane.permute(0, 4, 3, 1, 2).contiguous()
+
+
+def _tap_sums(grad: Tensor) -> Tensor:
+    """Sum the gradient of an output over the voxels whose taps are inside: (C, 3, 3, 3)."""
+    for axis in (4, 3, 2):
+        total, size = grad.sum(axis), grad.shape[axis]
+        first, last = grad.select(axis, 0), grad.select(axis, size - 1)
+        grad = torch.stack((total - first, total, total - last), -1)
+        # Axes that are still to be summed stay in front.
+    return grad.sum(0).permute(0, 3, 2, 1)
+
+
+def _image_gradient(grad: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the gradient of a convolution with respect to the images, plus a constant."""
+    weight = weight.flip(2, 3, 4).transpose(0, 1)
+    return channels_last(functional.conv3d(grad, weight, bias, padding=1))
+
+
+def _pad_end(grad: Tensor, x: Tensor, constant: Tensor | None = None) -> Tensor:
+    """Pad a gradient, to the size of ``x``, with the constant."""
+    if grad.shape == x.shape:
+        return grad
+    i, j, k = grad.shape[2:]
+    padded = torch.zeros_like(x) if constant is None else _as_channels(constant).expand_as(x)
+    padded = padded.clone(memory_format=torch.channels_last_3d)
+    padded[:, :, :i, :j, :k] = grad
+    return padded
 
 
 def _as_channels(values: Tensor) -> Tensor:
