@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from m2m_bids.registration.networks.convolution import (
+    add_doubled,
     channels_last,
     convolve,
     leading_channels,
@@ -53,9 +54,26 @@ def test_convolutions_are_pytorchs(layer, shape, memory_format):
     assert_same(ours, layer(x), [x, layer.weight, layer.bias])
 
 
-def test_leading_channels_are_a_slice():
-    x = images(2, 5, 4, 4, 4)
-    assert_same(leading_channels(channels_last(x), 3), x[:, :3], [x])
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("n_channels", [3, 5])
+def test_leading_channels_are_a_copy(n_channels, size):
+    x = images(1, 5, size, size, size)
+    stored = channels_last(x)
+    copied = leading_channels(stored, n_channels)
+    assert_same(copied, x[:, :n_channels], [x])
+    assert copied.data_ptr() != stored.data_ptr()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 5), (9, 2, 3)])
+def test_doubled_images_are_added(shape):
+    small = images(2, 3, *shape)
+    y = images(2, 3, *[2 * n for n in shape], seed=1)
+    doubled = nn.functional.interpolate(
+        small, scale_factor=2, mode="trilinear", align_corners=False
+    )
+    assert_same(
+        add_doubled(channels_last(y).clone(), channels_last(small)), y + doubled, [y, small]
+    )
 
 
 def batch_norms():
@@ -85,8 +103,18 @@ def test_normalisation_and_end_are_pytorchs(size, is_training):
         torch.testing.assert_close(mine, reference)
 
 
-def test_parameters_of_the_normalisation_get_pytorchs_gradients():
-    ours, theirs = batch_norms()
+@pytest.mark.parametrize("size", [4, 3], ids=["even", "cropped"])
+def test_end_after_another_normalisation_is_pytorchs(size):
+    layer, end = nn.GroupNorm(2, 6).double(), nn.Conv3d(8, 2, 3, padding=1).double()
+    x, skip = images(2, 6, 4, 4, 4), images(2, 2, size, size, 4, seed=1)
+    joined = torch.cat((layer(x)[:, :, :size, :size], skip), 1)
+    inputs = [x, skip, *layer.parameters(), *end.parameters()]
+    assert_same(normalize_and_convolve(layer, x, skip, end), end(joined), inputs)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_parameters_of_the_normalisation_get_pytorchs_gradients(is_training):
+    ours, theirs = (layer.train(is_training) for layer in batch_norms())
     x, skip = images(2, 6, 4, 4, 4), images(2, 2, 4, 4, 4, seed=1)
     end = nn.Conv3d(8, 2, 3, padding=1).double()
     weights = images(2, 2, 4, 4, 4, seed=2).detach()

@@ -62,12 +62,23 @@ def convolve(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
 def _convolve(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
     n_positions = x.shape[2:].numel()
     if isinstance(layer, nn.Conv3d):
-        return _gather_convolve(layer, x) if n_positions < 16 * layer.in_channels else layer(x)
+        if n_positions < 16 * layer.in_channels:
+            return _gather_convolve(layer, x)
+        return _conv3d(x, layer.weight, layer.bias, stride=2)
     if n_positions < layer.in_channels:
         return _scatter_convolve(layer, x)
     if layer.out_channels <= 32 and not torch.is_autocast_enabled("cpu"):
         return _TransposedConvolution.apply(x, layer.weight, layer.bias)
     return layer(x)
+
+
+def _conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+    """Convolve with padding 1."""
+    is_autocast = torch.is_autocast_enabled("cpu")
+    if x.dtype != torch.float32 or is_autocast or not torch.backends.mkldnn.is_available():
+        return functional.conv3d(x, weight, bias, stride=stride, padding=1)
+    # PyTorch gives images of few channels to a slower implementation.
+    return torch.ops.aten.mkldnn_convolution(x, weight, bias, [1] * 3, [stride] * 3, [1] * 3, 1)
 
 
 def _gather_convolve(layer: nn.Conv3d, x: Tensor) -> Tensor:
@@ -115,7 +126,7 @@ class _TransposedConvolution(torch.autograd.Function):
         grad = channels_last(grad)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = functional.conv3d(grad, weight, stride=2, padding=1)
+            grad_x = _conv3d(grad, weight, stride=2)
         return grad_x, _transposed_weight_gradient(grad, x), grad.sum((0, 2, 3, 4))
 
 
@@ -128,19 +139,25 @@ def _transposed_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     along its rows, with the output's gradient as eight times the channels.
     """
     n_in, n_out = x.shape[1], grad.shape[1]
-    padded = functional.pad(x, (1,) * 6).permute(0, 2, 3, 4, 1)
+    # The plane too many is what the last shifts reach into.
+    padded = functional.pad(x, (1, 1, 1, 1, 1, 2)).permute(0, 2, 3, 4, 1)
     _, n_i, n_j, n_k, _ = padded.shape
     blocks = grad.new_zeros(n_j, n_k, 2, 2, 2, n_out)
     products = grad.new_zeros(2, 2, 2, n_in, 8 * n_out)
     for image, image_grad in zip(padded, grad.permute(0, 2, 3, 4, 1), strict=True):
         rows = image.reshape(-1, n_in)
-        for i in range(n_i - 1):
+        for i in range(n_i - 2):
             _fill_blocks(blocks, image_grad, i)
-            for a, b, c in _CORNERS:
-                start = ((i + a) * n_j + b) * n_k + c
+            flat = blocks.view(-1, 8 * n_out).expand(2, -1, -1)
+            for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                start = ((i + a) * n_j + b) * n_k
                 # What a shift moves over the end of a row or plane meets zeros in the blocks.
-                shifted = rows[start : start + n_j * n_k]
-                products[a, b, c].addmm_(shifted.t(), blocks.view(-1, 8 * n_out)[: len(shifted)])
+                shifted = rows.as_strided(
+                    (2, n_in, n_j * n_k),
+                    (n_in, 1, n_in),
+                    rows.storage_offset() + start * n_in,
+                )
+                products[a, b].baddbmm_(shifted, flat)
     products = products.view(2, 2, 2, n_in, 2, 2, 2, n_out)
     # Voxel 2 p - 1 + r takes tap 2 + r of input p - 1 and tap r of input p.
     taps = products.flip(0, 1, 2).permute(3, 7, 0, 4, 1, 5, 2, 6)
@@ -161,9 +178,60 @@ def _fill_blocks(blocks: Tensor, grad: Tensor, i: int) -> None:
             part.zero_()
 
 
+def add_doubled(y: Tensor, x: Tensor) -> Tensor:
+    """
+    Add images with half the voxels, interpolated trilinearly.
+
+    Parameters
+    ----------
+    y : Tensor, shape (N, C, 2 * I, 2 * J, 2 * K)
+        Is overwritten if the types agree.
+    x : Tensor, shape (N, C, I, J, K)
+
+    Returns
+    -------
+    Tensor, shape (N, C, 2 * I, 2 * J, 2 * K)
+    """
+    if x.dtype == y.dtype and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return _AddDoubled.apply(y, x)
+    doubled = functional.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
+    return y.add_(doubled) if y.dtype == doubled.dtype else y + doubled
+
+
+class _AddDoubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, x):
+        ctx.mark_dirty(y)
+        ctx.shape = x.shape
+        for image_y, image in zip(y, x, strict=True):
+            _add_doubled_planes(image_y, image)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        size, scales = list(grad.shape[2:]), (2.0, 2.0, 2.0)
+        backward = torch.ops.aten.upsample_trilinear3d_backward
+        return grad, backward(grad, size, list(ctx.shape), False, *scales)
+
+
+def _add_doubled_planes(y: Tensor, x: Tensor) -> None:
+    """Add an image of half the size: plane by plane, so that no larger image is made."""
+    last = y.shape[1] - 1
+    for start in range(0, x.shape[1], 8):
+        planes = x[:, start : start + 8].transpose(0, 1)
+        planes = functional.interpolate(
+            planes, scale_factor=2, mode="bilinear", align_corners=False
+        )
+        for i, plane in enumerate(planes, start):
+            y[:, 2 * i : 2 * i + 2].add_(plane[:, None], alpha=0.75)
+            y[:, max(2 * i - 1, 0)].add_(plane, alpha=0.25)
+            y[:, min(2 * i + 2, last)].add_(plane, alpha=0.25)
+
+
 def leading_channels(x: Tensor, n_channels: int) -> Tensor:
     """
-    Return the first channels of images; on the CPU, with a gradient in their order.
+    Copy the first channels of images; on the CPU, with a gradient in their order.
 
     Parameters
     ----------
@@ -175,7 +243,7 @@ def leading_channels(x: Tensor, n_channels: int) -> Tensor:
     Tensor, shape (N, n_channels, I, J, K)
     """
     if x.device.type != "cpu" or x.shape[1] == n_channels:
-        return x[:, :n_channels]
+        return x[:, :n_channels].clone()
     return _LeadingChannels.apply(x, n_channels)
 
 
@@ -183,7 +251,7 @@ class _LeadingChannels(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, n_channels):
         ctx.shape = x.shape
-        return channels_last(x[:, :n_channels])
+        return x[:, :n_channels].clone(memory_format=torch.channels_last_3d)
 
     @staticmethod
     @once_differentiable
@@ -470,7 +538,7 @@ def _tap_sums(grad: Tensor) -> Tensor:
 def _image_gradient(grad: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the gradient of a convolution with respect to the images, plus a constant."""
     weight = weight.flip(2, 3, 4).transpose(0, 1)
-    return channels_last(functional.conv3d(grad, weight, bias, padding=1))
+    return channels_last(_conv3d(grad, weight, bias))
 
 
 def _pad_end(grad: Tensor, x: Tensor, constant: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from m2m_bids.registration.grids import identity_map, pool, resize, sample
 from m2m_bids.registration.networks.convolution import (
+    add_doubled,
     channels_last,
     convolve,
     leading_channels,
@@ -130,15 +131,9 @@ class UNet(nn.Module):
             y = convolve(conv, functional.leaky_relu(x))
             x = y + _match_channels(pool(x), y.shape[1])
         for conv, norm in zip(reversed(self.up_convs), reversed(self.norms), strict=True):
-            doubled = functional.interpolate(
-                _match_channels(x, conv.out_channels),
-                scale_factor=2,
-                mode="trilinear",
-                align_corners=False,
-            )
-            # In place: here x is not a skip, and nothing else is left to use it.
-            y = convolve(conv, functional.leaky_relu_(x))
-            y = y.add_(doubled) if y.dtype == doubled.dtype else y + doubled
+            small = _match_channels(x, conv.out_channels)
+            # In place: here x is not a skip, `small` a copy, and nothing else is left to use it.
+            y = add_doubled(convolve(conv, functional.leaky_relu_(x)), small)
             skip = skips.pop()
             if skips:
                 x = normalize(norm, y, skip)
