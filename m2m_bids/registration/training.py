@@ -83,8 +83,9 @@ class TrainingConfig:
         """Return the learning rate of an iteration, as a factor of ``learning_rate``."""
         if self.schedule == "constant":
             return 1.0
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / self.n_iterations)))
-        n_warm_up = min(200, self.n_iterations / 10)
+        n_iterations = max(1, self.n_iterations)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / n_iterations)))
+        n_warm_up = min(200, n_iterations / 10)
         return (0.01 + 0.99 * cosine) * min(1.0, (iteration + 1) / n_warm_up)
 
 

@@ -396,7 +396,7 @@ def test_crash_of_the_workflow_is_no_crash_of_the_app(settings, bids_dir, monkey
     monkeypatch.setattr(module, "configure_nipype", lambda settings: None)
     run = settings(write_graph=False)
     scans = list(scans_of(bids_dir).values())
-    progress = module._run_workflow(run, scans, options())
+    progress = module.run_workflow(run, scans, options())
     assert progress.seconds == {}
     assert "some steps failed: 2 raised." in caplog.text
     citation = Path(run.output_dir / "logs/CITATION.md").read_text()

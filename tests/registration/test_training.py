@@ -109,12 +109,12 @@ def test_precision_is_that_of_the_machine_and_may_change_with_it(tmp_path, monke
     for is_fast in (True, False):
         monkeypatch.setattr(training, "has_fast_bfloat16", lambda _, is_fast=is_fast: is_fast)
         network = tiny_network()
-        network.unets[0].last_conv.register_forward_hook(
+        network.unets[0].register_forward_hook(
             lambda _module, _inputs, output: seen.append(output.dtype)
         )
         run(tmp_path, network=network, use_bfloat16=None, max_minutes=0)
         assert seen[-1] is (torch.bfloat16 if is_fast else torch.float32)
-    assert len(seen) == 2
+    assert len(seen) == 2 * 4  # edges of one iteration each
 
 
 def test_training_moves_the_weights_and_averages_them(tmp_path):

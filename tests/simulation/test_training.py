@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from m2m_bids.registration.training import Share
 from m2m_bids.registration.weights import load_weights
 from m2m_bids.simulation.anatomy import load_template
 from m2m_bids.simulation.contrast import template_bridge
@@ -16,6 +17,10 @@ from m2m_bids.simulation.training import (
     main,
     supervised_loss,
 )
+
+
+def draw(cycles, iteration):
+    return cycles(Share(iteration, 0, 1, torch.device("cpu")))
 
 
 def test_needs_torch_and_numpy_alone():
@@ -31,12 +36,12 @@ def test_needs_torch_and_numpy_alone():
 def test_cycles_depend_on_the_iteration_alone():
     template = load_template().pooled()
     first = CohortCycles(template, seed=3, n_subjects=4)
-    first(0)
+    draw(first, 0)
     again = CohortCycles(template, seed=3, n_subjects=4)
-    (one,), (other,) = first(5), again(5)
+    (one,), (other,) = draw(first, 5), draw(again, 5)
     assert torch.equal(one.pairs.s, other.pairs.s)
     assert torch.equal(one.t.coordinates, other.t.coordinates)
-    assert not torch.equal(one.pairs.s, first(6)[0].pairs.s)
+    assert not torch.equal(one.pairs.s, draw(first, 6)[0].pairs.s)
 
 
 def test_coordinates_belong_to_images():
@@ -45,7 +50,7 @@ def test_coordinates_belong_to_images():
     mask = template.data[:, 4:5]
     cycles = CohortCycles(template, seed=4, n_subjects=4)
     for iteration in range(4):
-        (cycle,) = cycles(iteration)
+        (cycle,) = draw(cycles, iteration)
         for placed in (cycle.s, cycle.t, cycle.bridge):
             found = torch.nn.functional.grid_sample(
                 mask,
@@ -63,7 +68,7 @@ def test_bridge_is_often_that_of_use():
     known = {modality: template_bridge(template, modality) for modality in MODALITIES}
     found = []
     for iteration in range(60):
-        (cycle,) = cycles(iteration)
+        (cycle,) = draw(cycles, iteration)
         bridge = cycle.pairs.bridge_s, cycle.pairs.bridge_t
         found += [
             (modality, step)
@@ -77,7 +82,7 @@ def test_bridge_is_often_that_of_use():
 
 def test_supervised_loss_is_zero_for_the_same_pose():
     template = load_template().pooled()
-    (cycle,) = CohortCycles(template, seed=5, n_subjects=4)(0)
+    (cycle,) = draw(CohortCycles(template, seed=5, n_subjects=4), 0)
     size = template.size
     axis = torch.linspace(0, 1, size)
     identity = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))[None]
