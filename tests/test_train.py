@@ -60,6 +60,7 @@ def trained(folders, train):
     return train("--max-steps", 2, "--batch-size", 1, "--pre-aligned", 1)
 
 
+@pytest.mark.slow
 def test_training_ends_with_weights_and_names_what_failed(folders, trained):
     assert trained.returncode == 1, trained.stderr
     assert "failed: sub-" in trained.stdout
@@ -75,6 +76,7 @@ def test_training_ends_with_weights_and_names_what_failed(folders, trained):
     assert not list(folders.glob("out/sub-*/**/*.nii.gz"))
 
 
+@pytest.mark.slow
 def test_prepared_images_are_brains_on_the_grid(folders, trained):
     images_dir = folders / "out/training/images/36x5.4mm"
     names = [path.name for path in images_dir.iterdir()]
@@ -97,6 +99,7 @@ def test_prepared_images_are_brains_on_the_grid(folders, trained):
         assert means["t1w"][0] < means["t1w"][1]
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_participant(folders, trained):
     weights = folders / "out/training/gradicon-m2m+gcc/weights"
     subject = sorted(path.name for path in (folders / "bids").glob("sub-*"))[0]
@@ -114,9 +117,9 @@ def test_weights_are_those_of_participant(folders, trained):
     assert read_card(weights).sha256 in json.dumps(text) or row.status == "rigid only"
 
 
-def test_split_by_hand_is_kept_and_its_lack_is_told(folders, trained, told):
+def test_split_by_hand_is_kept_and_its_lack_is_told(folders, told):
     run_dir = folders / "out/training/mine"
-    run_dir.mkdir()
+    run_dir.mkdir(parents=True)
     subjects = sorted(path.name for path in (folders / "bids").glob("sub-*"))
     lines = ["participant_id\tsplit", *(f"{name}\tvalidation" for name in subjects[1:])]
     (run_dir / "splits.tsv").write_text("\n".join(lines) + "\n")
@@ -162,6 +165,7 @@ def test_dry_run_says_what_would_be_trained_on(folders, told):
     assert not (folders / "out/training/dry").exists()
 
 
+@pytest.mark.slow
 def test_training_is_not_begun_twice_but_continued(folders, trained, told):
     code, said = told("--max-steps", "2")
     assert code == 2
