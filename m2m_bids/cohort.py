@@ -1,8 +1,8 @@
 """Train a network on a cohort of rigidly aligned scans, without Nipype and BIDS."""
 
 import hashlib
+import importlib.metadata
 import json
-import logging
 import os
 import platform
 import shutil
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from m2m_bids.registration.sampling import CycleSampler, TrainingScan
     from m2m_bids.registration.training import Predict, Processes
 
-LOGGER = logging.getLogger(__name__)
 SCAN_NAME = "scan.json"
 SPLITS_NAME = "splits.tsv"
 SPLITS = ("train", "validation", "test")
@@ -448,15 +447,9 @@ def train_network(
         CohortValidation(by_split["validation"], seed=options.seed),
         {**described, "scans": _digest(by_split["train"])},
     )
-    trained, is_done = fit(
-        task, config, run_dir, processes=processes, shows_progress=shows_progress
-    )
-    if not is_done:
-        LOGGER.info("training stopped before its end; run it again to go on")
+    trained, _ = fit(task, config, run_dir, processes=processes, shows_progress=shows_progress)
     weights_dir = run_dir / "weights"
     if is_first_process():
-        import torch
-
         card = WeightsCard(
             network=name,
             config=asdict(trained.config),
@@ -471,7 +464,7 @@ def train_network(
                 "pre_aligned_subjects": len(cycles.config.pre_aligned),
                 "iterations": options.n_iterations,
                 "start_from": described["start_from"],
-                "torch": torch.__version__,
+                "torch": importlib.metadata.version("torch"),
                 "python": platform.python_version(),
             },
         )

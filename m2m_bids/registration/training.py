@@ -579,6 +579,9 @@ def _trainer(
         log_every_n_steps=config.log_every,
         enable_progress_bar=shows_progress,
         enable_model_summary=False,
-        sync_batchnorm=processes.n_devices * processes.n_nodes > 1,
+        # PyTorch synchronises batch statistics on GPUs alone.
+        sync_batchnorm=processes.n_devices * processes.n_nodes > 1
+        and accelerator != "cpu"
+        and torch.cuda.is_available(),
         use_distributed_sampler=True,
     )
