@@ -414,7 +414,7 @@ def train_network(
     WeightsError
         If the weights to start from cannot be used.
     """
-    from m2m_bids.registration.m2m import has_batch_statistics, objective_losses
+    from m2m_bids.registration.m2m import objective_losses
     from m2m_bids.registration.presets import preset
     from m2m_bids.registration.training import TrainingConfig, TrainingTask, fit
     from m2m_bids.registration.weights import WeightsCard, save_weights
@@ -440,9 +440,7 @@ def train_network(
         del described[free]
     task = TrainingTask(
         network,
-        lambda predict, pairs: objective_losses(
-            predict, pairs, objective, mixes_batch=has_batch_statistics(network)
-        )[0],
+        lambda predict, pairs: objective_losses(predict, pairs, objective)[0],
         cycles,
         CohortValidation(by_split["validation"], seed=options.seed),
         {**described, "scans": _digest(by_split["train"])},

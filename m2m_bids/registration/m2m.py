@@ -5,15 +5,15 @@ Registration, MICCAI 2025. The order of composition is the paper's: ``phi_st(phi
 point of S' to S.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from m2m_bids.registration.edges import Network, predict_edges
 from m2m_bids.registration.grids import identity_map
-from m2m_bids.registration.maps import compose, map_from_displacement, warp
+from m2m_bids.registration.maps import compose, warp
 from m2m_bids.registration.regularity import (
     bending_loss,
     diffusion_loss,
@@ -22,7 +22,6 @@ from m2m_bids.registration.regularity import (
 )
 from m2m_bids.registration.similarity import SIMILARITIES, similarity_loss
 
-Network = Callable[[Tensor, Tensor], Tensor]
 Regularizer = Literal["gradicon", "diffusion", "bending"]
 
 
@@ -105,58 +104,6 @@ class ObjectiveConfig:
         ):
             if value not in names:
                 raise ValueError(f"{value!r} is unknown; known are {', '.join(names)}")
-
-
-def has_batch_statistics(network: nn.Module) -> bool:
-    """
-    Tell whether a network normalises by batch, as it is now.
-
-    Parameters
-    ----------
-    network : Module
-        In training or in evaluation mode, where batch normalisations use what they have learnt.
-
-    Returns
-    -------
-    bool
-    """
-    return any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-        for module in network.modules()
-    )
-
-
-def predict_edges(
-    network: Network, edges: list[tuple[Tensor, Tensor]], *, mixes_batch: bool | None = None
-) -> list[Tensor]:
-    """
-    Predict the maps of several image pairs, in one call of the network where that is the same.
-
-    Small networks are up to twice as fast then (33 voxels, one thread); the full-size GradICON,
-    which has batch normalisation, takes as long in one call as in several.
-
-    Parameters
-    ----------
-    network : callable
-        Takes moving and fixed images to displacements.
-    edges : list of tuple of Tensor, shape (N, 1, n, n, n)
-        Moving and fixed images.
-    mixes_batch : bool, optional
-        Whether what the network gives for one pair depends on the others of its batch
-        (`has_batch_statistics`): then each edge has a call of its own. By default that of a
-        module, and true for any other callable.
-
-    Returns
-    -------
-    list of Tensor, shape (N, 3, n, n, n)
-        Maps from each fixed grid to unit coordinates of its moving images.
-    """
-    if mixes_batch is None:
-        mixes_batch = not isinstance(network, nn.Module) or has_batch_statistics(network)
-    if mixes_batch:
-        return [map_from_displacement(network(moving, fixed)) for moving, fixed in edges]
-    moving, fixed = (torch.cat(images) for images in zip(*edges, strict=True))
-    return list(map_from_displacement(network(moving, fixed)).split(len(edges[0][0])))
 
 
 def predict_cycle(network: Network, pairs: CyclePairs) -> CycleMaps:
@@ -269,8 +216,6 @@ def objective_losses(
     network: Network,
     pairs: CyclePairs,
     config: ObjectiveConfig,
-    *,
-    mixes_batch: bool | None = None,
 ) -> tuple[dict[str, Tensor], CycleMaps]:
     """
     Evaluate an objective.
@@ -282,8 +227,6 @@ def objective_losses(
     pairs : CyclePairs
         The conventional objective looks at S and T alone.
     config : ObjectiveConfig
-    mixes_batch : bool, optional
-        As of `predict_edges`.
 
     Returns
     -------
@@ -297,7 +240,7 @@ def objective_losses(
     edges = _cycle_edges(pairs) if config.is_m2m else [(pairs.s, pairs.t)]
     if has_inverse:
         edges.append((pairs.t, pairs.s))
-    predicted = predict_edges(network, edges, mixes_batch=mixes_batch)
+    predicted = predict_edges(network, edges)
     inverse = predicted.pop() if has_inverse else None
     losses = {}
     if config.is_m2m:

@@ -61,10 +61,9 @@ def _filter_last_axes(image: Tensor, bands: list[Tensor], radius: int) -> Tensor
                 out=scratch[0].view(-1, shape[2])[:, start:stop],
             )
         for low, high, start, stop in _blocks(shape[1], radius):
-            torch.bmm(
-                bands[1][start:stop, low:high].expand(shape[0], -1, -1),
-                scratch[0][:, low:high],
-                out=scratch[1][:, start:stop],
+            # Written at once into rows that do not follow each other it would be slow.
+            scratch[1][:, start:stop] = torch.bmm(
+                bands[1][start:stop, low:high].expand(shape[0], -1, -1), scratch[0][:, low:high]
             )
         for low, high, start, stop in _blocks(shape[0], radius):
             torch.mm(

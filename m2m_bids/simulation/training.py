@@ -290,8 +290,7 @@ def cohort_objective(config: ObjectiveConfig, extent_mm: float):
         stacked = CyclePairs(
             *(torch.cat([cycle.pairs[i] for cycle in cycles]) for i in range(4)), is_aligned=True
         )
-        # The compact network normalises by group.
-        losses, maps = objective_losses(network, stacked, config, mixes_batch=False)
+        losses, maps = objective_losses(network, stacked, config)
         distances = []
         for index, cycle in enumerate(cycles):
             own = slice(index, index + 1)

@@ -61,7 +61,7 @@ def work(args: argparse.Namespace) -> None:
     """Answer requests: ``step``, ``parts`` and ``floor``."""
     import torch
 
-    from m2m_bids.registration.m2m import CyclePairs, has_batch_statistics, objective_losses
+    from m2m_bids.registration.m2m import CyclePairs, objective_losses
     from m2m_bids.registration.networks import NETWORKS
     from m2m_bids.registration.presets import preset
 
@@ -92,8 +92,7 @@ def work(args: argparse.Namespace) -> None:
 
     def losses_of(predict, config):
         if args.worker == "fast":
-            mixes_batch = has_batch_statistics(network)
-            return objective_losses(predict, pairs, config, mixes_batch=mixes_batch)[0]
+            return objective_losses(predict, pairs, config)[0]
         return reference.m2m_losses(
             predict,
             pairs,
