@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2m_bids.cli.environment import count_gpus, prepare_environment
+from m2m_bids.cli.environment import count_gpus, prepare_environment, use_one_heap
 from m2m_bids.settings import Settings
 
 if TYPE_CHECKING:
@@ -187,6 +187,7 @@ def _train(
 
     for line in _shown(failures):
         LOGGER.warning("left out: %s", line)
+    use_one_heap()
     if processes.n_devices == 1:
         torch.set_num_threads(settings.nprocs)
     try:

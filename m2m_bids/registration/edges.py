@@ -7,7 +7,7 @@ run on one thread. Whole calls do not.
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ def predict_edges(network: Network, edges: list[Edge]) -> list[Tensor]:
 
     In one call of the network where that is the same. Where a network normalises by batch, what it
     gives for one pair depends on the others of its batch, and each edge has a call of its own; on
-    the CPU these calls run at the same time, the threads divided among them. The result for a
-    number of threads is always the same, to the bit.
+    the CPU these calls run at the same time while it is trained, the threads divided among them.
+    The result for a number of threads is always the same, to the bit, unless such a network draws
+    random numbers.
 
     Parameters
     ----------
@@ -83,12 +84,26 @@ def _can_be_concurrent(edges: list[Edge]) -> bool:
     )
 
 
-class _Call(NamedTuple):
-    """A call of a network for one edge, with the parameters that collect its gradient."""
+class InPrecision(nn.Module):
+    """
+    A network that computes in bfloat16 or in its own type; either way float32 comes out.
 
-    network: nn.Module
-    parameters: list[Tensor]
-    edge: Edge
+    Parameters
+    ----------
+    network : Module
+        Takes moving and fixed images to displacements.
+    use_bfloat16 : bool
+    """
+
+    def __init__(self, network: nn.Module, *, use_bfloat16: bool):
+        super().__init__()
+        self.network = network
+        self.use_bfloat16 = use_bfloat16
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Predict displacements, as the network does."""
+        with torch.autocast(moving.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+            return self.network(moving, fixed).float()
 
 
 class _ConcurrentCalls(torch.autograd.Function):
@@ -97,7 +112,6 @@ class _ConcurrentCalls(torch.autograd.Function):
     @staticmethod
     def forward(ctx, network, edges, *parameters):
         n_workers = min(len(edges), torch.get_num_threads())
-        ctx.set_materialize_grads(False)
         ctx.leaves = [
             [own.detach().requires_grad_(own.requires_grad) for own in parameters]
             for _ in range(n_workers)
@@ -105,20 +119,17 @@ class _ConcurrentCalls(torch.autograd.Function):
         replicas = [
             _replicate(network, ctx.leaves[index % n_workers]) for index in range(len(edges))
         ]
-        tasks = [lambda r=r, e=e: r(*e) for r, e in zip(replicas, edges, strict=True)]
-        ctx.disps = _run(tasks, n_workers)
+        calls = [partial(replica, *edge) for replica, edge in zip(replicas, edges, strict=True)]
+        ctx.disps = _run(calls, n_workers)
         _follow(network, replicas)
         return tuple(disp.detach() for disp in ctx.disps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        tasks = [
-            (lambda d=disp, g=grad: d.backward(g)) if grad is not None else (lambda: None)
-            for disp, grad in zip(ctx.disps, grads, strict=True)
-        ]
+        calls = [partial(disp.backward, grad) for disp, grad in zip(ctx.disps, grads, strict=True)]
         leaves, ctx.disps = ctx.leaves, None
-        _run(tasks, len(leaves))
+        _run(calls, len(leaves))
         return None, None, *(_sum_gradients(some) for some in zip(*leaves, strict=True))
 
 
@@ -140,34 +151,33 @@ def _sum_gradients(leaves: tuple[Tensor, ...]) -> Tensor | None:
     return total
 
 
-def _run(tasks: list[Callable[[], object]], n_workers: int) -> list:
+def _run(calls: list[Callable[[], object]], n_workers: int) -> list:
     """
-    Run tasks in their order, ``n_workers`` at a time; the last ones share the threads.
+    Do calls, ``n_workers`` at a time; the last ones, where they are fewer, share the threads.
 
-    Task ``i`` never runs at the same time as task ``i + n_workers``.
+    Call ``i`` is never done at the same time as call ``i + n_workers``.
     """
     n_threads = torch.get_num_threads()
-    n_last = len(tasks) % n_workers
-    results: list = [None] * len(tasks)
-
-    def work(worker: int) -> None:
-        torch.set_num_threads(n_threads // n_workers)
-        for index in range(worker, len(tasks) - n_last, n_workers):
-            results[index] = tasks[index]()
-
-    def work_last(worker: int) -> None:
-        torch.set_num_threads(n_threads // n_last)
-        results[len(tasks) - n_last + worker] = tasks[len(tasks) - n_last + worker]()
-
+    n_rest = len(calls) % n_workers
+    n_even = len(calls) - n_rest
     try:
-        for some, n_some in ((work, n_workers), (work_last, n_last)):
-            if n_some:
-                with ThreadPoolExecutor(n_some) as pool:
-                    list(pool.map(some, range(n_some)))
+        results = _run_evenly(calls[:n_even], n_workers, n_threads)
+        return results + _run_evenly(calls[n_even:], n_rest, n_threads) if n_rest else results
     finally:
         # New threads start with the number that was set last.
         torch.set_num_threads(n_threads)
-    return results
+
+
+def _run_evenly(calls: list[Callable[[], object]], n_workers: int, n_threads: int) -> list:
+    """Do as many calls on each worker, one after the other."""
+
+    def work(worker: int) -> list:
+        torch.set_num_threads(n_threads // n_workers)
+        return [call() for call in calls[worker::n_workers]]
+
+    with ThreadPoolExecutor(n_workers) as pool:
+        by_worker = list(pool.map(work, range(n_workers)))
+    return [by_worker[index % n_workers][index // n_workers] for index in range(len(calls))]
 
 
 def _follow(network: nn.Module, replicas: list[nn.Module]) -> None:

@@ -24,6 +24,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from m2m_bids.registration.edges import InPrecision
+
 LOGGER = logging.getLogger(__name__)
 CHECKPOINT_NAME = "checkpoint.ckpt"
 TRAINING_LOG = "training.csv"
@@ -359,11 +361,11 @@ class _Optimisation(pl.LightningModule):
                 f" ({'; '.join(differences)}). Continue with the same, or start in another folder."
             )
 
-    def _predictor(self, network: nn.Module) -> "_InPrecision":
+    def _predictor(self, network: nn.Module) -> InPrecision:
         use_bfloat16 = self.config.use_bfloat16
         if use_bfloat16 is None:
             use_bfloat16 = has_fast_bfloat16(self.device)
-        return _InPrecision(network, use_bfloat16=use_bfloat16)
+        return InPrecision(network, use_bfloat16=use_bfloat16)
 
     @property
     def _advice(self) -> str:
@@ -371,19 +373,6 @@ class _Optimisation(pl.LightningModule):
             f"The checkpoint in {self.run_dir} is from before; continue with a lower learning rate"
             " in another folder, or look for an image that is not as the others."
         )
-
-
-class _InPrecision(nn.Module):
-    """A network that computes in bfloat16 or in its own type; either way float32 comes out."""
-
-    def __init__(self, network: nn.Module, *, use_bfloat16: bool):
-        super().__init__()
-        self.network = network
-        self.use_bfloat16 = use_bfloat16
-
-    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        with torch.autocast(moving.device.type, torch.bfloat16, enabled=self.use_bfloat16):
-            return self.network(moving, fixed).float()
 
 
 class _WholeFiles(TorchCheckpointIO):

@@ -18,7 +18,6 @@ import resource
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 REFERENCE = Path(__file__).parents[1] / "registration" / "reference.py"
@@ -61,6 +60,9 @@ def work(args: argparse.Namespace) -> None:
     """Answer requests: ``step``, ``parts`` and ``floor``."""
     import torch
 
+    from m2m_bids.cli.environment import use_one_heap
+    from m2m_bids.registration.edges import InPrecision, predict_edges
+    from m2m_bids.registration.grids import identity_map
     from m2m_bids.registration.m2m import CyclePairs, objective_losses
     from m2m_bids.registration.networks import NETWORKS
     from m2m_bids.registration.presets import preset
@@ -68,6 +70,8 @@ def work(args: argparse.Namespace) -> None:
     spec = importlib.util.spec_from_file_location("reference", REFERENCE)
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
+    if args.worker == "fast":
+        use_one_heap()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     family = NETWORKS[args.network]
@@ -83,12 +87,13 @@ def work(args: argparse.Namespace) -> None:
     if args.worker == "reference" and args.network == "gradicon" and not args.compact:
         predict, module, _ = reference.icon_gradicon(network, args.size)
 
-    def autocast():
-        return torch.autocast("cpu", torch.bfloat16) if args.bfloat16 else nullcontext()
-
     def predict_in_precision(moving, fixed):
-        with autocast():
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
             return predict(moving, fixed).float()
+
+    # A module is known to the package, which decides how it is called.
+    fast_network = InPrecision(network, use_bfloat16=args.bfloat16)
+    used_network = fast_network if args.worker == "fast" else predict_in_precision
 
     def losses_of(predict, config):
         if args.worker == "fast":
@@ -104,7 +109,7 @@ def work(args: argparse.Namespace) -> None:
     def step():
         start = time.perf_counter(), time.process_time()
         module.zero_grad(set_to_none=True)
-        losses = losses_of(predict_in_precision, config)
+        losses = losses_of(used_network, config)
         torch.stack(list(losses.values())).sum().backward()
         return {
             "seconds": time.perf_counter() - start[0],
@@ -113,25 +118,16 @@ def work(args: argparse.Namespace) -> None:
         }
 
     def parts():
-        """Split a step at the displacements."""
+        """Split a step of the package at the displacements."""
         from dataclasses import replace
 
         module.zero_grad(set_to_none=True)
-        predicted = []
-
-        def remember(moving, fixed):
-            predicted.append(predict_in_precision(moving, fixed))
-            return predicted[-1]
-
         spent = {}
         clock = Clock(spent)
-        losses = losses_of(remember, config)
-        del losses
-        predicted.clear()
-        clock.skip()
-        for _ in range(n_edges(config, args.aligned)):
-            remember(images[0], images[1])
+        edge = images[0], images[1]
+        maps = predict_edges(fast_network, [edge] * n_edges(config, args.aligned))
         clock("network forward")
+        predicted = [phi - identity_map(args.size) for phi in maps]
         leaves = [disp.detach().requires_grad_() for disp in predicted]
 
         def backward(some):
@@ -148,9 +144,8 @@ def work(args: argparse.Namespace) -> None:
         backward(config)
         clock("regularity")
         spent["regularity"] -= spent["similarity"]
-        used = [(d, leaf.grad) for d, leaf in zip(predicted, leaves, strict=True)]
         clock.skip()
-        torch.autograd.backward([d for d, _ in used], [g for _, g in used])
+        torch.autograd.backward(predicted, [leaf.grad for leaf in leaves])
         clock("network backward")
         return spent
 
