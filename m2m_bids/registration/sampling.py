@@ -289,5 +289,8 @@ def _placed(drawn: list[_Drawn], device: torch.device) -> Tensor:
     # The pose first, then the mirror of the first axis, left to right.
     linear = poses[:, :, :3] * torch.nn.functional.pad(mirror, (0, 2), value=1.0)[:, None]
     points = 2 * identity_map(images.shape[-1], like=images) - 1
-    moved = torch.einsum("nde,eijk->ndijk", linear, points[0]) + poses[:, :, 3, None, None, None]
+    # By voxel: a matrix product rounds by the size of the batch and the number of threads.
+    moved = poses[:, :, 3, None, None, None]
+    for axis in range(3):
+        moved = moved + linear[:, :, axis, None, None, None] * points[:, axis, None]
     return sample(images, (moved + 1) / 2, padding="zeros").clamp(0, 1)
