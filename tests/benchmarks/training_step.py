@@ -4,8 +4,8 @@
 
 The reference (`tests/registration/reference.py`) calls the network once per edge, LNCC with
 depthwise convolutions and the regularisers with four compositions; for GradICON the network is the
-ICON project's module with the same weights, for the others it is this package's. Both run in
-processes of their own, one step of each in turn, the reference in PyTorch's default environment
+ICON project's module with the same weights (the compact one, which it has not, this package's),
+for the others it is written plainly too. Both run in processes of their own, one step of each in turn, the reference in PyTorch's default environment
 and the other in that of `m2m-bids`. The table is Markdown.
 """
 
@@ -84,7 +84,9 @@ def work(args: argparse.Namespace) -> None:
     images = torch.rand(4, 1, 1, *[args.size] * 3)
     pairs = CyclePairs(*images, is_aligned=args.aligned)
     predict = module = network
-    if args.worker == "reference" and args.network == "gradicon" and not args.compact:
+    if args.worker == "reference" and args.network != "gradicon":
+        predict = reference.plain_network(network)
+    elif args.worker == "reference" and not args.compact:
         predict, module, _ = reference.icon_gradicon(network, args.size)
 
     def predict_in_precision(moving, fixed):

@@ -3,7 +3,14 @@
 Every edge is a call of the network, every window a depthwise convolution, every warp a call of
 `grid_sample`, every Jacobian four evaluations of the composed map. Nothing is shared with the
 package but the records that hold images and maps.
+
+GradICON's network is the ICON project's. TransMorph and CorrMLP are as their papers draw them,
+around the parameters of the package's: features that meet are concatenated and convolved once,
+attention and correlation are written out, images keep PyTorch's default order in memory, and
+nothing is recomputed, shared or fused.
 """
+
+import itertools
 
 import torch
 from torch.nn import functional
@@ -187,3 +194,200 @@ def icon_gradicon(network, size):
         return module(moving, fixed)(module.identity_map) - module.identity_map
 
     return predict, module, names
+
+
+def plain_network(network):
+    """
+    Build the plain counterpart of a `TransMorph` or a `CorrMLP`, around the same parameters.
+
+    Returns
+    -------
+    callable
+        Takes moving and fixed images to displacements, as the network does.
+    """
+    return {"TransMorph": plain_transmorph, "CorrMLP": plain_corrmlp}[type(network).__name__](
+        network
+    )
+
+
+def join(*convs):
+    """Weights of one convolution of concatenated channels, from one for each part."""
+    return torch.cat([conv.weight for conv in convs], 1)
+
+
+def to_channels_first(x):
+    return x.permute(0, 4, 1, 2, 3).contiguous()
+
+
+def to_channels_last(x):
+    return x.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def pad_end(x, steps):
+    """Append zeros to the spatial axes of (N, I, J, K, C) up to multiples of the steps."""
+    i, j, k = (-size % step for size, step in zip(x.shape[1:4], steps, strict=True))
+    return functional.pad(x, (0, 0, 0, k, 0, j, 0, i))
+
+
+def windows_of(x, window):
+    """Cut (N, I, J, K, C) into windows (N * n_windows, L, C)."""
+    n, i, j, k, c = x.shape
+    a, b, d = window
+    x = x.view(n, i // a, a, j // b, b, k // d, d, c)
+    return x.permute(0, 1, 3, 5, 2, 4, 6, 7).contiguous().view(-1, a * b * d, c)
+
+
+def from_windows(windows, window, shape):
+    """Undo `windows_of`."""
+    n, i, j, k, c = shape
+    a, b, d = window
+    x = windows.view(n, i // a, j // b, k // d, a, b, d, c)
+    return x.permute(0, 1, 4, 2, 5, 3, 6, 7).contiguous().view(n, i, j, k, c)
+
+
+def plain_transmorph(network):
+    def conv_norm(layers, x):
+        return functional.leaky_relu(functional.instance_norm(layers[0](x)))
+
+    def attend(layer, x):
+        grid = x.shape[1:4]
+        window = [min(sizes) for sizes in zip(layer.window_size, grid, strict=True)]
+        shift = [s if w < g else 0 for s, w, g in zip(layer.shift, window, grid, strict=True)]
+        # What a token must not see: padding, and what the cyclic shift brings beside it.
+        region = torch.zeros(1, *grid, 1)
+        region = pad_end(region + 1, window)
+        for axis in range(3):
+            wrapped = torch.arange(region.shape[axis + 1]) < shift[axis]
+            shape = [1] * 5
+            shape[axis + 1] = -1
+            region = 2 * region + wrapped.view(shape)
+        x = pad_end(x, window)
+        rolled = torch.roll(x, [-s for s in shift], (1, 2, 3))
+        region = windows_of(torch.roll(region, [-s for s in shift], (1, 2, 3)), window)
+        tokens = windows_of(rolled, window)
+        n, length, width = tokens.shape
+        qkv = layer.qkv(tokens).view(n, length, 3, layer.n_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        positions = torch.tensor(list(itertools.product(*map(range, window))))
+        offsets = positions[:, None] - positions[None]
+        sizes = torch.tensor([2 * w - 1 for w in layer.window_size])
+        offsets = offsets + torch.tensor(layer.window_size) - 1
+        index = (offsets[..., 0] * sizes[1] + offsets[..., 1]) * sizes[2] + offsets[..., 2]
+        logits = logits + layer.bias_table[index].permute(2, 0, 1)
+        hidden = (region != region.transpose(1, 2)).repeat(n // len(region), 1, 1)
+        logits = logits.masked_fill(hidden[:, None], -torch.inf)
+        attended = (logits.softmax(-1) @ v).transpose(1, 2).reshape(n, length, width)
+        y = from_windows(layer.project(attended), window, x.shape)
+        y = torch.roll(y, shift, (1, 2, 3))
+        return y[:, : grid[0], : grid[1], : grid[2]].contiguous()
+
+    def drop(block, branch):
+        if not network.training or block.drop_path == 0:
+            return branch
+        keep = 1 - block.drop_path
+        return branch * (torch.rand(len(branch), 1, 1, 1, 1) < keep) / keep
+
+    def encode(encoder, images):
+        padding = -images.shape[-1] % 4
+        x = encoder.embed(functional.pad(images, (0, padding) * 3))
+        x = encoder.embed_norm(to_channels_last(x))
+        features = []
+        for i, (stage, norm) in enumerate(zip(encoder.stages, encoder.norms, strict=True)):
+            if i:
+                merge = encoder.merges[i - 1]
+                x = pad_end(x, (2, 2, 2))
+                corners = itertools.product((0, 1), repeat=3)
+                x = torch.cat([x[:, a::2, b::2, c::2] for a, b, c in corners], -1)
+                x = merge.reduce(merge.norm(x))
+            for block in stage:
+                x = x + drop(block, attend(block.attention, block.attention_norm(x)))
+                x = x + drop(block, block.mlp(block.mlp_norm(x)))
+            features.append(to_channels_first(norm(x)))
+        return features
+
+    def predict(moving, fixed):
+        images = torch.cat((moving, fixed), 1)
+        half = functional.avg_pool3d(images, 3, stride=2, padding=1)
+        skips = [conv_norm(network.full_skip, images), conv_norm(network.half_skip, half)]
+        skips += encode(network.encoder, images)
+        x = skips.pop()
+        for block, skip in zip(reversed(network.decoder), reversed(skips), strict=True):
+            x = functional.interpolate(x, scale_factor=2, mode="trilinear")
+            i, j, k = skip.shape[2:]
+            x = torch.cat((x[:, :, :i, :j, :k], skip), 1)
+            x = functional.conv3d(x, join(block.coarse_conv, block.skip_conv), padding=1)
+            x = functional.leaky_relu(functional.instance_norm(x))
+            x = conv_norm(block.refine[2:], x)
+        return network.head(x) / (moving.shape[-1] - 1)
+
+    return predict
+
+
+def plain_corrmlp(network):
+    def correlate(a, b):
+        i, j, k = a.shape[2:]
+        padded = functional.pad(b, (1,) * 6)
+        offsets = itertools.product(range(3), repeat=3)
+        return torch.stack(
+            [(a * padded[:, :, u : u + i, v : v + j, w : w + k]).mean(1) for u, v, w in offsets],
+            1,
+        )
+
+    def gate(mixer, x):
+        wide = functional.gelu(mixer.widen(mixer.norm(x)))
+        values, gates = wide.chunk(2, -1)
+        gates = mixer.gate_norm(gates)
+        window = (mixer.window,) * 3
+        padded = pad_end(gates, window)
+        cubes = windows_of(padded, window).transpose(1, 2)
+        mixed = from_windows(mixer.gate(cubes).transpose(1, 2), window, padded.shape)
+        i, j, k = x.shape[1:4]
+        return x + mixer.project(values * (1 + mixed[:, :i, :j, :k]))
+
+    def mix(layer, x):
+        normed = layer.norm(x)
+        outputs = torch.stack([gate(mixer, normed) for mixer in layer.mixers])
+        weights = layer.weigh(outputs.sum(0).mean((1, 2, 3)))
+        weights = weights.view(len(x), -1, len(outputs)).softmax(-1).permute(2, 0, 1)
+        return x + layer.project((outputs * weights[:, :, None, None, None]).sum(0))
+
+    def attend(layer, x):
+        y = to_channels_last(layer.convs(to_channels_first(layer.norm(x))))
+        return x + y * layer.scale(y.mean((1, 2, 3), keepdim=True))
+
+    def match(layer, a, b):
+        x = torch.cat((a, correlate(a, b), b), 1)
+        n = a.shape[1]
+        weight = layer.features_conv.weight
+        weight = torch.cat((weight[:, :n], layer.correlation_conv.weight, weight[:, n:]), 1)
+        x = functional.conv3d(x, weight, layer.features_conv.bias, padding=1)
+        y = attend(layer.attend, mix(layer.mix, to_channels_last(x)))
+        return x + to_channels_first(y)
+
+    def encode(image):
+        levels = []
+        for i, block in enumerate(network.encoder):
+            image = block(functional.avg_pool3d(image, 2, ceil_mode=True) if i else image)
+            levels.append(image)
+        return levels
+
+    def predict(moving, fixed):
+        moving_levels, fixed_levels = encode(moving), encode(fixed)
+        x = match(network.match[-1], fixed_levels[-1], moving_levels[-1])
+        disp = network.heads[-1](x)
+        for level in reversed(range(len(moving_levels) - 1)):
+            size = moving_levels[level].shape[-1]
+            disp = 2 * functional.interpolate(
+                disp, (size,) * 3, mode="trilinear", align_corners=True
+            )
+            points = identity(size, disp) + disp / (size - 1)
+            warped = pull(moving_levels[level], points, "zeros")
+            matched = match(network.match[level], fixed_levels[level], warped)
+            expand = network.expand[level]
+            expanded = to_channels_first(expand.norm(to_channels_last(expand.up(x))))
+            x = match(network.fuse[level], matched, expanded[:, :, :size, :size, :size])
+            disp = disp + network.heads[level](x)
+        return disp / (moving.shape[-1] - 1)
+
+    return predict
