@@ -43,11 +43,11 @@ def predict_edges(network: Network, edges: list[Edge]) -> list[Tensor]:
     """
     Predict the maps of several image pairs.
 
-    In one call of the network where that is the same. Where a network normalises by batch, what it
-    gives for one pair depends on the others of its batch, and each edge has a call of its own; on
-    the CPU these calls run at the same time while it is trained, the threads divided among them.
-    The result for a number of threads is always the same, to the bit, unless such a network draws
-    random numbers.
+    While a network is trained on the CPU, each edge has a call of its own, and they run at the
+    same time, the threads divided among them. Otherwise they are one call; but where the network
+    normalises by batch, what it gives for one pair depends on the others of its batch, and each
+    edge has a call of its own there too. The result for a number of threads is always the same,
+    to the bit.
 
     Parameters
     ----------
@@ -64,13 +64,13 @@ def predict_edges(network: Network, edges: list[Edge]) -> list[Tensor]:
     """
     if not isinstance(network, nn.Module):
         disps = [network(*edge) for edge in edges]
-    elif not has_batch_statistics(network):
-        moving, fixed = (torch.cat(images) for images in zip(*edges, strict=True))
-        disps = network(moving, fixed).split(len(edges[0][0]))
     elif _can_be_concurrent(edges):
         disps = _ConcurrentCalls.apply(network, edges, *network.parameters())
-    else:
+    elif has_batch_statistics(network):
         disps = [network(*edge) for edge in edges]
+    else:
+        moving, fixed = (torch.cat(images) for images in zip(*edges, strict=True))
+        disps = network(moving, fixed).split(len(edges[0][0]))
     return [map_from_displacement(disp) for disp in disps]
 
 
@@ -134,9 +134,15 @@ class _ConcurrentCalls(torch.autograd.Function):
 
 
 def _replicate(network: nn.Module, leaves: list[Tensor]) -> nn.Module:
-    """Copy a network around other parameters, with buffers of its own."""
+    """Copy a network around other parameters, with buffers and random numbers of its own."""
     memo = {id(own): leaf for own, leaf in zip(network.parameters(), leaves, strict=True)}
-    return copy.deepcopy(network, memo)
+    replica = copy.deepcopy(network, memo)
+    for module in replica.modules():
+        if hasattr(module, "generator"):
+            # What is drawn at the same time from one generator comes in any order.
+            seed = int(torch.randint(2**31, ()))
+            module.generator = torch.Generator().manual_seed(seed)
+    return replica
 
 
 def _sum_gradients(leaves: tuple[Tensor, ...]) -> Tensor | None:

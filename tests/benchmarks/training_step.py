@@ -4,9 +4,10 @@
 
 The reference (`tests/registration/reference.py`) calls the network once per edge, LNCC with
 depthwise convolutions and the regularisers with four compositions; for GradICON the network is the
-ICON project's module with the same weights (the compact one, which it has not, this package's),
-for the others it is written plainly too. Both run in processes of their own, one step of each in turn, the reference in PyTorch's default environment
-and the other in that of `m2m-bids`. The table is Markdown.
+ICON project's module with the same weights (this package's own for the compact size, which it
+cannot build), for the others it is written plainly too. Both run in processes of their own, one
+step of each in turn, the reference in PyTorch's default environment and the other in that of
+`m2m-bids`. The table is Markdown.
 """
 
 import argparse
@@ -154,8 +155,9 @@ def work(args: argparse.Namespace) -> None:
     def floor():
         from torch.utils.flop_counter import FlopCounterMode
 
+        # Of the reference: the counter does not know all that the package calls.
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(images[0], images[1])
+            predict(images[0], images[1])
         operations = 3 * counter.get_total_flops() * n_edges(config, args.aligned)
         matrix = torch.randn(1536, 1536)
         seconds = []
@@ -211,7 +213,7 @@ def measure(args: argparse.Namespace, arguments: list[str]) -> str:
             sys.stderr.write(f"{kind} {numbers}\n")
             steps[kind].append(numbers)
     parts = workers["fast"].ask("parts")
-    floor = workers["fast"].ask("floor")
+    floor = workers["reference"].ask("floor")
     best = {
         kind: {name: min(row[name] for row in rows) for name in rows[0]}
         for kind, rows in steps.items()

@@ -215,6 +215,10 @@ def join(*convs):
     return torch.cat([conv.weight for conv in convs], 1)
 
 
+def convolve(conv, x):
+    return functional.conv3d(x, conv.weight, conv.bias, padding=1)
+
+
 def to_channels_first(x):
     return x.permute(0, 4, 1, 2, 3).contiguous()
 
@@ -247,7 +251,7 @@ def from_windows(windows, window, shape):
 
 def plain_transmorph(network):
     def conv_norm(layers, x):
-        return functional.leaky_relu(functional.instance_norm(layers[0](x)))
+        return functional.leaky_relu(functional.instance_norm(convolve(layers[0], x)))
 
     def attend(layer, x):
         grid = x.shape[1:4]
@@ -319,7 +323,7 @@ def plain_transmorph(network):
             x = functional.conv3d(x, join(block.coarse_conv, block.skip_conv), padding=1)
             x = functional.leaky_relu(functional.instance_norm(x))
             x = conv_norm(block.refine[2:], x)
-        return network.head(x) / (moving.shape[-1] - 1)
+        return convolve(network.head, x) / (moving.shape[-1] - 1)
 
     return predict
 
@@ -353,7 +357,9 @@ def plain_corrmlp(network):
         return x + layer.project((outputs * weights[:, :, None, None, None]).sum(0))
 
     def attend(layer, x):
-        y = to_channels_last(layer.convs(to_channels_first(layer.norm(x))))
+        first, _, second = layer.convs
+        y = functional.leaky_relu(convolve(first, to_channels_first(layer.norm(x))), 0.2)
+        y = to_channels_last(convolve(second, y))
         return x + y * layer.scale(y.mean((1, 2, 3), keepdim=True))
 
     def match(layer, a, b):
@@ -368,14 +374,17 @@ def plain_corrmlp(network):
     def encode(image):
         levels = []
         for i, block in enumerate(network.encoder):
-            image = block(functional.avg_pool3d(image, 2, ceil_mode=True) if i else image)
+            image = functional.avg_pool3d(image, 2, ceil_mode=True) if i else image
+            for conv in (block[0], block[3]):
+                image = functional.leaky_relu(convolve(conv, image), 0.2)
+                image = functional.instance_norm(image)
             levels.append(image)
         return levels
 
     def predict(moving, fixed):
         moving_levels, fixed_levels = encode(moving), encode(fixed)
         x = match(network.match[-1], fixed_levels[-1], moving_levels[-1])
-        disp = network.heads[-1](x)
+        disp = convolve(network.heads[-1], x)
         for level in reversed(range(len(moving_levels) - 1)):
             size = moving_levels[level].shape[-1]
             disp = 2 * functional.interpolate(
@@ -387,7 +396,7 @@ def plain_corrmlp(network):
             expand = network.expand[level]
             expanded = to_channels_first(expand.norm(to_channels_last(expand.up(x))))
             x = match(network.fuse[level], matched, expanded[:, :, :size, :size, :size])
-            disp = disp + network.heads[level](x)
+            disp = disp + convolve(network.heads[level], x)
         return disp / (moving.shape[-1] - 1)
 
     return predict

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from m2m_bids.registration.networks.convolution import (
+    Convolution,
     add_doubled,
     channels_last,
     convolve,
@@ -52,6 +53,30 @@ def test_convolutions_are_pytorchs(layer, shape, memory_format):
     ours = convolve(layer, stored)
     assert ours.is_contiguous(memory_format=torch.channels_last_3d)
     assert_same(ours, layer(x), [x, layer.weight, layer.bias])
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("shape", [(4, 6, 5), (1, 2, 3), (40, 40, 3)])
+@pytest.mark.parametrize(("n_in", "n_out"), [(16, 3), (5, 5), (2, 9)])
+def test_convolutions_at_one_resolution_are_pytorchs(n_in, n_out, shape, has_bias):
+    layer = Convolution(n_in, n_out, bias=has_bias).double()
+    x = images(2, n_in, *shape)
+    theirs = nn.functional.conv3d(x, layer.weight, layer.bias, padding=1)
+    assert_same(layer(x), theirs, [x, *layer.parameters()])
+
+
+def test_convolution_in_float32_is_that_of_float64():
+    layer = Convolution(8, 8)
+    x = images(1, 8, 16, 16, 16)
+    outputs, gradients = [], []
+    for dtype in (torch.float32, torch.float64):
+        layer.to(dtype).zero_grad()
+        y = layer(x.detach().to(dtype))
+        y.square().sum().backward()
+        outputs.append(y.double())
+        gradients.append(layer.weight.grad.double())
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("size", [1, 4])

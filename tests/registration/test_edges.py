@@ -7,7 +7,9 @@ import torch
 
 from m2m_bids.registration.edges import predict_edges
 from m2m_bids.registration.maps import map_from_displacement
+from m2m_bids.registration.networks.corrmlp import CorrMLP, CorrMLPConfig
 from m2m_bids.registration.networks.gradicon import GradICON, GradICONConfig
+from m2m_bids.registration.networks.transmorph import TransMorph, TransMorphConfig
 
 
 @pytest.fixture
@@ -81,3 +83,48 @@ def test_an_error_in_one_call_is_raised(n_threads):
     with pytest.raises(ValueError, match="images must be larger"):
         predict_edges(make_network(), [*make_edges(2), (small, small)])
     assert torch.get_num_threads() == 2
+
+
+WITHOUT_BATCH_STATISTICS = {
+    "corrmlp": lambda: CorrMLP(CorrMLPConfig(2, 4, n_levels=2, windows=(2, 3))),
+    "gradicon": lambda: GradICON(
+        GradICONConfig(down_widths=(8, 16), up_widths=(8, 16), normalization="group")
+    ),
+    "transmorph": lambda: TransMorph(
+        TransMorphConfig(8, (1, 1), (2, 2), (2, 2, 2), head_width=4, drop_path=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(WITHOUT_BATCH_STATISTICS))
+def test_concurrent_calls_give_what_one_batch_gives(n_threads, name):
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        network = WITHOUT_BATCH_STATISTICS[name]().double().train()
+        for parameter in network.parameters():
+            parameter.data.add_(0.05 * torch.randn(parameter.shape))
+    results = []
+    for threads in (1, 2):
+        n_threads(threads)
+        network.zero_grad()
+        maps = predict_edges(network, make_edges(3))
+        sum((i + 1) * phi.square().sum() for i, phi in enumerate(maps)).backward()
+        results.append([phi.detach() for phi in maps] + [p.grad for p in network.parameters()])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_what_concurrent_calls_draw_depends_on_the_seed_alone(n_threads):
+    n_threads(2)
+    config = TransMorphConfig(8, (2, 2), (2, 2), (2, 2, 2), head_width=4, drop_path=0.5)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = TransMorph(config).train()
+    edges = [(moving.float(), fixed.float()) for moving, fixed in make_edges(5)]
+    results = []
+    for seed in (0, 0, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            results.append(torch.cat(predict_edges(network, edges)))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert all(block.generator is None for stage in network.encoder.stages for block in stage)

@@ -18,6 +18,8 @@ from torch.nn import functional
 
 # Rows of channels that are reduced at a time, within the cache of a core.
 _N_ROWS = 9216
+# Numbers in a plane of the images, up to which PyTorch's convolutions do without oneDNN.
+_SLOW_FOR_PYTORCH = 20480
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -36,6 +38,74 @@ def channels_last(x: Tensor) -> Tensor:
     if x.device.type != "cpu":
         return x
     return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+class Convolution(nn.Conv3d):
+    """
+    Convolution of kernel 3, stride 1 and padding 1.
+
+    Parameters
+    ----------
+    n_in, n_out : int
+        Channels.
+    bias : bool
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool = True):
+        super().__init__(n_in, n_out, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Convolve images.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, C, I, J, K)
+
+        Returns
+        -------
+        Tensor, shape (N, C', I, J, K)
+        """
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return _Convolution.apply(channels_last(x), self.weight, self.bias)
+
+
+class _Convolution(torch.autograd.Function):
+    """
+    PyTorch's convolution, but for the gradient of weights that lead to few channels.
+
+    For small images PyTorch takes a slower implementation by itself.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return channels_last(_conv3d(x, weight, bias))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = channels_last(grad)
+        grad_x = _image_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        grad_bias = grad.sum((0, 2, 3, 4)) if ctx.has_bias else None
+        return grad_x, _weight_gradient(grad, x, weight), grad_bias
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of a `Convolution` with respect to the weights."""
+    n_out, n_in = weight.shape[:2]
+    if n_out > n_in:
+        # Sums of products, of which either factor may be the one that is moved.
+        swapped = _joined_weight_gradient(x, grad, grad[:, :0], None)
+        return swapped.flip(2, 3, 4).transpose(0, 1).contiguous()
+    if n_out < n_in or x.shape[:4].numel() <= _SLOW_FOR_PYTORCH:
+        return _joined_weight_gradient(grad, x, x[:, :0], None)
+    options = [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1
+    mask = [False, True, False]
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *options, mask)[1]
 
 
 def convolve(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from m2m_bids.registration.grids import pool
 from m2m_bids.registration.maps import map_from_displacement, warp
+from m2m_bids.registration.networks.convolution import Convolution
 from m2m_bids.registration.networks.family import NetworkFamily
 
 N_NEIGHBOURS = 27
@@ -92,7 +93,7 @@ class CorrMLP(nn.Module):
         self.fuse = nn.ModuleList(
             CorrelationMLP(width, width, windows=config.windows) for width in widths[:-1]
         )
-        self.heads = nn.ModuleList(nn.Conv3d(width, 3, 3, padding=1) for width in widths)
+        self.heads = nn.ModuleList(Convolution(width, 3) for width in widths)
         for head in self.heads:
             nn.init.normal_(head.weight, std=1e-5)
             nn.init.zeros_(head.bias)
@@ -163,8 +164,8 @@ class CorrelationMLP(nn.Module):
     def __init__(self, n_in: int, n_out: int, *, windows: tuple[int, ...]):
         super().__init__()
         # The sum of two convolutions is one of the joined channels, which need not be copied then.
-        self.features_conv = nn.Conv3d(2 * n_in, n_out, 3, padding=1)
-        self.correlation_conv = nn.Conv3d(N_NEIGHBOURS, n_out, 3, padding=1, bias=False)
+        self.features_conv = Convolution(2 * n_in, n_out)
+        self.correlation_conv = Convolution(N_NEIGHBOURS, n_out, bias=False)
         self.mix = MultiWindowMLP(n_out, windows)
         self.attend = ChannelAttention(n_out)
 
@@ -319,9 +320,9 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.convs = nn.Sequential(
-            nn.Conv3d(width, width, 3, padding=1),
+            Convolution(width, width),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv3d(width, width, 3, padding=1),
+            Convolution(width, width),
         )
         self.scale = nn.Sequential(
             nn.Linear(width, width // 4), nn.ReLU(), nn.Linear(width // 4, width), nn.Sigmoid()
@@ -439,10 +440,10 @@ def _shifted_views(padded: Tensor) -> list[Tensor]:
 
 def _encoder_block(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv3d(n_in, n_out, 3, padding=1),
+        Convolution(n_in, n_out),
         nn.LeakyReLU(0.2, inplace=True),
         nn.InstanceNorm3d(n_out),
-        nn.Conv3d(n_out, n_out, 3, padding=1),
+        Convolution(n_out, n_out),
         nn.LeakyReLU(0.2, inplace=True),
         nn.InstanceNorm3d(n_out),
     )

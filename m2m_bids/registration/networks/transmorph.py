@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from m2m_bids.registration.networks.convolution import Convolution, channels_last
 from m2m_bids.registration.networks.family import NetworkFamily
 
 PATCH_SIZE = 4
@@ -115,7 +116,7 @@ class TransMorph(nn.Module):
         self.decoder = nn.ModuleList(
             DecoderBlock(coarse, skip=fine, out=fine) for fine, coarse in pairwise(up_widths)
         )
-        self.head = nn.Conv3d(config.head_width, 3, 3, padding=1)
+        self.head = Convolution(config.head_width, 3)
         nn.init.normal_(self.head.weight, std=1e-5)
         nn.init.zeros_(self.head.bias)
         self.decoder.to(memory_format=torch.channels_last_3d)
@@ -145,8 +146,8 @@ class TransMorph(nn.Module):
         largest_refused = PATCH_SIZE * 2 ** (len(self.config.depths) - 2)
         if size <= largest_refused:
             raise ValueError(f"images must be larger than {largest_refused:g} voxels, got {size}")
-        images = _channels_last(torch.cat((moving, fixed), 1))
-        half_images = _channels_last(functional.avg_pool3d(images, 3, stride=2, padding=1))
+        images = channels_last(torch.cat((moving, fixed), 1))
+        half_images = channels_last(functional.avg_pool3d(images, 3, stride=2, padding=1))
         skips = [self.full_skip(images), self.half_skip(half_images), *self.encoder(images)]
         x = skips.pop()
         for block, skip in zip(reversed(self.decoder), reversed(skips), strict=True):
@@ -220,12 +221,18 @@ class SwinBlock(nn.Module):
     attention : WindowAttention
     drop_path : float
         Probability of leaving out either branch of a sample in training.
+
+    Attributes
+    ----------
+    generator : torch.Generator or None
+        Draws what is left out; None for PyTorch's own.
     """
 
     def __init__(self, attention: "WindowAttention", *, drop_path: float):
         super().__init__()
         width = attention.width
         self.drop_path = drop_path
+        self.generator: torch.Generator | None = None
         self.attention_norm = nn.LayerNorm(width)
         self.attention = attention
         self.mlp_norm = nn.LayerNorm(width)
@@ -252,7 +259,8 @@ class SwinBlock(nn.Module):
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
-        kept = torch.rand(branch.shape[0], 1, 1, 1, 1, device=branch.device) < keep
+        shape = (len(branch), 1, 1, 1, 1)
+        kept = torch.rand(shape, generator=self.generator, device=branch.device) < keep
         return branch * (kept / keep).to(branch.dtype)
 
 
@@ -366,8 +374,8 @@ class DecoderBlock(nn.Module):
     def __init__(self, width: int, *, skip: int, out: int):
         super().__init__()
         # The sum of two convolutions is one of the joined features, which need not be copied then.
-        self.coarse_conv = nn.Conv3d(width, out, 3, padding=1, bias=False)
-        self.skip_conv = nn.Conv3d(skip, out, 3, padding=1, bias=False)
+        self.coarse_conv = Convolution(width, out, bias=False)
+        self.skip_conv = Convolution(skip, out, bias=False)
         self.refine = nn.Sequential(
             InstanceNorm(), nn.LeakyReLU(inplace=True), *_conv_norm(out, out)
         )
@@ -387,8 +395,8 @@ class DecoderBlock(nn.Module):
         """
         x = functional.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
         i, j, k = skip.shape[2:]
-        x = self.coarse_conv(_channels_last(x[:, :, :i, :j, :k]))
-        return self.refine(x + self.skip_conv(_channels_last(skip)))
+        x = self.coarse_conv(channels_last(x[:, :, :i, :j, :k]))
+        return self.refine(x + self.skip_conv(channels_last(skip)))
 
 
 class InstanceNorm(nn.Module):
@@ -412,15 +420,10 @@ class InstanceNorm(nn.Module):
 
 def _conv_norm(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv3d(n_in, n_out, 3, padding=1, bias=False),
+        Convolution(n_in, n_out, bias=False),
         InstanceNorm(),
         nn.LeakyReLU(inplace=True),
     )
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Order memory as the tokens' is, which also convolutions and resampling prefer."""
-    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _pad_to_multiple(x: Tensor, window: Triple) -> Tensor:
