@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from m2m_bids.registration.m2m import CyclePairs
     from m2m_bids.registration.refinement import Registration
     from m2m_bids.registration.weights import WeightsCard
+    from m2m_bids.simulation.contrast import Weights
 
 Modality = Literal["pet", "fa"]
 DEFAULT_WEIGHTS = Path(str(files("m2m_bids.data") / "weights" / "default"))
@@ -85,6 +86,10 @@ class Quality:
         Length of the displacement.
     min_jacobian, max_jacobian : float
         Range of the Jacobian determinant.
+    likeness, likeness_gain : float, optional
+        Mean LNCC in the brain, -1 to 1, of the moved image and what its modality would show of the
+        fixed image's tissues, and what the deformable map adds to it; None where the tissues are
+        not given.
     """
 
     folding_percent: float
@@ -95,6 +100,8 @@ class Quality:
     max_displacement_mm: float
     min_jacobian: float
     max_jacobian: float
+    likeness: float | None = None
+    likeness_gain: float | None = None
 
     def objections(self) -> list[str]:
         """
@@ -273,12 +280,14 @@ def estimate_deformation(
     fixed2moving: np.ndarray,
     template2fixed: np.ndarray,
     options: DeformableOptions,
+    fixed_dseg: nb.Nifti1Image | None = None,
 ) -> Deformation:
     """
     Estimate what a rigid alignment leaves over, by M2M-Reg.
 
     The pair goes to the network's grid, which lies around the brain in the template's pose. The
-    bridge is the template's T1w with its simulated PET or FA.
+    bridge is the template's T1w with its simulated PET or FA; with the tissues of the T1w, so is
+    the T1w itself with a PET or FA simulated from them.
 
     Parameters
     ----------
@@ -293,6 +302,8 @@ def estimate_deformation(
     template2fixed : ndarray, shape (4, 4)
         Affine map from points of MNI space to fixed points, RAS+ mm.
     options : DeformableOptions
+    fixed_dseg : Nifti1Image, 3-D, optional
+        Labels of tissues, 1 GM, 2 WM and 3 CSF, in the world of ``fixed``.
 
     Returns
     -------
@@ -312,6 +323,7 @@ def estimate_deformation(
     from m2m_bids.registration.presets import LNCC_SIGMA_MM
     from m2m_bids.registration.refinement import RefinementConfig, register_pair
     from m2m_bids.registration.weights import load_weights
+    from m2m_bids.simulation.contrast import FDG_WEIGHTS
 
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
@@ -320,11 +332,15 @@ def estimate_deformation(
     device = resolve_device(options.device)
     grid = template_grid(template2fixed, size=card.grid_size, spacing_mm=card.spacing_mm)
     images = images_on_grid(moving, fixed, fixed_mask, fixed2moving=fixed2moving, grid=grid)
-    pairs = _pairs(*images, card, options.modality, device)
+    likeness, weights = None, FDG_WEIGHTS
+    if fixed_dseg is not None:
+        likeness, weights = _likeness(fixed_dseg, images[0], grid, card, options.modality)
+        likeness = likeness.to(device)
+    pairs = _pairs(*images, card, options.modality, device, pet_weights=weights)
     config = RefinementConfig(
         n_steps=options.n_refine, lncc_sigma_voxels=LNCC_SIGMA_MM / card.spacing_mm
     )
-    registration = register_pair(network.to(device), pairs, config)
+    registration = register_pair(network.to(device), pairs, config, likeness)
     disp_unit = _displacement(registration.forward)
     world_field = displacement_from_unit(disp_unit, grid, fixed, spacing_mm=card.spacing_mm)
     jacobian = nb.Nifti1Image(
@@ -377,7 +393,12 @@ def register_files(
     ImageError
         If an image cannot be used; the message names the file.
     """
-    from m2m_bids.preprocessing.anatomical import correct_bias_field, extract_brain, load_t1w
+    from m2m_bids.preprocessing.anatomical import (
+        correct_bias_field,
+        extract_brain,
+        load_t1w,
+        segment_tissues,
+    )
     from m2m_bids.preprocessing.coregistration import register_rigid
     from m2m_bids.preprocessing.diffusion import clean_fa
     from m2m_bids.preprocessing.pet import static_reference
@@ -402,6 +423,7 @@ def register_files(
             fixed2moving=rigid,
             template2fixed=brain.template2anat,
             options=options or DeformableOptions(modality),
+            fixed_dseg=segment_tissues(fixed, brain.mask, brain.template2anat),
         )
         objections = deformation.quality.objections()
         if not objections:
@@ -463,6 +485,8 @@ def _pairs(
     card: "WeightsCard",
     modality: Modality,
     device: "torch.device",
+    *,
+    pet_weights: "Weights",
 ) -> "CyclePairs":
     """Put the pair beside the template's bridge pair."""
     import torch
@@ -473,8 +497,33 @@ def _pairs(
 
     images = [torch.from_numpy(data)[None, None] for data in (moving_data, fixed_data)]
     template = load_template(card.grid_size, card.spacing_mm)
-    images += template_bridge(template, modality)
+    images += template_bridge(template, modality, pet_weights=pet_weights)
     return CyclePairs(*(image.to(device) for image in images), is_aligned=True)
+
+
+def _likeness(
+    dseg: nb.Nifti1Image,
+    moving_data: np.ndarray,
+    grid: NetworkGrid,
+    card: "WeightsCard",
+    modality: Modality,
+) -> "tuple[torch.Tensor, Weights]":
+    """Simulate PET or FA of the tissues of a T1w, (1, 1, n, n, n), and say how bright they are."""
+    import torch
+
+    from m2m_bids.simulation.contrast import FDG_WEIGHTS, expected_contrast, fit_pet_weights
+
+    labels = np.asarray(dseg.dataobj)
+    shares = [
+        sample_on_grid(nb.Nifti1Image((labels == tissue).astype(np.float32), dseg.affine), grid)
+        for tissue in (1, 2, 3)
+    ]
+    tissues = torch.from_numpy(np.stack(shares))[None]
+    weights = FDG_WEIGHTS
+    if modality == "pet":
+        moving = torch.from_numpy(moving_data)[None, None]
+        weights = fit_pet_weights(moving, tissues, card.spacing_mm)
+    return expected_contrast(tissues, modality, card.spacing_mm, pet_weights=weights), weights
 
 
 def _assess(
@@ -504,6 +553,8 @@ def _assess(
         max_displacement_mm=float(displacements_mm.max()),
         min_jacobian=float(determinants.min()),
         max_jacobian=float(determinants.max()),
+        likeness=registration.likeness,
+        likeness_gain=registration.likeness_gain,
     )
 
 

@@ -30,8 +30,8 @@ from m2m_bids.api import (
 from m2m_bids.preprocessing import anatomical, coregistration
 from m2m_bids.registration.networks.gradicon import GradICON, GradICONConfig
 from m2m_bids.registration.weights import WeightsCard, WeightsError, read_card, save_weights
-from m2m_bids.simulation.anatomy import load_template
-from m2m_bids.simulation.contrast import template_bridge
+from m2m_bids.simulation.anatomy import TEMPLATE_CHANNELS, load_template
+from m2m_bids.simulation.contrast import FDG_WEIGHTS, template_bridge
 from m2m_bids.spatial.conform import template_grid
 from m2m_bids.spatial.fields import DisplacementField
 from m2m_bids.spatial.images import ImageError
@@ -70,8 +70,13 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair():
+    return make_pair(FDG_WEIGHTS)
+
+
+def make_pair(pet_weights):
     """Moving PET, fixed T1w, its mask, and the true warp, all of the template's anatomy."""
-    pet, t1w = (image[0, 0].numpy() for image in template_bridge(load_template(), "pet"))
+    bridge = template_bridge(load_template(), "pet", pet_weights=pet_weights)
+    pet, t1w = (image[0, 0].numpy() for image in bridge)
     grid = template_grid(np.eye(4))
     fixed_affine = TEMPLATE2FIXED @ grid.affine
     noise = gaussian_filter(np.random.default_rng(0).normal(size=(64, 64, 64, 3)), (7, 7, 7, 0))
@@ -92,7 +97,7 @@ def pair():
 def estimate(pair, weights):
     moving, fixed, mask, _ = pair
 
-    def run(n_refine, image=moving):
+    def run(n_refine, image=moving, **options):
         return estimate_deformation(
             image,
             fixed,
@@ -100,6 +105,7 @@ def estimate(pair, weights):
             fixed2moving=RIGID,
             template2fixed=TEMPLATE2FIXED,
             options=DeformableOptions("pet", weights, n_refine, "cpu", n_threads=1),
+            **options,
         )
 
     return run
@@ -181,6 +187,41 @@ def test_quality_is_of_the_field(refined, pair):
     assert quality.folding_percent == 0
     assert quality.similarity_gain > 0.02
     assert refined.device == "cpu"
+
+
+@pytest.fixture(scope="module")
+def dseg(pair):
+    """Tissues of the template on the T1w's grid: 1 GM, 2 WM, 3 CSF."""
+    data = load_template().data[0]
+    grey, white, inside = (
+        data[TEMPLATE_CHANNELS.index(name)].numpy() for name in ("gm", "wm", "mask")
+    )
+    largest = np.argmax((grey, white, inside - grey - white), axis=0)
+    return nb.Nifti1Image(((largest + 1) * (inside > 0.5)).astype(np.uint8), pair[1].affine)
+
+
+def error_mm(estimated, mask, warp):
+    points = brain_points(mask)
+    return np.linalg.norm(map_points((warp, estimated.field), points) - points, axis=1).mean()
+
+
+def test_tissues_of_the_t1w_are_a_second_bridge(estimate, pair, dseg):
+    *_, mask, warp = pair
+    start, result = estimate(0, fixed_dseg=dseg), estimate(18, fixed_dseg=dseg)
+    assert error_mm(result, mask, warp) < 0.6 * error_mm(start, mask, warp)
+    assert result.quality.likeness > 0.8
+    assert result.quality.likeness_gain > 0.02
+    assert start.quality.likeness_gain == pytest.approx(0, abs=1e-4)
+    assert estimate(0).quality.likeness is None
+
+
+def test_a_tracer_of_white_matter_is_recognised(estimate, dseg):
+    """Where white matter is brighter than grey, both bridges are, if the tissues are known."""
+    moving, _, mask, warp = make_pair((0.6, 1.0, 0.1))
+    known = estimate(18, moving, fixed_dseg=dseg)
+    assert error_mm(known, mask, warp) < 0.6 * error_mm(estimate(0, moving), mask, warp)
+    assert error_mm(known, mask, warp) < 0.6 * error_mm(estimate(18, moving), mask, warp)
+    assert known.quality.similarity > 0.8
 
 
 def test_images_that_do_not_overlap(estimate, pair):

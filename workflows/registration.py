@@ -165,7 +165,8 @@ def _add_deformable_step(
     workflow.__desc__ += """\
 What it left over was estimated by M2M-Reg (Choo et al., MICCAI 2025): a GradICON network
 predicts the map, and the same objective, with the MNI152 template and its simulated counterpart
-as the pre-aligned bridge pair, refines it for the pair at hand. The deformable map was used only
+as the pre-aligned bridge pair, and with the T1w and what is simulated from its tissues as another,
+refines it for the pair at hand. The deformable map was used only
 where it has no folds, agrees with the backward map through the bridge, improves the mono-modal
 similarity, makes the image similar to the bridge's deep inside the brain, and is larger than its
 own error; otherwise the rigid result is the output. Images were interpolated once, with cubic
@@ -196,6 +197,7 @@ B-splines.
             ("moving_file", "moving_file"),
             ("t1w_file", "fixed_file"),
             ("mask_file", "mask_file"),
+            ("dseg_file", "dseg_file"),
             ("template2anat", "template2anat"),
         ]),
         (inputnode, resample_m2m, [("moving_file", "in_file"), ("t1w_file", "reference_file")]),

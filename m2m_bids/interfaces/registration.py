@@ -17,6 +17,7 @@ class _RegisterImagesInputSpec(BaseInterfaceInputSpec):
     moving_file = File(exists=True, mandatory=True, desc="static PET or FA image")
     fixed_file = File(exists=True, mandatory=True, desc="T1w image")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
+    dseg_file = File(exists=True, desc="tissues of the T1w: 1 GM, 2 WM, 3 CSF")
     rigid_xfm = File(exists=True, mandatory=True, desc="ITK affine: T1w points to moving points")
     template2anat = File(exists=True, mandatory=True, desc="ITK affine: MNI points to T1w points")
     modality = traits.Enum("pet", "fa", mandatory=True, desc="kind of the moving image")
@@ -68,6 +69,7 @@ class RegisterImages(SimpleInterface):
                 device=inputs.device,
                 n_threads=inputs.n_threads,
             ),
+            fixed_dseg=load_image(inputs.dseg_file) if inputs.dseg_file else None,
         )
         folder = Path(runtime.cwd)
         objections = result.quality.objections()

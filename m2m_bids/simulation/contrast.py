@@ -16,6 +16,10 @@ from m2m_bids.simulation.anatomy import (
 )
 
 FWHM_TO_SIGMA = 1 / 2.3548
+PET_FWHM_MM = 6
+# Brightness of grey matter, white matter and fluid.
+Weights = tuple[float, float, float]
+FDG_WEIGHTS: Weights = (1.0, 0.35, 0.0)
 
 
 def _channel(subject: Subject, name: str) -> Tensor:
@@ -196,7 +200,76 @@ def echo_planar_displacement(
     return disp
 
 
-def template_bridge(template: Template, modality: str) -> tuple[Tensor, Tensor]:
+def fit_pet_weights(image: Tensor, tissues: Tensor, spacing_mm: float) -> Weights:
+    """
+    Find in what grey matter, white matter and fluid differ in a roughly aligned PET image.
+
+    Parameters
+    ----------
+    image : Tensor, shape (1, 1, n, n, n)
+        PET image, rigidly aligned.
+    tissues : Tensor, shape (1, 3, n, n, n)
+        Shares of grey matter, white matter and fluid.
+    spacing_mm : float
+        Voxel size.
+
+    Returns
+    -------
+    tuple of float
+        `FDG_WEIGHTS` where grey matter is clearly brighter than white: a simulated image whose
+        contrast is sharper than the scan's is the better one to register to. Otherwise the
+        weights, by least squares, with which the blurred tissues add up to the image, as for
+        amyloid tracers, which white matter takes up.
+    """
+    brain = tissues.sum(1)[0] > 0.5
+    blurred = smooth(tissues, PET_FWHM_MM * FWHM_TO_SIGMA / spacing_mm)[0][:, brain].T
+    observed = image[0, 0][brain][:, None]
+    fitted = torch.linalg.lstsq(blurred, observed).solution[:, 0].clamp_min(0)
+    grey, white, fluid = fitted.tolist()
+    if white <= 0.8 * grey:
+        return FDG_WEIGHTS
+    return grey, white, fluid
+
+
+def expected_contrast(
+    tissues: Tensor, modality: str, spacing_mm: float, *, pet_weights: Weights = FDG_WEIGHTS
+) -> Tensor:
+    """
+    Make what PET or FA would show of an anatomy, without noise.
+
+    Parameters
+    ----------
+    tissues : Tensor, shape (1, 3, n, n, n)
+        Shares of grey matter, white matter and fluid.
+    modality : {"pet", "fa"}
+    spacing_mm : float
+        Voxel size.
+    pet_weights : tuple of float
+        How bright the tissues are in PET.
+
+    Returns
+    -------
+    Tensor, shape (1, 1, n, n, n)
+        PET is the blurred sum of the tissues; FA is white matter, brighter in its core.
+
+    Raises
+    ------
+    ValueError
+        If the modality is another.
+    """
+    gm, wm, _ = tissues.split(1, dim=1)
+    if modality == "pet":
+        weights = tissues.new_tensor(pet_weights).view(1, 3, 1, 1, 1)
+        image = (weights * tissues).sum(1, keepdim=True)
+        return _unit_range(smooth(image, PET_FWHM_MM * FWHM_TO_SIGMA / spacing_mm))
+    if modality == "fa":
+        return _unit_range(wm * (0.3 + 0.7 * smooth(wm, 4 / spacing_mm)) + 0.08 * gm)
+    raise ValueError(f'modality must be "pet" or "fa", got {modality!r}')
+
+
+def template_bridge(
+    template: Template, modality: str, *, pet_weights: Weights = FDG_WEIGHTS
+) -> tuple[Tensor, Tensor]:
     """
     Make an aligned bridge pair of the template: its T1w, and what PET or FA would show of it.
 
@@ -204,11 +277,13 @@ def template_bridge(template: Template, modality: str) -> tuple[Tensor, Tensor]:
     ----------
     template : Template
     modality : {"pet", "fa"}
+    pet_weights : tuple of float
+        How bright the tissues are in PET.
 
     Returns
     -------
     functional, t1w : Tensor, shape (1, 1, n, n, n)
-        PET is blurred grey matter and 0.35 of the white; FA is white matter, brighter in its core.
+        The first is its `expected_contrast`.
 
     Raises
     ------
@@ -218,11 +293,6 @@ def template_bridge(template: Template, modality: str) -> tuple[Tensor, Tensor]:
     gm, wm, mask = (
         template.data[:, [TEMPLATE_CHANNELS.index(name)]] for name in ("gm", "wm", "mask")
     )
-    if modality == "pet":
-        functional = smooth(gm + 0.35 * wm, 6 * FWHM_TO_SIGMA / template.spacing_mm)
-    elif modality == "fa":
-        functional = wm * (0.3 + 0.7 * smooth(wm, 4 / template.spacing_mm)) + 0.08 * gm
-    else:
-        raise ValueError(f'modality must be "pet" or "fa", got {modality!r}')
-    t1w = template.data[:, :1] * mask
-    return _unit_range(functional), _unit_range(t1w)
+    tissues = torch.cat((gm, wm, (mask - gm - wm).clamp_min(0)), 1)
+    functional = expected_contrast(tissues, modality, template.spacing_mm, pet_weights=pet_weights)
+    return functional, _unit_range(template.data[:, :1] * mask)

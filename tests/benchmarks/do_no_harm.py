@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from m2m_bids.api import DeformableOptions, Quality, estimate_deformation
 from m2m_bids.evaluation.landmarks import landmark_errors
-from m2m_bids.preprocessing.anatomical import BrainExtraction, extract_brain
+from m2m_bids.preprocessing.anatomical import BrainExtraction, extract_brain, segment_tissues
 from m2m_bids.preprocessing.coregistration import register_rigid
 from m2m_bids.simulation.pairs import SimulatedPair, simulate_pair
 
@@ -83,6 +83,7 @@ def decide(pair: SimulatedPair, moving: nb.Nifti1Image, args: argparse.Namespace
         fixed2moving=rigid,
         template2fixed=brain.template2anat,
         options=DeformableOptions(pair.modality, n_refine=args.refine, **options),
+        fixed_dseg=segment_tissues(pair.fixed_image, brain.mask, brain.template2anat),
     )
     points = pair.landmarks.fixed, pair.landmarks.moving
     return {

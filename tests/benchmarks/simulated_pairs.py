@@ -22,7 +22,7 @@ import pandas as pd
 from m2m_bids.api import DeformableOptions, estimate_deformation
 from m2m_bids.evaluation.landmarks import landmark_errors
 from m2m_bids.evaluation.overlap import dice_per_label
-from m2m_bids.preprocessing.anatomical import extract_brain
+from m2m_bids.preprocessing.anatomical import extract_brain, segment_tissues
 from m2m_bids.preprocessing.ants_bridge import to_ants
 from m2m_bids.preprocessing.coregistration import register_rigid
 from m2m_bids.simulation.pairs import SimulatedPair, simulate_pair
@@ -96,6 +96,7 @@ def run_pair(seed: int, modality: str, args: argparse.Namespace) -> list[dict]:
         fixed2moving=rigid,
         template2fixed=brain.template2anat,
         options=DeformableOptions(modality, n_refine=args.refine, device="auto", **options),
+        fixed_dseg=segment_tissues(pair.fixed_image, brain.mask, brain.template2anat),
     )
     m2m_s = time.monotonic() - start
     objections = deformation.quality.objections()

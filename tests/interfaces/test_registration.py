@@ -114,6 +114,12 @@ def test_inputs_reach_the_estimation(register, tmp_path):
     )
 
 
+def test_tissues_reach_the_estimation(register, files):
+    assert register(GOOD)[1]["fixed_dseg"] is None
+    _, asked = register(GOOD, dseg_file=files["mask_file"])
+    assert asked["fixed_dseg"].shape == (20, 21, 19)
+
+
 def test_only_what_changes_results_changes_the_hash():
     def hash_of(**inputs):
         return RegisterImages(**inputs).inputs.get_hashval()[1]

@@ -115,6 +115,19 @@ def test_similarity_says_whether_the_image_is_of_its_kind(known, refined):
     assert register_pair(None, pairs._replace(s=scrambled), CONFIG).similarity < 0.3
 
 
+def test_what_is_simulated_from_the_fixed_image_helps(known, refined):
+    pairs, of_s, of_t = known
+    likeness = contrasts(of_t)[0].square()  # its contrast need not be right
+    result = register_pair(None, pairs, CONFIG, likeness)
+    error = mean_error_voxels(result.forward, of_s, of_t)
+    assert error < 0.9 * mean_error_voxels(refined.forward, of_s, of_t)
+    assert jacobian_determinant(result.forward).min() > 0
+    assert result.losses[-1]["likeness"] < result.losses[2 * CONFIG.n_steps // 3]["likeness"]
+    assert result.likeness > 0.7
+    assert result.likeness_gain > 0.05
+    assert (refined.likeness, refined.likeness_gain) == (None, None)
+
+
 def network_of(maps):
     """Return a network that predicts given maps for the three edges, in their order."""
     edges = cycle((maps.st, maps.t_bridge_s, maps.bridge_t_s))
