@@ -136,6 +136,11 @@ class Quality:
                 "inside the brain the image does not look like one of its kind: its similarity to"
                 f" the template's is {self.similarity:.2f} (at least {limits['similarity']:g})"
             )
+        if self.likeness_gain is not None and not self.likeness_gain >= limits["likeness_gain"]:
+            objections.append(
+                f"it adds {self.likeness_gain:.3f} to the similarity with what the T1w's tissues"
+                f" would show (at least {limits['likeness_gain']:g})"
+            )
         if not self.mean_displacement_mm >= limits["mean_displacement_mm"]:
             objections.append(
                 f"it moves the brain by {self.mean_displacement_mm:.2f} mm on average, within its"

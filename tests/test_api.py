@@ -255,6 +255,7 @@ def test_limits_have_reasons():
         "disagreement_mm",
         "similarity_gain",
         "similarity",
+        "likeness_gain",
         "mean_displacement_mm",
     }
     assert all(len(entry["reason"]) > 40 for entry in limits.values())
@@ -267,6 +268,7 @@ def test_limits_have_reasons():
         ("disagreement_mm", 1, "disagree"),
         ("similarity_gain", -1, "adds"),
         ("similarity", -1, "does not look like"),
+        ("likeness_gain", -1, "the T1w's tissues"),
         ("mean_displacement_mm", -1, "moves the brain"),
     ],
 )
