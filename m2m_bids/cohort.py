@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from m2m_bids.api import images_on_grid
 from m2m_bids.spatial.conform import sample_on_grid, template_grid
-from m2m_bids.spatial.images import load_image
+from m2m_bids.spatial.images import load_image, replacing_folder
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +170,7 @@ def write_training_arrays(
     folder: Path, description: dict[str, str], arrays: dict[str, np.ndarray]
 ) -> None:
     """
-    Write the arrays of a scan beside, then rename their folder.
+    Write the arrays of a scan; their folder appears when it is whole.
 
     Parameters
     ----------
@@ -181,13 +180,10 @@ def write_training_arrays(
     arrays : dict of str to ndarray, shape (n, n, n)
         ``functional`` and ``t1w`` in [0, 1] and, optional, ``labels``.
     """
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    beside.mkdir(parents=True)
-    for name, array in arrays.items():
-        np.save(beside / f"{name}.npy", array, allow_pickle=False)
-    (beside / SCAN_NAME).write_text(json.dumps(description, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+    with replacing_folder(folder) as beside:
+        for name, array in arrays.items():
+            np.save(beside / f"{name}.npy", array, allow_pickle=False)
+        (beside / SCAN_NAME).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def find_training_scans(images_dir: Path, names: Iterable[str]) -> "list[TrainingScan]":
@@ -241,7 +237,7 @@ def split_subjects(subjects: Iterable[str], file: Path, *, seed: int = 0) -> dic
         If the file is not as described, or has a subject twice.
     """
     subjects = sorted(set(subjects))
-    known = _read_splits(file) if file.is_file() else {}
+    known = read_splits(file) if file.is_file() else {}
     n_held_out = max(2, round(0.1 * len(subjects)))
     wanted = {
         "validation": n_held_out if len(subjects) >= 8 else 0,
@@ -268,7 +264,7 @@ def record_splits(splits: dict[str, str], file: Path) -> None:
         As `split_subjects` gives them.
     file : Path
     """
-    rows = (_read_splits(file) if file.is_file() else {}) | splits
+    rows = (read_splits(file) if file.is_file() else {}) | splits
     lines = [f"sub-{subject}\t{rows[subject]}" for subject in sorted(rows)]
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
@@ -276,7 +272,25 @@ def record_splits(splits: dict[str, str], file: Path) -> None:
     os.replace(beside, file)
 
 
-def _read_splits(file: Path) -> dict[str, str]:
+def read_splits(file: Path) -> dict[str, str]:
+    """
+    Read which subject of a training is in which split.
+
+    Parameters
+    ----------
+    file : Path
+        ``splits.tsv`` of a training.
+
+    Returns
+    -------
+    dict of str to str
+        One of `SPLITS` for each subject.
+
+    Raises
+    ------
+    ValueError
+        If the file is not as described, or has a subject twice.
+    """
     splits: dict[str, str] = {}
     header, *lines = file.read_text().splitlines()
     for number, line in enumerate(lines, start=2):
@@ -460,6 +474,7 @@ def train_network(
             details={
                 "objective": asdict(objective),
                 "pre_aligned_subjects": len(cycles.config.pre_aligned),
+                "training_subjects": len({scan.subject for scan in by_split["train"]}),
                 "iterations": options.n_iterations,
                 "start_from": described["start_from"],
                 "torch": importlib.metadata.version("torch"),

@@ -18,9 +18,11 @@ SCHEMA_VERSION = 1
 DEFAULT_REFINE_STEPS = 60
 DEFAULT_RANDOM_SEED = 0
 DEFAULT_MAX_STEPS = 50_000
+DEFAULT_N_PAIRS = 20
+DEFAULT_BASELINE_SPACING_MM = 1.5
 MODALITIES = ("pet", "fa")
 TRANSFORMS = ("m2m", "rigid")
-ANALYSIS_LEVELS = ("participant", "train")
+ANALYSIS_LEVELS = ("participant", "train", "evaluate")
 NETWORK_SIZES = ("compact", "paper")
 PRECISIONS = ("auto", "bfloat16", "float32")
 # What --config-file does not bring back: where a run reads and writes is said anew, and an
@@ -69,8 +71,8 @@ class Settings:
     ----------
     bids_dir, output_dir : Path
         Raw BIDS dataset, and root of the output dataset.
-    analysis_level : {"participant", "train"}
-        Register scans, or train a network on them.
+    analysis_level : {"participant", "train", "evaluate"}
+        Register scans, train a network on them, or compare methods of registration on them.
     participant_label, session_label, tracer_label : tuple of str
         Labels to process; empty for all.
     modalities : tuple of str
@@ -130,6 +132,18 @@ class Settings:
         Whether a training that is there is continued.
     prepare_only : bool
         Whether the images are prepared, and nothing is trained.
+    pairs : Path, optional
+        Table of the pairs that "evaluate" registers; None for a sample of them.
+    n_pairs : int
+        Pairs of a sample, for each kind of image and of pair.
+    methods : tuple of str
+        Keys of the methods that "evaluate" compares; empty for all.
+    compare : tuple of (str, Path)
+        Folders of further weights to compare, by name.
+    fs_subjects_dir : Path, optional
+        FreeSurfer's folder of subjects, with the labels to evaluate with.
+    baseline_spacing_mm : float
+        Voxels of the images that methods other than M2M-Reg see.
     dry_run, write_graph, reports_only : bool
         Only list the scans; write the graph of the workflow; only write reports.
     verbose : int
@@ -181,6 +195,12 @@ class Settings:
     run_name: str = ""
     resume: bool = False
     prepare_only: bool = False
+    pairs: Path | None = None
+    n_pairs: int = DEFAULT_N_PAIRS
+    methods: tuple[str, ...] = ()
+    compare: tuple[tuple[str, Path], ...] = ()
+    fs_subjects_dir: Path | None = None
+    baseline_spacing_mm: float = DEFAULT_BASELINE_SPACING_MM
     dry_run: bool = False
     write_graph: bool = False
     reports_only: bool = False
@@ -193,9 +213,10 @@ class Settings:
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _absolute(path))
         given = self.derivatives or nested_derivatives(self.bids_dir)
-        derivatives = tuple((name, _absolute(path)) for name, path in given)
-        object.__setattr__(self, "derivatives", derivatives)
-        for name in ("participant_label", "session_label", "tracer_label", "modalities"):
+        for name, folders in (("derivatives", given), ("compare", self.compare)):
+            absolute = tuple((label, _absolute(path)) for label, path in folders)
+            object.__setattr__(self, name, absolute)
+        for name in _TUPLES:
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         _check_choices(self)
         _check_numbers(self)
@@ -209,6 +230,11 @@ class Settings:
     def derivative_dirs(self) -> dict[str, Path]:
         """Derivatives datasets by name."""
         return dict(self.derivatives)
+
+    @property
+    def evaluation_dir(self) -> Path:
+        """Folder of the comparison of methods."""
+        return self.output_dir / "evaluation"
 
     @property
     def training_dir(self) -> Path:
@@ -250,7 +276,7 @@ class Settings:
         table: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name == "derivatives":
+            if item.name in _NAMED_FOLDERS:
                 table[item.name] = {name: str(path) for name, path in value}
             elif isinstance(value, tuple):
                 table[item.name] = list(value)
@@ -281,8 +307,12 @@ _PATHS = (
     "plugin_file",
     "config_file",
     "weights",
+    "pairs",
+    "fs_subjects_dir",
 )
-_TUPLES = ("participant_label", "session_label", "tracer_label", "modalities")
+_TUPLES = ("participant_label", "session_label", "tracer_label", "modalities", "methods")
+_NAMED_FOLDERS = ("derivatives", "compare")
+_FLOATS = ("mem_gb", "learning_rate", "aligned_share", "grid_spacing_mm", "baseline_spacing_mm")
 
 
 def nested_derivatives(bids_dir: Path) -> tuple[tuple[str, Path], ...]:
@@ -338,7 +368,7 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 def _from_toml_value(name: str, value: Any, where: str) -> Any:
     """Convert one value of a settings file to the type that `Settings` has."""
-    if name == "derivatives":
+    if name in _NAMED_FOLDERS:
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise ValueError(f"{where}: expected a table of NAME = PATH, found {value!r}")
         return tuple((key, Path(path)) for key, path in value.items())
@@ -349,7 +379,7 @@ def _from_toml_value(name: str, value: Any, where: str) -> Any:
     elif name in _PATHS:
         is_valid = isinstance(value, str)
         value = Path(value) if is_valid else value
-    elif name in ("mem_gb", "learning_rate", "aligned_share", "grid_spacing_mm"):
+    elif name in _FLOATS:
         is_valid = isinstance(value, int | float) and not isinstance(value, bool)
     else:
         is_valid = type(value) is (str if name == "run_uuid" else type(default))
@@ -390,20 +420,24 @@ def _check_choices(settings: Settings) -> None:
         raise ValueError(f"--device: {settings.device!r} must be auto, cpu, cuda or cuda:N")
     if not _RUN_UUID.fullmatch(settings.run_uuid):
         raise ValueError(f"run_uuid: {settings.run_uuid!r} is not YYYYMMDD-HHMMSS_<uuid4>")
-    names = [name for name, _ in settings.derivatives]
-    for name in names:
-        if not _DATASET_NAME.fullmatch(name) or name == "raw" or names.count(name) > 1:
-            raise ValueError(
-                f"--derivatives: {name!r} must be a name of letters, digits and _.+-, used once, "
-                "and not 'raw'; give another one with NAME=PATH"
-            )
+    for option, folders, taken in (
+        ("--derivatives", settings.derivatives, "raw"),
+        ("--compare", settings.compare, "default"),
+    ):
+        names = [name for name, _ in folders]
+        for name in names:
+            if not _DATASET_NAME.fullmatch(name) or name == taken or names.count(name) > 1:
+                raise ValueError(
+                    f"{option}: {name!r} must be a name of letters, digits and _.+-, used once, "
+                    f"and not {taken!r}; give another one with NAME=PATH"
+                )
 
 
 def _check_numbers(settings: Settings) -> None:
     """Raise ValueError for a number out of its range."""
     lowest = {
         **dict.fromkeys(("nprocs", "omp_nthreads", "refine", "random_seed", "verbose"), 0),
-        **{"batch_size": 0, "max_steps": 1, "validate_every": 1, "grid_size": 0},
+        **{"batch_size": 0, "max_steps": 1, "validate_every": 1, "grid_size": 0, "n_pairs": 1},
     }
     for name, low in lowest.items():
         value = getattr(settings, name)
@@ -420,6 +454,10 @@ def _check_numbers(settings: Settings) -> None:
         raise ValueError("--grid-size and --grid-spacing: give both or none")
     if settings.grid_spacing_mm is not None and not 0.1 <= settings.grid_spacing_mm <= 20:
         raise ValueError(f"--grid-spacing: {settings.grid_spacing_mm} mm must be from 0.1 to 20")
+    if not 0.5 <= settings.baseline_spacing_mm <= 6:
+        raise ValueError(
+            f"--baseline-spacing: {settings.baseline_spacing_mm} mm must be from 0.5 to 6"
+        )
     if not 0 <= settings.aligned_share <= 1:
         raise ValueError(f"--aligned-share: {settings.aligned_share} must be from 0 to 1")
     if settings.run_name and not _DATASET_NAME.fullmatch(settings.run_name):
@@ -467,9 +505,20 @@ def _check_files(settings: Settings) -> None:
         "--bids-filter-file": settings.bids_filter_file,
         "--config-file": settings.config_file,
         "--use-plugin": settings.plugin_file,
+        "--pairs": settings.pairs,
     }
     for option, file in files.items():
         if file is not None and not file.is_file():
             raise ValueError(f"{option}: {file} is not a file.")
-    if settings.weights is not None and not settings.weights.is_dir():
-        raise ValueError(f"--weights: {settings.weights} is not a folder of weights.")
+    weights = [
+        ("--weights", settings.weights),
+        *((f"--compare {k}", v) for k, v in settings.compare),
+    ]
+    for option, folder in weights:
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{option}: {folder} is not a folder of weights.")
+    if settings.fs_subjects_dir is not None and not settings.fs_subjects_dir.is_dir():
+        raise ValueError(
+            f"--fs-subjects-dir: {settings.fs_subjects_dir} is not a folder. Give the one that "
+            "holds a folder for each subject, as $SUBJECTS_DIR does."
+        )

@@ -18,8 +18,10 @@ ALLOWED = {
     "reports": {"spatial"},
     "api": {"preprocessing", "registration", "simulation", "spatial"},
     "cohort": {"api", "evaluation", "registration", "spatial"},
+    "baselines": {"api", "preprocessing", "registration", "spatial"},
     "interfaces": {
         "api",
+        "baselines",
         "bids",
         "cohort",
         "evaluation",
@@ -30,6 +32,7 @@ ALLOWED = {
     "workflows": {"bids", "interfaces", "settings"},
     "cli": {
         "api",
+        "baselines",
         "bids",
         "cohort",
         "evaluation",

@@ -78,6 +78,14 @@ def test_paths_become_absolute(folders, tmp_path):
         ({"derivatives": (("a/b", "other"),)}, "--derivatives: 'a/b'"),
         ({"derivatives": (("d", "out"),)}, "holds the output"),
         ({"weights": "none"}, "--weights: .*none is not a folder"),
+        ({"compare": (("mine", "none"),)}, "--compare mine: .*none is not a folder"),
+        ({"compare": (("a b", "other"),)}, "--compare: 'a b'"),
+        ({"compare": (("default", "other"),)}, "--compare: 'default'"),
+        ({"compare": (("a", "other"), ("a", "bids"))}, "--compare: 'a'"),
+        ({"fs_subjects_dir": "none"}, "--fs-subjects-dir: .*none is not a folder"),
+        ({"pairs": "other"}, "--pairs: .*other is not a file"),
+        ({"n_pairs": 0}, "--n-pairs: 0"),
+        ({"baseline_spacing_mm": 0.1}, "--baseline-spacing: 0.1 mm"),
         ({"bids_filter_file": "none"}, "--bids-filter-file: .*none is not a file"),
         ({"plugin_file": "none"}, "--use-plugin: .*none is not a file"),
         ({"run_uuid": "../../x"}, "run_uuid"),
@@ -96,7 +104,7 @@ def test_invalid_options(folders, tmp_path, change, message):
 def unusual(folders, tmp_path):
     for name in ("weights", "other"):
         (tmp_path / name).mkdir()
-    for name in ("filter.json", "plugin.yml", "old.toml"):
+    for name in ("filter.json", "plugin.yml", "old.toml", "pairs.tsv"):
         (tmp_path / name).touch()
     return Settings(
         **folders,
@@ -135,6 +143,12 @@ def unusual(folders, tmp_path):
         run_name="mine",
         resume=True,
         prepare_only=True,
+        pairs=tmp_path / "pairs.tsv",
+        n_pairs=3,
+        methods=("rigid", "m2m"),
+        compare=(("mine", tmp_path / "other"), ("with.dot", tmp_path / "weights")),
+        fs_subjects_dir=tmp_path / "other",
+        baseline_spacing_mm=3.0,
         dry_run=True,
         write_graph=True,
         reports_only=True,
@@ -184,6 +198,9 @@ def test_unknown_options_are_named(folders, tmp_path, caplog):
         ("schema_version = 1\n[settings]\nderivatives = ['a']\n", "option derivatives"),
         ("schema_version = 1\n[settings]\nderivatives = {a = 1}\n", "option derivatives"),
         ("schema_version = 1\n[settings]\nweights = 1\n", "option weights"),
+        ("schema_version = 1\n[settings]\ncompare = 'a=b'\n", "option compare"),
+        ("schema_version = 1\n[settings]\nmethods = 'rigid'\n", "option methods"),
+        ("schema_version = 1\n[settings]\nn_pairs = '5'\n", "option n_pairs"),
     ],
 )
 def test_bad_settings_files(tmp_path, text, message):

@@ -11,7 +11,7 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 from m2m_bids.bids.query import Scan
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.anatomical import init_anatomical_wf
-from m2m_bids.workflows.cohort import TrainingImages, init_training_scan_wf
+from m2m_bids.workflows.cohort import EvaluationImages, TrainingImages, init_images_wf
 from m2m_bids.workflows.diffusion import init_fa_reference_wf
 from m2m_bids.workflows.outputs import init_anatomical_outputs_wf, init_scan_outputs_wf
 from m2m_bids.workflows.pet import init_pet_reference_wf
@@ -23,7 +23,7 @@ def init_m2m_bids_wf(
     scans: Sequence[Scan],
     options: RegistrationOptions,
     *,
-    training: TrainingImages | None = None,
+    images: TrainingImages | EvaluationImages | None = None,
     name: str = "m2m_bids_wf",
 ) -> Workflow:
     """
@@ -37,8 +37,8 @@ def init_m2m_bids_wf(
         Scans to register, each with its T1w.
     options : RegistrationOptions
         How they are registered.
-    training : TrainingImages, optional
-        Where images to train on go; they are then written instead of derivatives.
+    images : TrainingImages or EvaluationImages, optional
+        Images to train on, or to evaluate, that are written instead of derivatives.
     name : str
         Name of the workflow.
 
@@ -51,7 +51,7 @@ def init_m2m_bids_wf(
     for subject in dict.fromkeys(scan.subject for scan in scans):
         own = [scan for scan in scans if scan.subject == subject]
         single_subject_wf = init_single_subject_wf(
-            settings, own, options, training=training, name=f"sub_{identifier(subject)}_wf"
+            settings, own, options, images=images, name=f"sub_{identifier(subject)}_wf"
         )
         crash_dir = settings.output_dir / f"sub-{subject}" / "log" / settings.run_uuid
         single_subject_wf.config["execution"]["crashdump_dir"] = str(crash_dir)
@@ -66,7 +66,7 @@ def init_single_subject_wf(
     scans: Sequence[Scan],
     options: RegistrationOptions,
     *,
-    training: TrainingImages | None = None,
+    images: TrainingImages | EvaluationImages | None = None,
     name: str,
 ) -> Workflow:
     """
@@ -80,8 +80,8 @@ def init_single_subject_wf(
         The subject's scans, each with its T1w.
     options : RegistrationOptions
         How they are registered.
-    training : TrainingImages, optional
-        Where images to train on go; they are then written instead of derivatives.
+    images : TrainingImages or EvaluationImages, optional
+        Images to train on, or to evaluate, that are written instead of derivatives.
     name : str
         Name of the workflow.
 
@@ -95,15 +95,15 @@ def init_single_subject_wf(
     for scan in scans:
         if scan.t1w not in anatomical_wfs:
             anatomical_wfs[scan.t1w] = _init_anatomy(scan, settings, options)
-            if training is None:
+            if images is None:
                 _add_anatomical_outputs(
                     workflow, scan, anatomical_wfs[scan.t1w], settings, datasets
                 )
         scan_wf = _add_scan(workflow, scan, anatomical_wfs[scan.t1w], options)
-        if training is None:
+        if images is None:
             _add_scan_outputs(scan_wf, scan, settings, datasets, options)
         else:
-            _add_training_images(workflow, scan_wf, scan, anatomical_wfs[scan.t1w], training)
+            _add_images(workflow, scan_wf, scan, anatomical_wfs[scan.t1w], images)
     return workflow
 
 
@@ -235,26 +235,26 @@ def _add_scan_outputs(
     ])  # fmt: skip
 
 
-def _add_training_images(
+def _add_images(
     workflow: Workflow,
     scan_wf: Workflow,
     scan: Scan,
     anatomical_wf: Workflow,
-    training: TrainingImages,
+    images: TrainingImages | EvaluationImages,
 ) -> None:
-    """Write the images of a scan that a network is trained on."""
-    training_wf = init_training_scan_wf(scan=scan, images=training, name="training_wf")
+    """Write the images of a scan that a cohort level needs."""
+    images_wf = init_images_wf(scan=scan, images=images, name="images_wf")
     reference_wf, registration_wf = (
         scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
     )
     scan_wf.connect([
-        (reference_wf, training_wf, [("outputnode.out_file", "inputnode.moving_file")]),
-        (registration_wf, training_wf, [("outputnode.rigid_xfm", "inputnode.rigid_xfm")]),
+        (reference_wf, images_wf, [("outputnode.out_file", "inputnode.moving_file")]),
+        (registration_wf, images_wf, [("outputnode.rigid_xfm", "inputnode.rigid_xfm")]),
     ])  # fmt: skip
     fields = ("t1w_file", "mask_file", "dseg_file", "template2anat")
     workflow.connect([
         (anatomical_wf, scan_wf, [
-            (f"outputnode.{field}", f"training_wf.inputnode.{field}") for field in fields
+            (f"outputnode.{field}", f"images_wf.inputnode.{field}") for field in fields
         ]),
     ])  # fmt: skip
 

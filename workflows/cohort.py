@@ -1,14 +1,19 @@
-"""The cohort levels: from a registered scan to the images that a network is trained on."""
+"""The cohort levels: from a registered scan to the images that are trained on or evaluated."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.query import Scan
+from m2m_bids.interfaces.scan_files import SaveScanFiles
 from m2m_bids.interfaces.training import SaveTrainingScan
+
+SCAN_NAME = "scan.json"
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,70 @@ class TrainingImages:
     grid_size: int
     spacing_mm: float
 
+    def interface(self, scan: Scan) -> SaveTrainingScan:
+        """Make the interface that writes the images of a scan."""
+        return SaveTrainingScan(
+            out_dir=str(self.folder / scan.name),
+            description={
+                "name": scan.name,
+                "subject": scan.subject,
+                "modality": scan.modality,
+            },
+            grid_size=self.grid_size,
+            spacing_mm=self.spacing_mm,
+        )
 
-def init_training_scan_wf(
-    *, scan: Scan, images: TrainingImages, name: str = "outputs_wf"
+    def has(self, scan: Scan) -> bool:
+        """Tell whether the images of a scan are there."""
+        return (self.folder / scan.name / SCAN_NAME).is_file()
+
+
+@dataclass(frozen=True)
+class EvaluationImages:
+    """
+    Where the images that registration is evaluated on go; they keep their grids.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets a folder for each scan.
+    """
+
+    folder: Path
+
+    def interface(self, scan: Scan) -> SaveScanFiles:
+        """Make the interface that writes the images of a scan."""
+        return SaveScanFiles(
+            out_dir=str(self.folder / scan.name), description=self.description(scan)
+        )
+
+    def description(self, scan: Scan) -> dict[str, Any]:
+        """Say what the images of a scan are made of: they are made anew when that changes."""
+        return {"name": scan.name, "scan": stamp(scan.file), "t1w": stamp(scan.t1w)}
+
+    def has(self, scan: Scan) -> bool:
+        """Tell whether the images of a scan are there, and made of the files as they are."""
+        file = self.folder / scan.name / SCAN_NAME
+        return file.is_file() and json.loads(file.read_text()) == self.description(scan)
+
+
+def stamp(file: Path) -> list[str | int]:
+    """Return what changes when a file does: its path, size and time of modification."""
+    return [str(file), file.stat().st_size, file.stat().st_mtime_ns]
+
+
+def init_images_wf(
+    *, scan: Scan, images: TrainingImages | EvaluationImages, name: str = "images_wf"
 ) -> Workflow:
     """
-    Write the images of a rigidly registered scan that a network is trained on.
+    Write the images of a rigidly registered scan that a cohort level needs.
 
     Parameters
     ----------
     scan : Scan
         PET or FA scan.
-    images : TrainingImages
-        Where they go.
+    images : TrainingImages or EvaluationImages
+        Which images, and where they go.
     name : str
         Name of the workflow.
 
@@ -64,20 +120,7 @@ def init_training_scan_wf(
     fields = ("moving_file", "rigid_xfm", "t1w_file", "mask_file", "dseg_file", "template2anat")
     inputnode = pe.Node(niu.IdentityInterface(fields=list(fields)), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["out_dir"]), name="outputnode")
-    save_images = pe.Node(
-        SaveTrainingScan(
-            out_dir=str(images.folder / scan.name),
-            description={
-                "name": scan.name,
-                "subject": scan.subject,
-                "modality": scan.modality,
-            },
-            grid_size=images.grid_size,
-            spacing_mm=images.spacing_mm,
-        ),
-        name="save_images",
-        mem_gb=1.5,
-    )
+    save_images = pe.Node(images.interface(scan), name="save_images", mem_gb=1.5)
     workflow.connect([
         (inputnode, save_images, [(field, field) for field in fields]),
         (save_images, outputnode, [("out_dir", "out_dir")]),

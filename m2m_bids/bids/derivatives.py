@@ -23,6 +23,7 @@ BIDS_VERSION = "1.10.0"
 BIDSIGNORE = (
     "*.html",
     "logs/",
+    "evaluation/",
     "training/",
     "sub-*/figures",
     "sub-*/figures/",

@@ -12,7 +12,9 @@ from m2m_bids import __version__
 from m2m_bids.cli.plugins import read_plugin_file
 from m2m_bids.settings import (
     ANALYSIS_LEVELS,
+    DEFAULT_BASELINE_SPACING_MM,
     DEFAULT_MAX_STEPS,
+    DEFAULT_N_PAIRS,
     DEFAULT_RANDOM_SEED,
     DEFAULT_REFINE_STEPS,
     MODALITIES,
@@ -35,6 +37,7 @@ examples:
   m2m-bids /data/bids /data/out participant --dry-run
   m2m-bids /data/bids /data/out train --modality pet --pre-aligned 10% --max-steps 20000
   m2m-bids /data/bids /data/out participant --weights /data/out/training/gradicon-m2m+gcc/weights
+  m2m-bids /data/bids /data/out evaluate --fs-subjects-dir /data/freesurfer --n-pairs 50
 """
 
 
@@ -73,8 +76,7 @@ def _label(prefix: str) -> Callable[[str], str]:
 def _analysis_level(value: str) -> str:
     """Accept the analysis levels that exist, and say which will come."""
     if value not in ANALYSIS_LEVELS:
-        later = value in ("group", "evaluate")
-        why = "is planned for a later version" if later else "does not exist"
+        why = "is planned for a later version" if value == "group" else "does not exist"
         raise argparse.ArgumentTypeError(
             f"level {value!r} {why}; this version has only {', '.join(ANALYSIS_LEVELS)}"
         )
@@ -98,14 +100,19 @@ def _memory_gb(value: str) -> float:
     return float(match.group(1)) * _UNITS_GB[match.group(2).upper()]
 
 
+def _named_folder(value: str) -> tuple[str, Path]:
+    """Read NAME=PATH."""
+    name, _, path = value.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"{value!r}: expected NAME=PATH")
+    return name, Path(path)
+
+
 def _derivative(value: str) -> tuple[str, Path]:
     """Read NAME=PATH, or PATH, whose name is that of its folder."""
-    name, equals, path = value.partition("=")
-    if not equals:
+    if "=" not in value:
         return Path(value).absolute().name, Path(value)
-    if not name or not path:
-        raise argparse.ArgumentTypeError(f"{value!r}: expected NAME=PATH or PATH")
-    return name, Path(path)
+    return _named_folder(value)
 
 
 def _weights(value: str) -> Path:
@@ -148,12 +155,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "analysis_level",
         type=_analysis_level,
-        metavar="{participant,train}",
-        help="'participant' registers scans; 'train' trains a network on them",
+        metavar="{participant,train,evaluate}",
+        help="'participant' registers scans; 'train' trains a network on them; 'evaluate' "
+        "compares methods of registration on them",
     )
     _add_selection(parser.add_argument_group("which scans"))
     _add_registration(parser.add_argument_group("registration"))
     _add_training(parser.add_argument_group("training (level 'train')"))
+    _add_evaluation(parser.add_argument_group("evaluation (level 'evaluate')"))
     _add_performance(parser.add_argument_group("performance"))
     _add_running(parser.add_argument_group("running"))
     _add_information(parser.add_argument_group("information"))
@@ -190,7 +199,7 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         dest="modalities",
         nargs="+",
         choices=MODALITIES,
-        help="kinds of images to register or to train on (default: pet fa)",
+        help="kinds of images to register, to train on or to evaluate (default: pet fa)",
     )
     group.add_argument(
         "-d",
@@ -199,8 +208,8 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         action="extend",
         type=_derivative,
         metavar="NAME=PATH",
-        help="derivatives datasets with FA maps; a PATH alone is named after its folder "
-        "(default: those in the BIDS dataset's derivatives/)",
+        help="derivatives datasets with FA maps, or with labels to evaluate with; a PATH alone is "
+        "named after its folder (default: those in the BIDS dataset's derivatives/)",
     )
     group.add_argument(
         "--bids-filter-file",
@@ -319,6 +328,56 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         "--prepare-only",
         action="store_true",
         help="prepare the images and stop; training in several processes needs it before",
+    )
+
+
+def _add_evaluation(group: argparse._ArgumentGroup) -> None:
+    """Add options of the level ``evaluate``."""
+    group.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help="table (.tsv) of the pairs to register, with the columns moving and fixed and, "
+        "optional, modality, landmarks and reference_xfm (default: a sample of all pairs)",
+    )
+    group.add_argument(
+        "--n-pairs",
+        type=_whole_number(1),
+        metavar="N",
+        help="pairs of the sample, for each kind of image: N of different participants and, "
+        f"where the truth is known, N of the same one (default: {DEFAULT_N_PAIRS})",
+    )
+    group.add_argument(
+        "--methods",
+        nargs="+",
+        action="extend",
+        metavar="KEY",
+        help="methods to compare: initial, rigid, syn-mi, niftyreg-lncc, fireants-mi, "
+        "fireants-lncc, m2m (default: all)",
+    )
+    group.add_argument(
+        "--compare",
+        nargs="+",
+        action="extend",
+        type=_named_folder,
+        metavar="NAME=PATH",
+        help="folders of further network weights to compare, each under a name",
+    )
+    group.add_argument(
+        "--fs-subjects-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="FreeSurfer's subjects, named sub-LABEL or sub-LABEL_ses-LABEL, for the labels to "
+        "evaluate with (default: a dseg of a derivatives dataset, the truth of a simulated "
+        "cohort, or tissues found by m2m-bids itself)",
+    )
+    group.add_argument(
+        "--baseline-spacing",
+        dest="baseline_spacing_mm",
+        type=float,
+        metavar="MM",
+        help="voxels of the images that methods other than M2M-Reg see; larger ones are faster "
+        f"(default: {DEFAULT_BASELINE_SPACING_MM:g}, as in the paper)",
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from m2m_bids.bids.query import Scan
     from m2m_bids.cli.progress import Progress
-    from m2m_bids.workflows.cohort import TrainingImages
+    from m2m_bids.workflows.cohort import EvaluationImages, TrainingImages
     from m2m_bids.workflows.registration import RegistrationOptions
 
 LOGGER = logging.getLogger("m2m_bids")
@@ -65,6 +65,10 @@ def _run(settings: Settings) -> int:
         from m2m_bids.cli.train import run_training
 
         return run_training(settings)
+    if settings.analysis_level == "evaluate":
+        from m2m_bids.cli.evaluate import run_evaluation
+
+        return run_evaluation(settings)
     # First, so that a missing GPU is told within seconds.
     n_gpus = count_gpus(settings.device) if settings.transform == "m2m" else 0
     scans = find_scans(settings)
@@ -177,20 +181,26 @@ def run_workflow(
     settings: Settings,
     scans: "list[Scan]",
     options: "RegistrationOptions",
-    training: "TrainingImages | None" = None,
+    images: "TrainingImages | EvaluationImages | None" = None,
 ) -> "Progress":
     """Build the workflow of a run and run it; failures are in its crash files."""
-    from m2m_bids.cli.progress import Progress
     from m2m_bids.cli.reporting import write_citation
     from m2m_bids.workflows.base import init_m2m_bids_wf, methods_text
 
     configure_nipype(settings)
-    workflow = init_m2m_bids_wf(settings, scans, options, training=training)
+    workflow = init_m2m_bids_wf(settings, scans, options, images=images)
     write_citation(settings, methods_text(workflow))
     if settings.write_graph:
         _write_graph(workflow, settings.output_dir / "logs")
+    return execute(workflow, settings, use_gpu=options.use_gpu)
+
+
+def execute(workflow: "LiterateWorkflow", settings: Settings, *, use_gpu: bool) -> "Progress":
+    """Run a workflow; failures are in its crash files."""
+    from m2m_bids.cli.progress import Progress
+
     progress = Progress()
-    plugin = _plugin(settings, options, progress)
+    plugin = _plugin(settings, progress, use_gpu=use_gpu)
     try:
         workflow.run(**plugin)
     except Exception as error:
@@ -202,9 +212,7 @@ def run_workflow(
     return progress
 
 
-def _plugin(
-    settings: Settings, options: "RegistrationOptions", progress: "Progress"
-) -> dict[str, Any]:
+def _plugin(settings: Settings, progress: "Progress", *, use_gpu: bool) -> dict[str, Any]:
     """Choose Nipype's plugin and its arguments."""
     if settings.plugin_file:
         plugin = read_plugin_file(settings.plugin_file)
@@ -216,7 +224,7 @@ def _plugin(
             "plugin_args": {
                 "n_procs": settings.nprocs,
                 "memory_gb": settings.mem_gb or available_memory_gb(),
-                "n_gpu_procs": int(options.use_gpu),
+                "n_gpu_procs": int(use_gpu),
                 "raise_insufficient": False,
                 "maxtasksperchild": 1,
                 "mp_context": "forkserver",

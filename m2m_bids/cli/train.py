@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2m_bids.cli.environment import count_gpus, prepare_environment, use_one_heap
+from m2m_bids.cli.prepare import prepare_images, usable_scans
 from m2m_bids.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,19 +36,8 @@ def run_training(settings: Settings) -> int:
     ValueError
         If the cohort, the options or an earlier training in the same folder do not allow it.
     """
-    from m2m_bids.cli.run import find_scans
-
     count_gpus(settings.device)
-    found = find_scans(settings)
-    scans = [scan for scan in found if not scan.reason]
-    left_out = [scan for scan in found if scan.reason]
-    for scan in left_out:
-        LOGGER.info("left out: %s: %s", scan.name, scan.reason)
-    if not scans:
-        raise ValueError(
-            f"none of the {len(found)} scans can be trained on; the first is left out because of:"
-            f" {left_out[0].reason}"
-        )
+    scans = usable_scans(settings)
     # Before Nipype and matplotlib are imported: both write to the home directory on import.
     prepare_environment(settings)
     options = _options(settings)
@@ -57,11 +47,14 @@ def run_training(settings: Settings) -> int:
         sys.stdout.write(_dry_run_text(settings, scans, images_dir) + "\n")
         return 0
 
+    from m2m_bids.cohort import training_grid
     from m2m_bids.registration.training import Processes
+    from m2m_bids.workflows.cohort import TrainingImages
 
+    images = TrainingImages(images_dir, *training_grid(options))
     processes = Processes.from_environment(settings.device)
     failures: dict[str, str] = {}
-    due = [scan for scan in scans if not (images_dir / scan.name / "scan.json").is_file()]
+    due = [scan for scan in scans if not images.has(scan)]
     if due and processes.n_devices * processes.n_nodes > 1:
         LOGGER.warning(
             "%d of %d scans are not prepared and are left out; to prepare them, run once in one"
@@ -69,7 +62,7 @@ def run_training(settings: Settings) -> int:
             *(len(due), len(scans)),
         )
     elif due:
-        failures = _prepare(settings, due, images_dir, options)
+        failures = prepare_images(settings, due, images)
     if settings.prepare_only:
         sys.stdout.write(
             "\n".join([f"{len(scans) - len(failures)} scans in {images_dir}", *_shown(failures)])
@@ -135,40 +128,6 @@ def _training_scans(scans: "list[Scan]", images_dir: Path) -> list:
         TrainingScan(scan.name, scan.subject, scan.modality, images_dir / scan.name)
         for scan in scans
     ]
-
-
-def _prepare(
-    settings: Settings, scans: "list[Scan]", images_dir: Path, options: "TrainingOptions"
-) -> dict[str, str]:
-    """Run the workflow of the level ``participant`` as far as the rigid alignment."""
-    from m2m_bids.bids.derivatives import write_dataset_files
-    from m2m_bids.cli.run import failure_of, run_workflow
-    from m2m_bids.cohort import training_grid
-    from m2m_bids.workflows.cohort import TrainingImages
-    from m2m_bids.workflows.registration import RegistrationOptions
-
-    write_dataset_files(
-        settings.output_dir, {"raw": settings.bids_dir, **settings.derivative_dirs}
-    )
-    settings.to_toml()
-    registration = RegistrationOptions(
-        transform="rigid",
-        weights=None,
-        weights_sha256="",
-        n_refine=0,
-        device="cpu",
-        use_gpu=False,
-        random_seed=settings.random_seed,
-        omp_nthreads=settings.omp_nthreads,
-    )
-    LOGGER.info("preparing %d scans", len(scans))
-    training = TrainingImages(images_dir, *training_grid(options))
-    run_workflow(settings, scans, registration, training)
-    return {
-        scan.name: failure_of(scan, settings) or "its images were not written"
-        for scan in scans
-        if not (images_dir / scan.name / "scan.json").is_file()
-    }
 
 
 def _train(

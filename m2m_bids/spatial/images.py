@@ -3,6 +3,7 @@
 import gzip
 import logging
 import os
+import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -159,6 +160,31 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """
+    Yield a new hidden folder beside a destination; put it in its place on success.
+
+    Parameters
+    ----------
+    folder : Path
+        Destination; its parent is made if necessary, and what it held before is removed.
+
+    Yields
+    ------
+    Path
+        Folder to write into. It is removed if the block fails.
+    """
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _check_header(image: nb.nifti1.Nifti1Pair, file: Path) -> None:

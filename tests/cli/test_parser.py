@@ -75,6 +75,13 @@ def test_weights_of_the_package_have_a_name(call):
         (["--write-graph"], "write_graph", True),
         (["--reports-only"], "reports_only", True),
         (["-vv"], "verbose", 2),
+        (["--n_pairs", "3"], "n_pairs", 3),
+        (["--baseline-spacing", "3"], "baseline_spacing_mm", 3.0),
+        (
+            ["--methods", "rigid", "syn-mi", "--methods", "m2m"],
+            "methods",
+            ("rigid", "syn-mi", "m2m"),
+        ),
     ],
 )
 def test_options(call, options, name, value):
@@ -94,6 +101,19 @@ def test_derivatives(call, tmp_path):
     }
 
 
+def test_evaluation(call, tmp_path):
+    (tmp_path / "pairs.tsv").touch()
+    settings = call(
+        "--pairs", "pairs.tsv", "--compare", "a=qsirecon", "b=bids", "--compare", "c=qsirecon",
+        "--fs-subjects-dir", "qsirecon",
+    )  # fmt: skip
+    assert settings.pairs == tmp_path / "pairs.tsv"
+    assert dict(settings.compare) == {
+        "a": tmp_path / "qsirecon", "b": tmp_path / "bids", "c": tmp_path / "qsirecon",
+    }  # fmt: skip
+    assert settings.fs_subjects_dir == tmp_path / "qsirecon"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -107,6 +127,10 @@ def test_derivatives(call, tmp_path):
         (["-d", "=x"], "expected NAME=PATH"),
         (["-d", "dti=none"], "none is not a folder"),
         (["--weights", "none"], "none is not a folder"),
+        (["--compare", "qsirecon"], "'qsirecon': expected NAME=PATH"),
+        (["--compare", "mine=none"], "--compare mine: "),
+        (["--pairs", "none.tsv"], "none.tsv is not a file"),
+        (["--n-pairs", "0"], "at least 1"),
         (["--work-dir", "bids/work"], "inside it"),
         (["--config-file", "none.toml"], "none.toml"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
@@ -133,7 +157,7 @@ def test_other_levels(tmp_path, capsys, level, message):
     assert error.value.code == 2
     text = capsys.readouterr().err
     assert message in text
-    assert "this version has only participant, train" in text
+    assert "this version has only participant, train, evaluate" in text
 
 
 def test_output_inside_input(tmp_path, capsys):
@@ -155,6 +179,7 @@ def test_help_is_grouped_and_complete():
         "which scans",
         "registration",
         "training (level 'train')",
+        "evaluation (level 'evaluate')",
         "performance",
         "running",
         "information",
@@ -168,6 +193,7 @@ def test_help_is_grouped_and_complete():
         --notrack --version --modality --network --network-size --grid-size --grid-spacing
         --objective --pre-aligned --aligned-share --max-steps --validate-every --batch-size
         --learning-rate --precision --run-name --resume --prepare-only
+        --pairs --n-pairs --methods --compare --fs-subjects-dir --baseline-spacing
     """
     assert set(options.split()) <= set(re.findall(r"--[a-z-]+", text))
 

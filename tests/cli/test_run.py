@@ -261,18 +261,17 @@ def test_no_graph_of_nothing(main, bids_dir, tmp_path, caplog):
 # --- parts -----------------------------------------------------------------------------------
 
 
-def options(**changes):
-    given = {
-        "transform": "m2m",
-        "weights": DEFAULT_WEIGHTS,
-        "weights_sha256": SHA256,
-        "n_refine": 7,
-        "device": "cpu",
-        "use_gpu": False,
-        "random_seed": 5,
-        "omp_nthreads": 2,
-    }
-    return RegistrationOptions(**{**given, **changes})
+def options():
+    return RegistrationOptions(
+        transform="m2m",
+        weights=DEFAULT_WEIGHTS,
+        weights_sha256=SHA256,
+        n_refine=7,
+        device="cpu",
+        use_gpu=False,
+        random_seed=5,
+        omp_nthreads=2,
+    )
 
 
 @pytest.fixture
@@ -286,9 +285,9 @@ def settings(bids_dir, tmp_path):
 
 def test_plugin(settings, tmp_path):
     progress = Progress()
-    linear = module._plugin(settings(nprocs=1), options(), progress)
+    linear = module._plugin(settings(nprocs=1), progress, use_gpu=False)
     assert linear == {"plugin": "Linear", "plugin_args": {"status_callback": progress}}
-    several = module._plugin(settings(nprocs=3, mem_gb=7.5), options(use_gpu=True), progress)
+    several = module._plugin(settings(nprocs=3, mem_gb=7.5), progress, use_gpu=True)
     assert several["plugin"] == "MultiProc"
     assert (
         several["plugin_args"].items()
@@ -301,7 +300,7 @@ def test_plugin(settings, tmp_path):
         }.items()
     )
     (tmp_path / "plugin.yml").write_text("plugin: SLURM\nplugin_args: {template: x}\n")
-    batch = module._plugin(settings(plugin_file=tmp_path / "plugin.yml"), options(), progress)
+    batch = module._plugin(settings(plugin_file=tmp_path / "plugin.yml"), progress, use_gpu=False)
     assert batch["plugin"] == "SLURM"
     assert batch["plugin_args"]["template"] == "x"
 

@@ -1,5 +1,8 @@
 """The workflow of a run, built for cohorts of every kind, without running it."""
 
+import json
+from pathlib import Path
+
 import networkx as nx
 import pytest
 from nipype.interfaces.base import isdefined
@@ -15,7 +18,7 @@ from m2m_bids.workflows.base import (
     methods_text,
     scan_wf_name,
 )
-from m2m_bids.workflows.cohort import TrainingImages
+from m2m_bids.workflows.cohort import EvaluationImages, TrainingImages
 from m2m_bids.workflows.registration import RegistrationOptions
 
 
@@ -217,16 +220,25 @@ def test_identifiers_are_nodes_names_of_their_own(names):
     assert all(name.isidentifier() for name in made)
 
 
-def test_training_writes_images_instead_of_derivatives(settings, scan, tmp_path):
-    training = TrainingImages(tmp_path / "images", 64, 3.0)
+@pytest.fixture(params=["train", "evaluate"])
+def images(request, tmp_path):
+    """Where the images of a cohort level go."""
+    folder = tmp_path / "images"
+    if request.param == "train":
+        return TrainingImages(folder, 64, 3.0)
+    return EvaluationImages(folder)
+
+
+def test_cohort_levels_write_images_instead_of_derivatives(settings, scan, images):
     workflow = init_m2m_bids_wf(
         settings,
         [scan("pet"), scan("fa"), scan("pet", subject="02")],
         options(transform="rigid", weights=None),
-        training=training,
+        images=images,
     )
+    assert not unset_inputs(workflow)
     names = workflow.list_node_names()
-    assert sum(name.endswith("training_wf.save_images") for name in names) == 3
+    assert sum(name.endswith("images_wf.save_images") for name in names) == 3
     assert not [name for name in names if "outputs" in name]
     # The T1w of a session is prepared once, for both of its scans.
     assert sum(name.endswith("extract_brain") for name in names) == 2
@@ -235,5 +247,16 @@ def test_training_writes_images_instead_of_derivatives(settings, scan, tmp_path)
         if node.name == "save_images":
             sources = {ancestor.name for ancestor in nx.ancestors(graph, node)}
             assert {"register_rigid", "extract_brain", "segment_tissues"} <= sources
-            assert node.inputs.out_dir.startswith(str(tmp_path / "images"))
-            assert node.inputs.description["modality"] in ("pet", "fa")
+            folder, name = Path(node.inputs.out_dir).parent, Path(node.inputs.out_dir).name
+            assert (folder, node.inputs.description["name"]) == (images.folder, name)
+
+
+def test_images_to_evaluate_are_made_anew_from_another_file(scan, tmp_path):
+    images, pet = EvaluationImages(tmp_path / "images"), scan("pet")
+    assert not images.has(pet)
+    file = images.folder / pet.name / "scan.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(images.description(pet)))
+    assert images.has(pet)
+    pet.t1w.write_bytes(b"other")
+    assert not images.has(pet)

@@ -1,0 +1,88 @@
+"""Find label images of T1w images: FreeSurfer's, and ``dseg`` files of derivatives datasets."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from m2m_bids.bids.naming import parse_name
+
+Scheme = Literal["freesurfer", "tissues", "simulated"]
+
+FREESURFER_FILES = ("aparc+aseg.mgz", "aseg.mgz")
+# As fMRIPrep and its kind name FreeSurfer's labels, and tissues, in the T1w's space.
+_DESCRIPTIONS: dict[str | None, Scheme] = {
+    "aparcaseg": "freesurfer",
+    "aseg": "freesurfer",
+    None: "tissues",
+}
+
+
+class LabelFile(NamedTuple):
+    """A label image in the world of a T1w, and what its numbers mean."""
+
+    file: Path
+    scheme: Scheme
+
+
+def find_freesurfer_labels(
+    subjects_dir: Path, t1w_entities: Mapping[str, str], *, is_only_t1w: bool = True
+) -> LabelFile | None:
+    """
+    Find what FreeSurfer made of a T1w image.
+
+    Parameters
+    ----------
+    subjects_dir : Path
+        Folder with a folder for each subject, ``sub-X_ses-Y`` or ``sub-X``.
+    t1w_entities : mapping of str to str
+        Entities of the T1w's name.
+    is_only_t1w : bool
+        Whether the participant has no T1w of another session, whose labels ``sub-X`` might be.
+
+    Returns
+    -------
+    LabelFile or None
+        ``mri/aparc+aseg.mgz``, or else ``mri/aseg.mgz``; None if there is neither.
+    """
+    names = [f"sub-{t1w_entities['sub']}"]
+    if session := t1w_entities.get("ses"):
+        names = [f"{names[0]}_ses-{session}", *(names if is_only_t1w else [])]
+    for name in names:
+        for file in FREESURFER_FILES:
+            path = subjects_dir / name / "mri" / file
+            if path.is_file():
+                return LabelFile(path, "freesurfer")
+    return None
+
+
+def find_dseg(dataset_dir: Path, t1w_entities: Mapping[str, str]) -> LabelFile | None:
+    """
+    Find the labels of a T1w image in a derivatives dataset.
+
+    Parameters
+    ----------
+    dataset_dir : Path
+        Derivatives dataset.
+    t1w_entities : mapping of str to str
+        Entities of the T1w's name.
+
+    Returns
+    -------
+    LabelFile or None
+        The ``*_dseg.nii.gz`` of this T1w in its own space: FreeSurfer's labels
+        (``desc-aparcaseg``, ``desc-aseg``) or else tissues. A file that lacks the session is not
+        taken: it may be of several sessions together, in none's space.
+    """
+    found: dict[str | None, Path] = {}
+    for file in sorted(dataset_dir.glob(f"sub-{t1w_entities['sub']}/**/anat/*_dseg.nii.gz")):
+        try:
+            entities = parse_name(file).entities
+        except ValueError:
+            continue
+        description, space = entities.pop("desc", None), entities.pop("space", "T1w")
+        if space == "T1w" and entities == t1w_entities:
+            found[description] = file
+    for description, scheme in _DESCRIPTIONS.items():
+        if description in found:
+            return LabelFile(found[description], scheme)
+    return None

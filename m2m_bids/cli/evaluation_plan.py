@@ -1,0 +1,299 @@
+"""What the level ``evaluate`` is to do: which pairs, with which labels, by which methods."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m2m_bids.bids.labels import LabelFile, find_dseg, find_freesurfer_labels
+from m2m_bids.evaluation.pairs import (
+    Pair,
+    Reference,
+    read_pairs,
+    sample_own_pairs,
+    sample_pairs,
+)
+from m2m_bids.settings import Settings
+
+if TYPE_CHECKING:
+    from m2m_bids.baselines.base import Method
+    from m2m_bids.bids.query import Scan
+
+LOGGER = logging.getLogger("m2m_bids")
+OWN_LABELS = "grey matter, white matter and fluid, found by m2m-bids, the software under test"
+
+
+@dataclass(frozen=True)
+class PlannedMethod:
+    """
+    A method, and how it is run.
+
+    Parameters
+    ----------
+    method : Method
+    title : str
+        Name as shown.
+    weights : Path or None
+        Weights folder of M2M-Reg.
+    weights_sha256 : str
+        Hash on its card.
+    n_refine : int
+        Steps of instance optimisation of M2M-Reg.
+    """
+
+    method: "Method"
+    title: str
+    weights: Path | None = None
+    weights_sha256: str = ""
+    n_refine: int = 0
+
+    @property
+    def key(self) -> str:
+        """Name in the records."""
+        return self.method.key
+
+
+def choose_methods(settings: Settings) -> list[PlannedMethod]:
+    """
+    Choose the methods to compare.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    list of PlannedMethod
+        In the order of tables: those without weights, M2M-Reg with the weights of the run, further
+        weights. Their programs may be missing. Weights of a conventional objective are run without
+        refinement, which would be M2M-Reg.
+
+    Raises
+    ------
+    ValueError
+        If a method is unknown, or weights cannot be used.
+    """
+    from m2m_bids.api import DEFAULT_WEIGHTS
+    from m2m_bids.baselines.methods import METHODS
+
+    known = [*METHODS, "m2m"]
+    wanted = settings.methods or known
+    if unknown := [key for key in wanted if key not in known]:
+        raise ValueError(
+            f"--methods: {unknown[0]!r} is unknown; known are {', '.join(known)}. Further weights"
+            " are compared with --compare NAME=PATH."
+        )
+    methods = [PlannedMethod(METHODS[key], METHODS[key].title) for key in METHODS if key in wanted]
+    folders = dict(settings.compare)
+    if "m2m" in wanted:
+        own = settings.weights or DEFAULT_WEIGHTS
+        name = "default" if own == DEFAULT_WEIGHTS else _weights_name(own)
+        if name in folders:
+            raise ValueError(
+                f"--compare: the name {name!r} is that of --weights; give another one"
+            )
+        folders = {name: own, **folders}
+    methods += [_weighted_method(name, folder, settings) for name, folder in folders.items()]
+    alike: dict[str, str] = {}
+    for method in methods:
+        other = alike.setdefault(re.sub(r"\W", "_", method.key), method.key)
+        if other != method.key:
+            raise ValueError(f"--compare: {other} and {method.key} are too alike; rename one")
+    return methods
+
+
+def _weights_name(folder: Path) -> str:
+    """Name a weights folder; those of a training have the name of its folder."""
+    return folder.parent.name if folder.name == "weights" else folder.name
+
+
+def _weighted_method(name: str, folder: Path, settings: Settings) -> PlannedMethod:
+    from m2m_bids.api import check_weights
+    from m2m_bids.baselines.methods import OWN_PREFIX, find_method
+    from m2m_bids.registration.weights import read_card
+
+    sha256 = check_weights(folder, [])
+    objective = read_card(folder).details.get("objective", {})
+    method = find_method(f"{OWN_PREFIX}{name}", folder)
+    if objective.get("is_m2m", True):
+        return PlannedMethod(method, method.title, folder, sha256, settings.refine)
+    return PlannedMethod(method, f"{name} (without M2M-Reg)", folder, sha256, 0)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """
+    Labels of a cohort, all of one kind, so that pairs compare.
+
+    Parameters
+    ----------
+    description : str
+        What they are.
+    of_t1w : mapping of Path to LabelFile, or None
+        Labels by T1w image; None for the tissues that m2m-bids finds, which every T1w has.
+    of_scan : mapping of str to LabelFile
+        Labels of scans themselves, by their name, where those are known.
+    """
+
+    description: str
+    of_t1w: Mapping[Path, LabelFile] | None = None
+    of_scan: Mapping[str, LabelFile] = field(default_factory=dict)
+
+    def objection(self, scan: "Scan") -> str:
+        """Say why a scan cannot be evaluated; nothing if it can."""
+        if self.of_t1w is None or scan.t1w in self.of_t1w:
+            return ""
+        return f"its T1w has no labels among the {self.description}"
+
+
+def choose_labels(settings: Settings, scans: "Sequence[Scan]") -> Labels:
+    """
+    Choose the labels that a cohort is evaluated with.
+
+    Parameters
+    ----------
+    settings : Settings
+    scans : sequence of Scan
+        Scans with their T1w.
+
+    Returns
+    -------
+    Labels
+        FreeSurfer's, if its folder is given; otherwise those of the first derivatives dataset that
+        has any, those of a simulated cohort, or tissues that m2m-bids finds.
+
+    Raises
+    ------
+    ValueError
+        If FreeSurfer's folder is given and has labels of none.
+    """
+    if settings.fs_subjects_dir:
+        return _freesurfer_labels(settings.fs_subjects_dir, scans)
+    for name, folder in settings.derivatives:
+        found = {scan.t1w: find_dseg(folder, scan.t1w_entities) for scan in scans}
+        schemes = {label.scheme for label in found.values() if label}
+        if schemes:
+            scheme = "freesurfer" if "freesurfer" in schemes else "tissues"
+            kept = {t1w: label for t1w, label in found.items() if label and label.scheme == scheme}
+            what = "FreeSurfer labels" if scheme == "freesurfer" else "tissues"
+            return Labels(f"{what} (dseg) of the derivatives dataset {name}", kept)
+    return _simulated_labels(settings.bids_dir, scans) or Labels(OWN_LABELS)
+
+
+def _freesurfer_labels(subjects_dir: Path, scans: "Sequence[Scan]") -> Labels:
+    t1w_images: dict[str, set[Path | None]] = {}
+    for scan in scans:
+        t1w_images.setdefault(scan.subject, set()).add(scan.t1w)
+    found = {
+        scan.t1w: label
+        for scan in scans
+        if (
+            label := find_freesurfer_labels(
+                subjects_dir,
+                scan.t1w_entities,
+                is_only_t1w=len(t1w_images[scan.subject]) == 1,
+            )
+        )
+    }
+    if not found:
+        one = scans[0].t1w_entities
+        name = "_".join(f"{key}-{one[key]}" for key in ("sub", "ses") if one.get(key))
+        raise ValueError(
+            f"--fs-subjects-dir: {subjects_dir} has labels of none of the {len(scans)} scans;"
+            f" expected such files as {name}/mri/aparc+aseg.mgz"
+        )
+    return Labels(f"FreeSurfer labels in {subjects_dir}", found)
+
+
+def _simulated_labels(bids_dir: Path, scans: "Sequence[Scan]") -> Labels | None:
+    of_t1w, of_scan = {}, {}
+    for scan in scans:
+        for stem, files, key in (
+            (_stem(scan.t1w), of_t1w, scan.t1w),
+            (_stem(scan.file), of_scan, scan.name),
+        ):
+            file = _truth_dir(bids_dir) / stem / "dseg.nii.gz"
+            if file.is_file():
+                files[key] = LabelFile(file, "simulated")
+    return Labels("true tissues of the simulated cohort", of_t1w, of_scan) if of_t1w else None
+
+
+def find_references(bids_dir: Path, scans: "Iterable[Scan]") -> dict[str, Reference]:
+    """
+    Find the true transforms of a simulated cohort.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        The dataset.
+    scans : iterable of Scan
+
+    Returns
+    -------
+    dict of str to Reference
+        By the name of the scan; none where the dataset is not simulated.
+    """
+    from m2m_bids.simulation.cohort import TRUTH_XFM
+
+    references = {}
+    for scan in scans:
+        folder = _truth_dir(bids_dir) / _stem(scan.file)
+        files = (folder / name for name in ("landmarks.tsv", TRUTH_XFM))
+        landmarks, xfm = (file if file.is_file() else None for file in files)
+        if landmarks or xfm:
+            references[scan.name] = Reference(landmarks, xfm)
+    return references
+
+
+def choose_pairs(settings: Settings, scans: "Sequence[Scan]", labels: Labels) -> list[Pair]:
+    """
+    Read or draw the pairs to register.
+
+    Parameters
+    ----------
+    settings : Settings
+    scans : sequence of Scan
+        Scans with their T1w.
+    labels : Labels
+
+    Returns
+    -------
+    list of Pair
+
+    Raises
+    ------
+    ValueError
+        If there is none, or the table of pairs cannot be used.
+    """
+    references = find_references(settings.bids_dir, scans)
+    if settings.pairs:
+        return read_pairs(settings.pairs, scans, references=references, objection=labels.objection)
+    pairs = []
+    for modality in settings.modalities:
+        own = [scan for scan in scans if scan.modality == modality]
+        usable = [scan for scan in own if not labels.objection(scan)]
+        for scan in own:
+            if scan not in usable:
+                LOGGER.info("left out: %s: %s", scan.name, labels.objection(scan))
+        seed = settings.random_seed
+        pairs += sample_pairs(usable, settings.n_pairs, seed=seed)
+        pairs += sample_own_pairs(usable, references, settings.n_pairs, seed=seed)
+    if not pairs:
+        raise ValueError(
+            f"there is no pair to evaluate: {len(scans)} scans of"
+            f" {len({scan.subject for scan in scans})} participants; expected scans of one kind,"
+            " with labels, of two participants, or a table with a known transform (--pairs)"
+        )
+    return pairs
+
+
+def _truth_dir(bids_dir: Path) -> Path:
+    from m2m_bids.simulation.cohort import TRUTH_FOLDER
+
+    return bids_dir / TRUTH_FOLDER
+
+
+def _stem(file: Path | None) -> str:
+    return Path(file or "none").name.partition(".")[0]
