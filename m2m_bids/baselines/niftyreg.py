@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import nibabel as nb
 import numpy as np
@@ -20,6 +21,9 @@ from m2m_bids.baselines.base import (
     chain_through_template,
     images_in_template,
 )
+
+if TYPE_CHECKING:
+    from nipype.interfaces.niftyreg.base import NiftyRegCommand
 
 PROGRAMS = ("reg_f3d", "reg_transform")
 # Standard deviation of the window of LNCC.
@@ -70,7 +74,7 @@ def register_niftyreg(images: Images, options: Options) -> Outcome:
         for role, file in files.items():
             getattr(pair, role).to_filename(file)
         splines = folder / "splines.nii"
-        RegF3D(
+        program = RegF3D(
             ref_file=str(files["fixed"]),
             flo_file=str(files["moving"]),
             rmask_file=str(files["region"]),
@@ -80,7 +84,8 @@ def register_niftyreg(images: Images, options: Options) -> Outcome:
             res_file=str(folder / "moved.nii"),
             verbosity_off_flag=True,
             **_threads(options),
-        ).run(cwd=name)
+        )
+        _run(program, splines)
         displacement = read_displacement(splines, files["fixed"], options)
     return Outcome(chain_through_template(images, displacement, pair.fixed.affine))
 
@@ -117,13 +122,24 @@ def read_displacement(
 
     with TemporaryDirectory(prefix="m2m-niftyreg-") as folder:
         file = Path(folder) / "displacement.nii"
-        RegTransform(
+        program = RegTransform(
             ref1_file=str(reference_file),
             disp_input=str(transform_file),
             out_file=str(file),
             **_threads(options or Options()),
-        ).run(cwd=folder)
+        )
+        _run(program, file)
         return np.asarray(nb.load(file).dataobj, dtype=np.float32)[:, :, :, 0, :]
+
+
+def _run(program: "NiftyRegCommand", output: Path) -> None:
+    """Run a program, which Nipype lets end with an error or write nothing without a word."""
+    runtime = program.run(cwd=str(output.parent)).runtime
+    if runtime.returncode != 0 or not output.is_file():
+        errors = " ".join(line.strip() for line in (runtime.stderr or "").splitlines())
+        raise RuntimeError(
+            f"{program.cmd} wrote no {output.name} (exit status {runtime.returncode}): {errors}"
+        )
 
 
 def _threads(options: Options) -> dict[str, int]:

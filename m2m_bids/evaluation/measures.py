@@ -154,7 +154,7 @@ def read_landmarks(file: Path) -> Landmarks:
 
 def landmarks_of(transforms: Transform | Sequence[Transform], mask: nb.Nifti1Image) -> Landmarks:
     """
-    Take points through a known map, evenly from a brain.
+    Take points of a brain through a known map.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def landmarks_of(transforms: Transform | Sequence[Transform], mask: nb.Nifti1Ima
     Returns
     -------
     Landmarks
-        Voxels of the mask, every n-th so that there are about ten thousand.
+        Ten thousand voxels of the mask, drawn alike each time, or all if it has fewer.
 
     Raises
     ------
@@ -176,5 +176,6 @@ def landmarks_of(transforms: Transform | Sequence[Transform], mask: nb.Nifti1Ima
     ijk = np.argwhere(np.asarray(mask.dataobj))
     if not len(ijk):
         raise ValueError("mask: no voxel is inside")
-    fixed = apply_affine(mask.affine, ijk[:: max(1, len(ijk) // N_REFERENCE_POINTS)])
+    chosen = np.random.default_rng(0).permutation(len(ijk))[:N_REFERENCE_POINTS]
+    fixed = apply_affine(mask.affine, ijk[chosen])
     return Landmarks(fixed, map_points(transforms, fixed))

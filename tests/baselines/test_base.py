@@ -23,7 +23,7 @@ LINEAR = from_matvec(np.diag([0.9, 1.05, 1.1]), [2, -3, 1])
 
 
 def pair_of(fixed2moving=RIGID, template2fixed=TEMPLATE):
-    """Two equal boxes, the moving one carried away by the rigid map; no other transform is right."""
+    """Two equal boxes, the moving one carried away by the rigid map."""
     affine = from_matvec(np.eye(3) * 4.0, [-98, -115, -93])
     data = np.zeros((50, 50, 50), dtype=np.float32)
     data[15:35, 12:36, 17:33] = 1

@@ -9,7 +9,7 @@ from nibabel.affines import apply_affine, from_matvec
 pytest.importorskip("fireants")
 pytest.importorskip("SimpleITK")
 
-from m2m_bids.baselines.fireants import _masked_image  # noqa: E402
+from m2m_bids.baselines.fireants import _masked_image
 
 
 def test_image_keeps_its_place_and_gets_its_mask(rng):

@@ -51,5 +51,9 @@ def test_field_of_positions_becomes_offsets(reference, tmp_path, rng):
 
 @pytest.mark.usefixtures("niftyreg")
 def test_failure_of_a_program_is_an_error(reference, tmp_path):
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r"reg_transform wrote no displacement\.nii .*5D image"):
         read_displacement(reference, reference)
+    (tmp_path / "empty.nii").touch()
+    # This ends by a signal.
+    with pytest.raises(RuntimeError, match=r"exit status [^0]"):
+        read_displacement(reference, tmp_path / "empty.nii")
