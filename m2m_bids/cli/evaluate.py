@@ -172,7 +172,7 @@ def _register(plan: Plan, failures: Mapping[str, str], *, use_gpu: bool) -> None
     workflow = init_evaluation_wf(
         pairs=due, options=options, base_dir=settings.work_dir, crash_dir=_crash_dir(settings)
     )
-    execute(workflow, settings, use_gpu=use_gpu)
+    execute(workflow, settings, use_gpu=use_gpu, ends_early=True)
 
 
 def _tasks(plan: Plan, pair: "Pair") -> "list[Task]":

@@ -195,12 +195,35 @@ def run_workflow(
     return execute(workflow, settings, use_gpu=options.use_gpu)
 
 
-def execute(workflow: "LiterateWorkflow", settings: Settings, *, use_gpu: bool) -> "Progress":
-    """Run a workflow; failures are in its crash files."""
+def execute(
+    workflow: "LiterateWorkflow",
+    settings: Settings,
+    *,
+    use_gpu: bool,
+    ends_early: bool = False,
+) -> "Progress":
+    """
+    Run a workflow; failures are in its crash files.
+
+    Parameters
+    ----------
+    workflow : LiterateWorkflow
+    settings : Settings
+    use_gpu : bool
+        Whether there is a GPU slot.
+    ends_early : bool
+        Whether nodes of little memory, such as those that write results, go before the others, so
+        that an interrupted run leaves all that it could end; otherwise nodes that are as far from
+        the start go together.
+
+    Returns
+    -------
+    Progress
+    """
     from m2m_bids.cli.progress import Progress
 
     progress = Progress()
-    plugin = _plugin(settings, progress, use_gpu=use_gpu)
+    plugin = _plugin(settings, progress, use_gpu=use_gpu, ends_early=ends_early)
     try:
         workflow.run(**plugin)
     except Exception as error:
@@ -212,11 +235,13 @@ def execute(workflow: "LiterateWorkflow", settings: Settings, *, use_gpu: bool) 
     return progress
 
 
-def _plugin(settings: Settings, progress: "Progress", *, use_gpu: bool) -> dict[str, Any]:
+def _plugin(
+    settings: Settings, progress: "Progress", *, use_gpu: bool, ends_early: bool = False
+) -> dict[str, Any]:
     """Choose Nipype's plugin and its arguments."""
     if settings.plugin_file:
         plugin = read_plugin_file(settings.plugin_file)
-    elif settings.nprocs == 1:
+    elif settings.nprocs == 1 and not ends_early:
         plugin = {"plugin": "Linear", "plugin_args": {}}
     else:
         plugin = {
@@ -228,6 +253,7 @@ def _plugin(settings: Settings, progress: "Progress", *, use_gpu: bool) -> dict[
                 "raise_insufficient": False,
                 "maxtasksperchild": 1,
                 "mp_context": "forkserver",
+                "scheduler": "mem_thread" if ends_early else "tsort",
             },
         }
     plugin["plugin_args"].setdefault("status_callback", progress)

@@ -297,8 +297,11 @@ def test_plugin(settings, tmp_path):
             "n_gpu_procs": 1,
             "mp_context": "forkserver",
             "raise_insufficient": False,
+            "scheduler": "tsort",
         }.items()
     )
+    early = module._plugin(settings(nprocs=1), progress, use_gpu=False, ends_early=True)
+    assert early["plugin_args"].items() >= {"n_procs": 1, "scheduler": "mem_thread"}.items()
     (tmp_path / "plugin.yml").write_text("plugin: SLURM\nplugin_args: {template: x}\n")
     batch = module._plugin(settings(plugin_file=tmp_path / "plugin.yml"), progress, use_gpu=False)
     assert batch["plugin"] == "SLURM"
