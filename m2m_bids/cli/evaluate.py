@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from m2m_bids.workflows.evaluation import MovingLabels, PairInputs, Task
 
 LOGGER = logging.getLogger("m2m_bids")
-_COLUMNS = ("method", "pairs", "DSC", "folds (%)", "landmarks (mm)", "seconds")
+_COLUMNS = (
+    *("scan", "subjects", "method"),
+    *("pairs", "DSC", "folds (%)", "landmarks (mm)", "seconds"),
+)
 
 
 def run_evaluation(settings: Settings) -> int:
@@ -194,7 +197,7 @@ def _tasks(plan: Plan, pair: "Pair") -> "list[Task]":
             is_shown=plan.is_shown(pair),
         )
         for method in plan.methods
-        if not method.method.missing(pair.moving.modality) and not _is_done(plan, pair, method)
+        if not method.missing[pair.moving.modality] and not _is_done(plan, pair, method)
     ]
 
 
@@ -284,7 +287,7 @@ def _gather(plan: Plan, failures: Mapping[str, str]) -> list[dict[str, Any]]:
         ]
         for method in plan.methods:
             problem: dict[str, Any] = {}
-            if reason := method.method.missing(pair.moving.modality):
+            if reason := method.missing[pair.moving.modality]:
                 problem = {"status": "missing", "reason": reason}
             elif unprepared:
                 problem = {"status": "failed", "reason": unprepared[0]}
@@ -321,10 +324,8 @@ def _dry_run_text(
         "",
         "Methods",
     ]
-    modalities = list(dict.fromkeys(pair.moving.modality for pair in pairs))
     for method in methods:
-        reasons = {modality: method.method.missing(modality) for modality in modalities}
-        missing = dict.fromkeys(reason for reason in reasons.values() if reason)
+        missing = dict.fromkeys(reason for reason in method.missing.values() if reason)
         shown = f"missing: {'; '.join(missing)}" if missing else str(method.weights or "")
         lines.append(f"  {method.key:16s}{method.title:22s}{shown}".rstrip())
     lines += ["", "Pairs"]
@@ -358,7 +359,7 @@ def _closing_text(
 
 def _summary_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Lay out the means of each modality, kind and method as text."""
-    rows = [("", "", *_COLUMNS)]
+    rows = [_COLUMNS]
     for row in summaries:
         numbers = ("dsc", "folding_percent", "landmark_error_mm", "seconds")
         digits = (3, 3, 2, 0)

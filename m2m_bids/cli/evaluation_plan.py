@@ -35,6 +35,8 @@ class PlannedMethod:
     method : Method
     title : str
         Name as shown.
+    missing : mapping of str to str or None
+        What is missing to run it, and how to get it, by the kind of the moving scan.
     weights : Path or None
         Weights folder of M2M-Reg.
     weights_sha256 : str
@@ -45,6 +47,7 @@ class PlannedMethod:
 
     method: "Method"
     title: str
+    missing: Mapping[str, str | None]
     weights: Path | None = None
     weights_sha256: str = ""
     n_refine: int = 0
@@ -85,7 +88,11 @@ def choose_methods(settings: Settings) -> list[PlannedMethod]:
             f"--methods: {unknown[0]!r} is unknown; known are {', '.join(known)}. Further weights"
             " are compared with --compare NAME=PATH."
         )
-    methods = [PlannedMethod(METHODS[key], METHODS[key].title) for key in METHODS if key in wanted]
+    methods = [
+        PlannedMethod(method, method.title, _missing(method, settings))
+        for key, method in METHODS.items()
+        if key in wanted
+    ]
     folders = dict(settings.compare)
     if "m2m" in wanted:
         own = settings.weights or DEFAULT_WEIGHTS
@@ -109,6 +116,10 @@ def _weights_name(folder: Path) -> str:
     return folder.parent.name if folder.name == "weights" else folder.name
 
 
+def _missing(method: "Method", settings: Settings) -> dict[str, str | None]:
+    return {modality: method.missing(modality) for modality in settings.modalities}
+
+
 def _weighted_method(name: str, folder: Path, settings: Settings) -> PlannedMethod:
     from m2m_bids.api import check_weights
     from m2m_bids.baselines.methods import OWN_PREFIX, find_method
@@ -117,9 +128,15 @@ def _weighted_method(name: str, folder: Path, settings: Settings) -> PlannedMeth
     sha256 = check_weights(folder, [])
     objective = read_card(folder).details.get("objective", {})
     method = find_method(f"{OWN_PREFIX}{name}", folder)
-    if objective.get("is_m2m", True):
-        return PlannedMethod(method, method.title, folder, sha256, settings.refine)
-    return PlannedMethod(method, f"{name} (without M2M-Reg)", folder, sha256, 0)
+    is_m2m = objective.get("is_m2m", True)
+    return PlannedMethod(
+        method,
+        method.title if is_m2m else f"{name} (without M2M-Reg)",
+        _missing(method, settings),
+        weights=folder,
+        weights_sha256=sha256,
+        n_refine=settings.refine if is_m2m else 0,
+    )
 
 
 @dataclass(frozen=True)
@@ -217,7 +234,9 @@ def _simulated_labels(bids_dir: Path, scans: "Sequence[Scan]") -> Labels | None:
             file = _truth_dir(bids_dir) / stem / "dseg.nii.gz"
             if file.is_file():
                 files[key] = LabelFile(file, "simulated")
-    return Labels("true tissues of the simulated cohort", of_t1w, of_scan) if of_t1w else None
+    if not of_t1w:
+        return None
+    return Labels("true tissues of the simulated cohort, of its scans too", of_t1w, of_scan)
 
 
 def find_references(bids_dir: Path, scans: "Iterable[Scan]") -> dict[str, Reference]:
@@ -268,23 +287,25 @@ def choose_pairs(settings: Settings, scans: "Sequence[Scan]", labels: Labels) ->
         If there is none, or the table of pairs cannot be used.
     """
     references = find_references(settings.bids_dir, scans)
+    usable = [scan for scan in scans if not labels.objection(scan)]
     if settings.pairs:
         return read_pairs(settings.pairs, scans, references=references, objection=labels.objection)
-    pairs = []
+    for scan in scans:
+        if why := labels.objection(scan):
+            LOGGER.info("left out: %s: %s", scan.name, why)
+    pairs, n_pairs, seed = [], settings.n_pairs, settings.random_seed
     for modality in settings.modalities:
-        own = [scan for scan in scans if scan.modality == modality]
-        usable = [scan for scan in own if not labels.objection(scan)]
-        for scan in own:
-            if scan not in usable:
-                LOGGER.info("left out: %s: %s", scan.name, labels.objection(scan))
-        seed = settings.random_seed
-        pairs += sample_pairs(usable, settings.n_pairs, seed=seed)
-        pairs += sample_own_pairs(usable, references, settings.n_pairs, seed=seed)
+        own = [scan for scan in usable if scan.modality == modality]
+        is_of_several = len({scan.subject for scan in own}) > 1
+        # A single participant with such a scan is paired with those who have others.
+        fixed_scans = own if is_of_several else usable
+        pairs += sample_pairs(own, n_pairs, fixed_scans=fixed_scans, seed=seed)
+        pairs += sample_own_pairs(own, references, n_pairs, seed=seed)
     if not pairs:
         raise ValueError(
             f"there is no pair to evaluate: {len(scans)} scans of"
-            f" {len({scan.subject for scan in scans})} participants; expected scans of one kind,"
-            " with labels, of two participants, or a table with a known transform (--pairs)"
+            f" {len({scan.subject for scan in scans})} participants; expected scans with labels of"
+            " two participants, or a table with a known transform (--pairs)"
         )
     return pairs
 

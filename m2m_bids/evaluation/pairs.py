@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import cycle
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -113,7 +114,13 @@ def t1w_name(scan: CohortScan) -> str:
     return Path(scan.t1w or "none").name.partition(".")[0]
 
 
-def sample_pairs(scans: Sequence[CohortScan], n_pairs: int, *, seed: int = 0) -> list[Pair]:
+def sample_pairs(
+    scans: Sequence[CohortScan],
+    n_pairs: int,
+    *,
+    fixed_scans: Sequence[CohortScan] | None = None,
+    seed: int = 0,
+) -> list[Pair]:
     """
     Draw pairs of different participants, each about as often moving as fixed.
 
@@ -124,10 +131,13 @@ def sample_pairs(scans: Sequence[CohortScan], n_pairs: int, *, seed: int = 0) ->
     Parameters
     ----------
     scans : sequence of CohortScan
-        Scans of one kind.
+        Moving scans, of one kind.
     n_pairs : int
         Number of pairs; where there are not so many, each two participants are a pair in both
         directions.
+    fixed_scans : sequence of CohortScan, optional
+        Scans whose T1w images are the fixed ones; by default the same. If they are of others, all
+        are still about as often moving, but not as often fixed.
     seed : int
 
     Returns
@@ -135,25 +145,23 @@ def sample_pairs(scans: Sequence[CohortScan], n_pairs: int, *, seed: int = 0) ->
     list of Pair
         Different pairs. The scans, and the T1w images, of a participant take turns.
     """
-    by_subject = _by_subject(scans)
+    moving_turns = {subject: cycle(own) for subject, own in _by_subject(scans).items()}
+    fixed_turns = {
+        # The first scan of each T1w.
+        subject: cycle(list({scan.t1w: scan for scan in reversed(own)}.values())[::-1])
+        for subject, own in _by_subject(scans if fixed_scans is None else fixed_scans).items()
+    }
+    subjects = sorted(moving_turns | fixed_turns)
     rng = np.random.default_rng(seed)
-    circle = [sorted(by_subject)[i] for i in rng.permutation(len(by_subject))]
-    n_uses = {subject: {"moving": 0, "fixed": 0} for subject in circle}
-
-    def next_of(subject: str, role: str) -> CohortScan:
-        own = by_subject[subject]
-        if role == "fixed":
-            own = list({scan.t1w: scan for scan in reversed(own)}.values())[::-1]
-        n_uses[subject][role] += 1
-        return own[(n_uses[subject][role] - 1) % len(own)]
-
+    circle = [subjects[i] for i in rng.permutation(len(subjects))]
     pairs: list[Pair] = []
     for distance in 1 + rng.permutation(max(len(circle) - 1, 0)):
         for start in rng.permutation(len(circle)):
-            if len(pairs) == n_pairs:
-                return pairs
             moving, fixed = circle[start], circle[(start + distance) % len(circle)]
-            pairs.append(Pair(next_of(moving, "moving"), next_of(fixed, "fixed")))
+            if moving in moving_turns and fixed in fixed_turns:
+                if len(pairs) == n_pairs:
+                    return pairs
+                pairs.append(Pair(next(moving_turns[moving]), next(fixed_turns[fixed])))
     return pairs
 
 

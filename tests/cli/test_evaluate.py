@@ -192,7 +192,7 @@ def test_dry_run_lists_pairs_and_what_is_missing(told, tmp_path, monkeypatch):
     assert code == 0
     lines = said.out.splitlines()
     assert lines[0].endswith("methods on 4 pairs.")
-    assert "Labels: true tissues of the simulated cohort" in lines
+    assert "Labels: true tissues of the simulated cohort, of its scans too" in lines
     (niftyreg,) = [line for line in lines if "niftyreg-lncc" in line]
     assert "missing: NiftyReg's reg_f3d" in niftyreg
     (rigid,) = [line for line in lines if line.split()[:1] == ["rigid"]]
@@ -296,7 +296,8 @@ def test_the_closing_table_and_the_page(folders, evaluated):
     folder = folders / "out/evaluation"
     lines = evaluated.stdout.splitlines()
     assert lines[0].split() == [
-        "method", "pairs", "DSC", "folds", "(%)", "landmarks", "(mm)", "seconds",
+        "scan", "subjects", "method",
+        "pairs", "DSC", "folds", "(%)", "landmarks", "(mm)", "seconds",
     ]  # fmt: skip
     assert sum(line.startswith("pet") for line in lines) == 6
     assert f"Report:  {folder / 'evaluation.html'}" in lines

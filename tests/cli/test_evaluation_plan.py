@@ -159,6 +159,17 @@ def test_scans_without_labels_are_not_drawn(settings, scans, dataset, caplog):
     assert "left out: sub-02_ses-M000_trc-FDG_pet: its T1w has no labels" in caplog.text
 
 
+def test_the_only_scan_of_its_kind_goes_to_others(settings, scans):
+    own = [scan for scan in scans if scan.modality == "fa" or scan.subject == "03"]
+    pairs = choose_pairs(settings(n_pairs=9), own, choose_labels(settings(), own))
+    found = sorted(
+        (pair.moving.modality, pair.moving.subject, pair.fixed.subject) for pair in pairs
+    )
+    assert found == [
+        ("fa", "01", "02"), ("fa", "02", "01"), ("pet", "03", "01"), ("pet", "03", "02"),
+    ]  # fmt: skip
+
+
 def test_no_pair_is_an_error(settings, scans):
     own = [scan for scan in scans if scan.subject == "01"]
     with pytest.raises(ValueError, match="no pair to evaluate: 2 scans of 1 participants"):

@@ -72,6 +72,13 @@ def test_one_participant_makes_no_pair(n_subjects):
     assert sample_pairs(cohort(n_subjects), 5) == []
 
 
+def test_fixed_images_of_others():
+    others = [scan(name, "fa") for name in ("00", "x", "y")]
+    pairs = sample_pairs(cohort(1), 9, fixed_scans=[*cohort(1), *others])
+    assert {pair.moving.name for pair in pairs} == {"sub-00_trc-FDG_pet"}
+    assert sorted(pair.fixed.subject for pair in pairs) == ["x", "y"]
+
+
 def test_a_seed_gives_one_sample_and_a_larger_one_holds_it():
     scans = cohort(9)
     small, large = (sample_pairs(scans, n, seed=4) for n in (10, 30))
