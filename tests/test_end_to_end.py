@@ -26,8 +26,8 @@ from m2m_bids.evaluation.landmarks import landmark_errors
 from m2m_bids.preprocessing.diffusion import clean_fa
 from m2m_bids.registration.weights import read_card
 from m2m_bids.simulation.cohort import TRUTH_FOLDER, CohortOptions, write_cohort
-from m2m_bids.simulation.truth import read_landmarks
 from m2m_bids.spatial.itk import read_affine, read_composite
+from m2m_bids.spatial.landmarks import read_landmarks
 from m2m_bids.spatial.transforms import map_points
 
 SCRIPT = str(Path(sys.executable).with_name("m2m-bids"))

@@ -168,9 +168,9 @@ predicts the map, and the same objective, with the MNI152 template and its simul
 as the pre-aligned bridge pair, and with the T1w and what is simulated from its tissues as another,
 refines it for the pair at hand. The deformable map was used only
 where it has no folds, agrees with the backward map through the bridge, improves the mono-modal
-similarity, makes the image similar to the bridge's deep inside the brain, and is larger than its
-own error; otherwise the rigid result is the output. Images were interpolated once, with cubic
-B-splines.
+similarity, both to the bridge's image and to what is simulated from the T1w's tissues, makes the
+image similar to the bridge's deep inside the brain, and is larger than its own error; otherwise
+the rigid result is the output. Images were interpolated once, with cubic B-splines.
 """
     inputnode, outputnode, register_rigid, draw_registration = (
         workflow.get_node(name)

@@ -189,7 +189,7 @@ def _write(args: argparse.Namespace) -> None:
 
 def _row(scan: Scan, truth_dir: Path, output_dir: Path, status: str) -> TableRow:
     """Read a scan's landmarks and the transforms written for it."""
-    from m2m_bids.simulation.truth import read_landmarks
+    from m2m_bids.spatial.landmarks import read_landmarks
 
     landmarks = read_landmarks(truth_dir / _stem(scan) / "landmarks.tsv")
     outputs = expected_outputs(scan, output_dir, "m2m")

@@ -1,9 +1,6 @@
 """All numbers of one registration: overlap, folds and landmark error."""
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nb
 import numpy as np
@@ -13,6 +10,7 @@ from scipy import ndimage
 from m2m_bids.evaluation.folding import chain_folding_percentage, folding_percentage_paper
 from m2m_bids.evaluation.landmarks import landmark_errors
 from m2m_bids.evaluation.records import Value, label_measures
+from m2m_bids.spatial.landmarks import Landmarks
 from m2m_bids.spatial.resampling import resample
 from m2m_bids.spatial.transforms import Transform, map_points
 
@@ -20,15 +18,6 @@ from m2m_bids.spatial.transforms import Transform, map_points
 PAPER_SPACING_MM = 1.5
 PAPER_SIZE = 128
 N_REFERENCE_POINTS = 10_000
-
-_COLUMNS = ("t1w_x", "t1w_y", "t1w_z", "scan_x", "scan_y", "scan_z")
-
-
-class Landmarks(NamedTuple):
-    """Points of the fixed and of the moving image that belong together, (N, 3), RAS+ mm."""
-
-    fixed: np.ndarray
-    moving: np.ndarray
 
 
 def measure_registration(
@@ -116,40 +105,6 @@ def paper_grid(mask: nb.Nifti1Image) -> tuple[tuple[int, ...], np.ndarray]:
     return tuple(shape.tolist()), mask.affine @ from_matvec(
         np.diag(PAPER_SPACING_MM / zooms), first
     )
-
-
-def read_landmarks(file: Path) -> Landmarks:
-    """
-    Read a table of landmarks.
-
-    Parameters
-    ----------
-    file : Path
-        Tab-separated, with the columns ``t1w_x``, ``t1w_y`` and ``t1w_z``, points of the fixed
-        image, and ``scan_x``, ``scan_y`` and ``scan_z``, the same points of the moving image, RAS+
-        mm in the worlds of both images.
-
-    Returns
-    -------
-    Landmarks
-
-    Raises
-    ------
-    ValueError
-        If the file is missing, or is no such table.
-    """
-    try:
-        with file.open(newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        table = np.array([[float(row[column]) for column in _COLUMNS] for row in rows])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file}: not a table of landmarks with the columns {', '.join(_COLUMNS)}, separated"
-            f" by tabs ({error!r})"
-        ) from error
-    if not len(table):
-        raise ValueError(f"{file}: holds no landmarks")
-    return Landmarks(table[:, :3], table[:, 3:])
 
 
 def landmarks_of(transforms: Transform | Sequence[Transform], mask: nb.Nifti1Image) -> Landmarks:

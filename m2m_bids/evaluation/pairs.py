@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from m2m_bids.evaluation.measures import read_landmarks
 from m2m_bids.spatial.itk import read_affine, read_composite
+from m2m_bids.spatial.landmarks import read_landmarks
 
 COLUMNS = ("moving", "fixed")
 OPTIONAL_COLUMNS = ("modality", "landmarks", "reference_xfm")

@@ -100,12 +100,9 @@ class MeasureRegistration(SimpleInterface):
 
     def _run_interface(self, runtime):
         from m2m_bids.baselines.run import read_chain
-        from m2m_bids.evaluation.measures import (
-            landmarks_of,
-            measure_registration,
-            read_landmarks,
-        )
+        from m2m_bids.evaluation.measures import landmarks_of, measure_registration
         from m2m_bids.spatial.images import load_image
+        from m2m_bids.spatial.landmarks import read_landmarks
 
         inputs = self.inputs
         self._results["fields"] = {}

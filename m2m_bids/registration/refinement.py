@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from m2m_bids.registration.grids import identity_map, sample
 from m2m_bids.registration.m2m import (
@@ -30,11 +31,15 @@ from m2m_bids.registration.m2m import (
 from m2m_bids.registration.maps import (
     compose,
     integrate_velocity,
+    jacobian_determinant,
     map_from_displacement,
     warp,
 )
 from m2m_bids.registration.regularity import bending_loss, jacobian_identity_loss
 from m2m_bids.registration.similarity import lncc_loss, local_correlation, smooth
+
+_SMALLEST_JACOBIAN = 0.05
+_MOST_SMOOTHINGS = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,9 @@ class RefinementConfig:
     step_voxels : float
         Adam's learning rate: about how far a step moves a point, in voxels of the velocities'
         grid.
+    network_sigma_voxels : float
+        The network's displacements are Gaussian-smoothed before the first step, and again where
+        they still fold.
     velocity_size : int
         Voxels along every axis of the velocities' grid.
     velocity_sigma_voxels : float
@@ -69,6 +77,7 @@ class RefinementConfig:
 
     n_steps: int = 60
     step_voxels: float = 0.1
+    network_sigma_voxels: float = 1.0
     velocity_size: int = 32
     velocity_sigma_voxels: float = 1.0
     gradcycon_weight: float = 1.0
@@ -206,7 +215,9 @@ def _refine(
     start: CycleMaps, pairs: CyclePairs, config: RefinementConfig, likeness: Tensor | None
 ) -> tuple[CycleMaps, list[dict[str, float]]]:
     size = config.velocity_size
-    initial = torch.cat((start.st, start.t_bridge_s, start.bridge_t_s))
+    initial = torch.cat(
+        [_smooth_map(phi, config.network_sigma_voxels) for phi in start if phi is not None]
+    )
     parameters = torch.zeros((3, 3, size, size, size), device=pairs.s.device, requires_grad=True)
     optimizer = torch.optim.Adam([parameters], lr=config.step_voxels)
     losses = []
@@ -243,6 +254,21 @@ def _refine(
     with torch.no_grad():
         maps = _maps(initial, smooth(parameters, config.velocity_sigma_voxels))
     return maps, losses
+
+
+def _smooth_map(phi: Tensor, sigma_voxels: float) -> Tensor:
+    """Smooth the displacement of a map until it is free of folds, as flows after it are."""
+    n_border = round(2 * sigma_voxels)
+    if n_border == 0:
+        return phi
+    identity = identity_map(phi.shape[-1], like=phi)
+    disp = phi - identity
+    for _ in range(_MOST_SMOOTHINGS):
+        padded = functional.pad(disp, (n_border,) * 6, mode="replicate")
+        disp = smooth(padded, sigma_voxels)[..., *[slice(n_border, -n_border)] * 3]
+        if jacobian_determinant(identity + disp).min() > _SMALLEST_JACOBIAN:
+            break
+    return identity + disp
 
 
 def _halve(image: Tensor) -> Tensor:

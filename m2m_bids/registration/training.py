@@ -22,6 +22,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
 from m2m_bids.registration.edges import InPrecision
@@ -160,6 +162,9 @@ class TrainingTask:
     batches : callable
         Takes a `Share` to its batch, always the same one.
     validation : Validation, optional
+    is_replayable : bool
+        All batches have tensors of the same shapes and are otherwise equal, and the objective does
+        the same with each: a GPU can do it as one graph, without waiting for the CPU.
     identity : dict
         Anything else that a continued run must have in common with its checkpoint, in types that
         JSON has.
@@ -169,6 +174,7 @@ class TrainingTask:
     objective: Callable[[Predict, Any], Losses]
     batches: Callable[[Share], Any]
     validation: Validation | None = None
+    is_replayable: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
 
 
@@ -275,6 +281,62 @@ def _validation_loader(validation: Validation | None) -> DataLoader | None:
     return DataLoader(range(len(validation)), batch_size=None) if validation else None
 
 
+class Replay:
+    """
+    An objective as CUDA graphs, forward and backward: its many small kernels are launched at once.
+
+    Parameters
+    ----------
+    predict : Module
+        The network, on a GPU.
+    objective : callable
+        As of `TrainingTask`.
+    batch : Any
+        What the objective will be evaluated for, but for the values of its tensors.
+    """
+
+    def __init__(
+        self, predict: nn.Module, objective: Callable[[Predict, Any], Losses], batch: Any
+    ):
+        terms = _Terms(predict, objective, batch).train()
+        # Its inputs are the graph's own, into which others are copied.
+        inputs = tuple(tensor.clone() for tensor in _tensors(batch))
+        self._graphed = torch.cuda.make_graphed_callables(terms, inputs, allow_unused_input=True)
+        self._names = terms.names
+
+    def __call__(self, batch: Any) -> Losses:
+        """Evaluate the objective; the losses are overwritten by the next call."""
+        return dict(zip(self._names, self._graphed(*_tensors(batch)), strict=True))
+
+
+class _Terms(nn.Module):
+    """An objective that takes and gives tensors alone."""
+
+    def __init__(
+        self, predict: nn.Module, objective: Callable[[Predict, Any], Losses], batch: Any
+    ):
+        super().__init__()
+        self.predict = predict
+        self.objective = objective
+        leaves, self.structure = tree_flatten(batch)
+        self.leaves = [_HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.names: list[str] = []
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(tensors)
+        leaves = [next(rest) if leaf is _HOLE else leaf for leaf in self.leaves]
+        losses = self.objective(self.predict, tree_unflatten(leaves, self.structure))
+        self.names[:] = losses
+        return tuple(losses.values())
+
+
+_HOLE = object()
+
+
+def _tensors(batch: Any) -> tuple[Tensor, ...]:
+    return tuple(leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor))
+
+
 class _Optimisation(pl.LightningModule):
     """The optimisation as Lightning wants it."""
 
@@ -287,6 +349,9 @@ class _Optimisation(pl.LightningModule):
         self.task = task
         self.config = config
         self.run_dir = run_dir
+        self._drawn: tuple[int, Any] = (-1, None)
+        self._losses: Losses = {}
+        self._replay: Replay | None = None
 
     @property
     def result(self) -> nn.Module:
@@ -294,7 +359,11 @@ class _Optimisation(pl.LightningModule):
         return self.network if self.average is None else self.average
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.learning_rate)
+        optimizer = torch.optim.Adam(
+            self.network.parameters(),
+            lr=self.config.learning_rate,
+            fused=self.device.type == "cuda" or None,
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.config.rate)
         return {
             "optimizer": optimizer,
@@ -305,35 +374,54 @@ class _Optimisation(pl.LightningModule):
         share = Share(self.global_step, self.global_rank, self.trainer.world_size, self.device)
         # By the iteration, so that a continued run draws what an undisturbed one does.
         torch.manual_seed((self.config.seed * 1_000_003 + share.numbers(1)[0]) % 2**32)
-        batch = move_data_to_device(self.task.batches(share), self.device)
-        losses = self.task.objective(self._predictor(self.network), batch)
+        number, batch = self._drawn
+        if number != share.iteration:
+            batch = self._draw(share)
+        losses = self._evaluate(batch)
+        if self.device.type == "cuda":
+            # While the GPU computes.
+            later = share._replace(iteration=share.iteration + 1)
+            self._drawn = later.iteration, self._draw(later)
         total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            terms = {name: loss.item() for name, loss in losses.items()}
-            raise TrainingError(
-                f"iteration {self.global_step}: the loss is not finite ({terms}). {self._advice}"
-            )
-        return {"loss": total} | {name: loss.detach() for name, loss in losses.items()}
+        # A replayed graph writes its losses to the same place again.
+        self._losses = {name: loss.detach().clone() for name, loss in losses.items()}
+        return {"loss": total} | self._losses
+
+    def _draw(self, share: Share) -> Any:
+        return move_data_to_device(self.task.batches(share), self.device)
+
+    def _evaluate(self, batch: Any) -> Losses:
+        if self.device.type != "cuda" or not self.task.is_replayable:
+            return self.task.objective(self._predictor(self.network), batch)
+        if self._replay is None:
+            predictor = self._predictor(self.network)
+            self._replay = Replay(predictor, self.task.objective, batch)
+        return self._replay(batch)
 
     def configure_gradient_clipping(self, optimizer, *_: Any, **__: Any) -> None:
         limit = self.config.gradient_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        if not torch.isfinite(norm):
-            raise TrainingError(
-                f"iteration {self.global_step}: the gradients are not finite. {self._advice}"
-            )
+        # One question: a GPU waits for the answer.
+        if torch.isfinite(torch.stack([norm, *self._losses.values()])).all():
+            return
+        terms = {name: loss.item() for name, loss in self._losses.items()}
+        what = f"the loss is not finite ({terms})"
+        if all(map(math.isfinite, terms.values())):
+            what = "the gradients are not finite"
+        raise TrainingError(f"iteration {self.global_step}: {what}. {self._advice}")
 
     def update_average(self) -> None:
         """Move the average towards the current weights."""
         decay = min(self.config.average_decay, self.global_step / (self.global_step + 10))
-        with torch.no_grad():
-            for averaged, current in zip(
-                self.average.state_dict().values(), self.network.state_dict().values(), strict=True
-            ):
-                if averaged.is_floating_point():
-                    averaged.lerp_(current, 1 - decay)
-                else:
-                    averaged.copy_(current)
+        states = (self.average.state_dict(), self.network.state_dict())
+        averaged, current = (
+            [value for value in state.values() if value.is_floating_point()] for state in states
+        )
+        # All at once: on a GPU a call for each would take as long as the network.
+        get_ema_multi_avg_fn(decay)(averaged, current, 0)
+        for name, value in states[1].items():
+            if not value.is_floating_point():
+                states[0][name].copy_(value)
 
     def validation_step(self, index: int) -> None:
         measures = self.task.validation(self._predictor(self.result), int(index), self.device)
@@ -576,6 +664,8 @@ def _trainer(
         log_every_n_steps=config.log_every,
         enable_progress_bar=shows_progress,
         enable_model_summary=False,
+        # All images are of one size.
+        benchmark=accelerator != "cpu" and torch.cuda.is_available(),
         # PyTorch synchronises batch statistics on GPUs alone.
         sync_batchnorm=processes.n_devices * processes.n_nodes > 1
         and accelerator != "cpu"

@@ -31,7 +31,6 @@ from m2m_bids.simulation.contrast import simulate_fa, simulate_pet
 from m2m_bids.simulation.head import Head, scalp_uptake, simulate_head, simulate_head_t1w
 from m2m_bids.simulation.pairs import cached_template
 from m2m_bids.simulation.truth import (
-    Landmarks,
     choose_landmarks,
     field_between,
     grid_positions,
@@ -41,11 +40,11 @@ from m2m_bids.simulation.truth import (
     random_pose,
     unseen_generator,
     world2unit,
-    write_landmarks,
 )
 from m2m_bids.spatial.fields import DisplacementField
 from m2m_bids.spatial.images import save_image
 from m2m_bids.spatial.itk import write_composite
+from m2m_bids.spatial.landmarks import Landmarks, write_landmarks
 
 LOGGER = logging.getLogger(__name__)
 

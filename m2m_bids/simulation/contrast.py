@@ -20,6 +20,8 @@ PET_FWHM_MM = 6
 # Brightness of grey matter, white matter and fluid.
 Weights = tuple[float, float, float]
 FDG_WEIGHTS: Weights = (1.0, 0.35, 0.0)
+WHITE_MATTER_WEIGHTS: Weights = (0.6, 1.0, 0.15)
+"""Of a tracer that white matter takes up more of than grey matter, as amyloid tracers are."""
 
 
 def _channel(subject: Subject, name: str) -> Tensor:
@@ -90,10 +92,15 @@ def simulate_t1w(subject: Subject, spacing_mm: float, generator: torch.Generator
 
 
 def simulate_pet(
-    subject: Subject, spacing_mm: float, generator: torch.Generator, *, glow: Tensor | None = None
+    subject: Subject,
+    spacing_mm: float,
+    generator: torch.Generator,
+    *,
+    is_white_matter_tracer: bool = False,
+    glow: Tensor | None = None,
 ) -> Tensor:
     """
-    Simulate an FDG-like PET image.
+    Simulate a PET image.
 
     Parameters
     ----------
@@ -101,21 +108,27 @@ def simulate_pet(
     spacing_mm : float
         Voxel size.
     generator : torch.Generator
+    is_white_matter_tracer : bool
+        White matter is the brightest, as with amyloid tracers; otherwise grey matter, as with FDG.
     glow : Tensor, shape (1, 1, n, n, n), optional
         Where the scalp takes up tracer; a shell around the brain by default.
 
     Returns
     -------
     Tensor, shape (1, 1, n, n, n)
-        Grey matter high, white matter low, regional hypometabolism, 4-9 mm FWHM blur, noise,
+        Three tissues, regions of more and less uptake in grey matter, 4-9 mm FWHM blur, noise,
         scalp glow.
     """
     size = subject.tissues.shape[-1]
     csf, gm, wm = subject.tissues.split(1, dim=1)
     regions = random_field(size, uniform(generator, 25, 60) / spacing_mm, generator)
     grey = torch.exp(uniform(generator, 0.05, 0.3) * regions).clamp(0.35, 1.6)
-    white = uniform(generator, 0.2, 0.5)
-    image = grey * gm + white * wm + uniform(generator, 0.0, 0.15) * csf
+    if is_white_matter_tracer:
+        grey = grey * uniform(generator, 0.45, 0.85)
+        white, fluid = uniform(generator, 0.9, 1.1), uniform(generator, 0.05, 0.3)
+    else:
+        white, fluid = uniform(generator, 0.2, 0.5), uniform(generator, 0.0, 0.15)
+    image = grey * gm + white * wm + fluid * csf
     if glow is None:
         halo = smooth(_channel(subject, "mask"), 10 / spacing_mm)
         glow = ((halo > 0.01) & (halo < 0.2)).to(image.dtype)
@@ -202,12 +215,13 @@ def echo_planar_displacement(
 
 def fit_pet_weights(image: Tensor, tissues: Tensor, spacing_mm: float) -> Weights:
     """
-    Find in what grey matter, white matter and fluid differ in a roughly aligned PET image.
+    Find in what grey matter, white matter and fluid differ in a PET image.
 
     Parameters
     ----------
     image : Tensor, shape (1, 1, n, n, n)
-        PET image, rigidly aligned.
+        PET image, as well aligned as can be. Two simulated people's, aligned rigidly only, could
+        make an FDG scan look as if grey and white matter were equally bright.
     tissues : Tensor, shape (1, 3, n, n, n)
         Shares of grey matter, white matter and fluid.
     spacing_mm : float

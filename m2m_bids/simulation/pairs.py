@@ -21,7 +21,6 @@ from m2m_bids.simulation.anatomy import (
 )
 from m2m_bids.simulation.contrast import simulate_fa, simulate_pet, simulate_t1w
 from m2m_bids.simulation.truth import (
-    Landmarks,
     choose_landmarks,
     field_between,
     image_of,
@@ -30,6 +29,7 @@ from m2m_bids.simulation.truth import (
     random_pose,
     unseen_generator,
 )
+from m2m_bids.spatial.landmarks import Landmarks
 from m2m_bids.spatial.transforms import Chain
 
 EXTENT_MM = 189.0

@@ -5,10 +5,7 @@ anatomy world (that of the subject's grid, near MNI's) are RAS+ millimetres; all
 template's unit coordinates.
 """
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nb
 import numpy as np
@@ -22,7 +19,7 @@ from m2m_bids.simulation.anatomy import TEMPLATE_CHANNELS, Subject, random_field
 from m2m_bids.simulation.contrast import echo_planar_displacement
 from m2m_bids.spatial.conform import BRAIN_CENTER_MM
 from m2m_bids.spatial.fields import DisplacementField, invert_displacement
-from m2m_bids.spatial.images import replacing
+from m2m_bids.spatial.landmarks import Landmarks
 
 LABELS = {"GM": 1, "WM": 2, "CSF": 3, "ventricles": 4}
 """Values of the label maps; CSF is that outside the lateral ventricles."""
@@ -30,14 +27,6 @@ LABELS = {"GM": 1, "WM": 2, "CSF": 3, "ventricles": 4}
 # The CPU generator of PyTorch uses the lower 32 bits of a seed alone. Those of the training's
 # seeds are small numbers, so that bit 30 keeps these subjects apart from the training's.
 _TEST_SEED = 1 << 30
-_COLUMNS = ("t1w_x", "t1w_y", "t1w_z", "scan_x", "scan_y", "scan_z")
-
-
-class Landmarks(NamedTuple):
-    """Points of one anatomy in two images, each (N, 3), RAS+ mm of the image's world."""
-
-    fixed: np.ndarray
-    moving: np.ndarray
 
 
 def unseen_generator(seed: int) -> torch.Generator:
@@ -267,38 +256,6 @@ def label_map(subject: Subject, positions: Tensor) -> np.ndarray:
     classes = np.stack([1 - csf - gm - wm, gm, wm, csf]).argmax(0)
     is_ventricle = (classes == LABELS["CSF"]) & (ventricles > 0.4)
     return np.where(is_ventricle, LABELS["ventricles"], classes).astype(np.uint8)
-
-
-def write_landmarks(landmarks: Landmarks, file: Path) -> Path:
-    """Write landmarks as a table: ``t1w_x`` to ``scan_z``, mm, the fixed image being the T1w."""
-    with replacing(file) as temporary, temporary.open("w", newline="") as stream:
-        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for row in np.hstack(landmarks):
-            writer.writerow([f"{value:.4f}" for value in row])
-    return file
-
-
-def read_landmarks(file: Path) -> Landmarks:
-    """
-    Read what `write_landmarks` wrote.
-
-    Raises
-    ------
-    ValueError
-        If the file is missing or is no such table.
-    """
-    try:
-        with file.open(newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        table = np.array([[float(row[column]) for column in _COLUMNS] for row in rows])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file}: not a table of landmarks with the columns {', '.join(_COLUMNS)} ({error!r})."
-        ) from error
-    if not len(table):
-        raise ValueError(f"{file}: holds no landmarks.")
-    return Landmarks(table[:, :3], table[:, 3:])
 
 
 def image_of(data: np.ndarray, affine: np.ndarray) -> nb.Nifti1Image:

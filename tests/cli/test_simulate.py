@@ -10,9 +10,9 @@ from m2m_bids.bids.naming import expected_outputs
 from m2m_bids.bids.query import query
 from m2m_bids.bids.status import status_row, update_status
 from m2m_bids.cli.simulate import TableRow, format_table, landmark_table, main
-from m2m_bids.simulation.truth import Landmarks, write_landmarks
 from m2m_bids.spatial.fields import DisplacementField
 from m2m_bids.spatial.itk import write_affine, write_composite
+from m2m_bids.spatial.landmarks import Landmarks, write_landmarks
 
 STEM = "sub-01_ses-M000"
 PET, FA = f"{STEM}_trc-18FFDG_rec-coregiso_pet", f"{STEM}_param-FA_dwimap"

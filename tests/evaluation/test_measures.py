@@ -7,14 +7,10 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
 from m2m_bids.evaluation.measures import (
-    Landmarks,
     landmarks_of,
     measure_registration,
     paper_grid,
-    read_landmarks,
 )
-from m2m_bids.simulation.truth import Landmarks as TrueLandmarks
-from m2m_bids.simulation.truth import write_landmarks
 from m2m_bids.spatial.fields import DisplacementField
 from m2m_bids.spatial.transforms import map_points
 
@@ -129,33 +125,3 @@ def test_points_of_a_reference_are_spread_over_the_brain():
     mask[...] = 0
     mask[:2, :2, :2] = 1
     assert len(landmarks_of(TRUTH, image(mask)).fixed) == 8
-
-
-def test_landmarks_of_simulated_cohorts_are_read(tmp_path, rng):
-    landmarks = TrueLandmarks(*rng.uniform(-50, 50, (2, 7, 3)))
-    found = read_landmarks(write_landmarks(landmarks, tmp_path / "landmarks.tsv"))
-    assert isinstance(found, Landmarks)
-    np.testing.assert_allclose(found.fixed, landmarks.fixed, atol=1e-4)
-    np.testing.assert_allclose(found.moving, landmarks.moving, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x\ty\n1\t2\n", "columns t1w_x, t1w_y, t1w_z, scan_x, scan_y, scan_z"),
-        ("t1w_x\tt1w_y\tt1w_z\tscan_x\tscan_y\tscan_z\n", "holds no landmarks"),
-        ("t1w_x\tt1w_y\tt1w_z\tscan_x\tscan_y\tscan_z\n1\t2\t3\t4\t5\n", "not a table"),
-        ("t1w_x\tt1w_y\tt1w_z\tscan_x\tscan_y\tscan_z\n1\t2\t3\t4\t5\tb\n", "not a table"),
-    ],
-)
-def test_bad_landmarks(tmp_path, text, message):
-    file = tmp_path / "points.tsv"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_landmarks(file)
-    assert str(file) in str(caught.value)
-
-
-def test_missing_landmarks(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.tsv: not a table"):
-        read_landmarks(tmp_path / "none.tsv")

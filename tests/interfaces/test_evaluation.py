@@ -11,10 +11,11 @@ from nipype.pipeline import engine as pe
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from m2m_bids.evaluation.measures import Landmarks, measure_registration
+from m2m_bids.evaluation.measures import measure_registration
 from m2m_bids.interfaces.evaluation import MeasureRegistration, RegisterByMethod
 from m2m_bids.spatial.fields import DisplacementField
 from m2m_bids.spatial.itk import read_affine, read_composite, write_affine, write_composite
+from m2m_bids.spatial.landmarks import Landmarks
 from m2m_bids.spatial.transforms import map_points
 
 RIGID = from_matvec(Rotation.from_euler("xz", [25, -60], degrees=True).as_matrix(), [12, -45, 8])

@@ -279,6 +279,7 @@ def plain_transmorph(network):
         offsets = offsets + torch.tensor(layer.window_size) - 1
         index = (offsets[..., 0] * sizes[1] + offsets[..., 1]) * sizes[2] + offsets[..., 2]
         logits = logits + layer.bias_table[index].permute(2, 0, 1)
+        region = region.to(x.device)
         hidden = (region != region.transpose(1, 2)).repeat(n // len(region), 1, 1)
         logits = logits.masked_fill(hidden[:, None], -torch.inf)
         attended = (logits.softmax(-1) @ v).transpose(1, 2).reshape(n, length, width)
@@ -290,7 +291,7 @@ def plain_transmorph(network):
         if not network.training or block.drop_path == 0:
             return branch
         keep = 1 - block.drop_path
-        return branch * (torch.rand(len(branch), 1, 1, 1, 1) < keep) / keep
+        return branch * (torch.rand(len(branch), 1, 1, 1, 1).to(branch) < keep) / keep
 
     def encode(encoder, images):
         padding = -images.shape[-1] % 4

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from m2m_bids.registration.networks.convolution import (
     Convolution,
+    _double_by_products,
     add_doubled,
     channels_last,
     convolve,
@@ -157,3 +159,9 @@ def test_float32_statistics_do_not_lose_digits_to_the_order_of_voxels():
     torch.testing.assert_close(
         normalize(layer.float(), channels_last(x), skip).double(), expected, rtol=0, atol=1e-5
     )
+
+
+def test_doubling_by_products_is_pytorchs():
+    x = images(2, 3, 4, 5, 3)
+    expected = functional.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
+    torch.testing.assert_close(_double_by_products(x), expected)

@@ -148,7 +148,9 @@ def test_no_steps_keep_the_networks_maps(known):
 
 def test_refinement_starts_from_the_networks_maps(known):
     maps = CycleMaps(*(diffeomorphism(2, seed) for seed in (3, 4)), None, diffeomorphism(2, 5))
-    config = RefinementConfig(n_steps=1, step_voxels=1e-6, velocity_size=16)
+    config = RefinementConfig(
+        n_steps=1, step_voxels=1e-6, network_sigma_voxels=0.0, velocity_size=16
+    )
     result = register_pair(network_of(maps), known[0], config)
     torch.testing.assert_close(result.forward, maps.st, rtol=0, atol=1e-5)
     # The first value is the objective of the network's maps at half the resolution.
@@ -160,6 +162,25 @@ def test_refinement_starts_from_the_networks_maps(known):
         ),
     )
     assert result.losses[0]["gradcycon"] == pytest.approx(full["gradcycon"].item(), rel=0.3)
+
+
+def test_folds_of_the_network_are_smoothed_away(known):
+    folded = identity_map(SIZE) + 0.1 * smooth_noise(3, 1.5, seed=3)
+    assert jacobian_determinant(folded).min() < 0
+    config = RefinementConfig(n_steps=1, step_voxels=1e-6, velocity_size=16)
+    maps = CycleMaps(folded, folded, None, folded)
+    result = register_pair(network_of(maps), known[0], config)
+    assert jacobian_determinant(result.forward).min() > 0
+
+
+def test_smoothing_keeps_affine_maps(known):
+    """Away from the border, and there shifts."""
+    config = RefinementConfig(n_steps=1, step_voxels=1e-6, velocity_size=16)
+    scaled = 0.9 * identity_map(SIZE) + 0.08
+    shifted = identity_map(SIZE) + torch.tensor([0.1, -0.05, 0.02]).view(1, 3, 1, 1, 1)
+    for phi, where in ((scaled, CORE), (shifted, ...)):
+        result = register_pair(network_of(CycleMaps(phi, phi, None, phi)), known[0], config)
+        torch.testing.assert_close(result.forward[where], phi[where], rtol=0, atol=1e-5)
 
 
 def test_refinement_is_deterministic(known):

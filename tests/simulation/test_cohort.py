@@ -11,10 +11,11 @@ from m2m_bids.bids.query import query
 from m2m_bids.evaluation.landmarks import landmark_errors
 from m2m_bids.evaluation.overlap import mean_dice
 from m2m_bids.simulation.cohort import TRUTH_FOLDER, TRUTH_XFM, CohortOptions, write_cohort
-from m2m_bids.simulation.truth import LABELS, read_landmarks
+from m2m_bids.simulation.truth import LABELS
 from m2m_bids.spatial.fields import DisplacementField
 from m2m_bids.spatial.images import load_image
 from m2m_bids.spatial.itk import read_composite
+from m2m_bids.spatial.landmarks import read_landmarks
 from m2m_bids.spatial.resampling import resample
 
 OPTIONS = CohortOptions(spacing_mm=3.5, t1w_mm=3.0, scan_mm=3.0, n_landmarks=80)

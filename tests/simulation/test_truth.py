@@ -7,17 +7,14 @@ from m2m_bids.registration.grids import identity_map
 from m2m_bids.registration.maps import jacobian_determinant
 from m2m_bids.simulation.anatomy import Subject
 from m2m_bids.simulation.truth import (
-    Landmarks,
     choose_landmarks,
     field_between,
     grid_positions,
     label_map,
     random_displacement,
     random_pose,
-    read_landmarks,
     unseen_generator,
     world2unit,
-    write_landmarks,
 )
 from m2m_bids.spatial.conform import BRAIN_CENTER_MM
 
@@ -155,13 +152,3 @@ def test_labels_are_the_most_probable_tissues(ball):
     no_ventricles[:, 5] = 0
     other = label_map(Subject(ball.coordinates, ball.tissues, no_ventricles), identity_map(SIZE))
     assert (other[labels == 4] == 3).all()
-
-
-def test_landmark_tables_round_trip_and_say_what_is_wrong(tmp_path, rng):
-    landmarks = Landmarks(*rng.normal(0, 60, (2, 7, 3)))
-    read = read_landmarks(write_landmarks(landmarks, tmp_path / "landmarks.tsv"))
-    np.testing.assert_allclose(read, landmarks, atol=5e-5)
-    (tmp_path / "other.tsv").write_text("x\ty\n1\t2\n")
-    for name in ("other.tsv", "absent.tsv"):
-        with pytest.raises(ValueError, match=f"{name}: not a table of landmarks"):
-            read_landmarks(tmp_path / name)

@@ -10,6 +10,7 @@ everything on other devices.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -264,8 +265,45 @@ def add_doubled(y: Tensor, x: Tensor) -> Tensor:
     """
     if x.dtype == y.dtype and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         return _AddDoubled.apply(y, x)
-    doubled = functional.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
+    doubled = double(x)
     return y.add_(doubled) if y.dtype == doubled.dtype else y + doubled
+
+
+def double(x: Tensor) -> Tensor:
+    """
+    Interpolate images trilinearly to twice as many voxels along every axis.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, C, I, J, K)
+
+    Returns
+    -------
+    Tensor, shape (N, C, 2 * I, 2 * J, 2 * K)
+        As of `torch.nn.functional.interpolate` with ``scale_factor=2`` and without
+        ``align_corners``, whose kernel on a GPU takes longer than the convolutions of a U-Net.
+    """
+    if x.device.type == "cpu":
+        return functional.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
+    return _double_by_products(x)
+
+
+def _double_by_products(x: Tensor) -> Tensor:
+    i, j, k = (_doubling(n, x.dtype, x.device) for n in x.shape[2:])
+    planes = j @ (x @ k.T)
+    return (i @ planes.flatten(-2)).unflatten(-1, planes.shape[-2:])
+
+
+@lru_cache(maxsize=64)
+def _doubling(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix, shape (2 * n, n), that doubles an axis."""
+    rows = torch.arange(2 * n)
+    nearer = rows // 2
+    further = (nearer + 2 * (rows % 2) - 1).clamp(0, n - 1)
+    matrix = torch.zeros(2 * n, n)
+    matrix[rows, nearer] += 0.75
+    matrix[rows, further] += 0.25
+    return matrix.to(device, dtype)
 
 
 class _AddDoubled(torch.autograd.Function):

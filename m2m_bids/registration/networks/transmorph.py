@@ -22,7 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from m2m_bids.registration.networks.convolution import Convolution, channels_last
+from m2m_bids.registration.networks.convolution import (
+    Convolution,
+    channels_last,
+    double,
+)
 from m2m_bids.registration.networks.family import NetworkFamily
 
 PATCH_SIZE = 4
@@ -393,7 +397,7 @@ class DecoderBlock(nn.Module):
         -------
         Tensor, shape (N, C'', n, n, n)
         """
-        x = functional.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
+        x = double(x)
         i, j, k = skip.shape[2:]
         x = self.coarse_conv(channels_last(x[:, :, :i, :j, :k]))
         return self.refine(x + self.skip_conv(channels_last(skip)))
