@@ -140,6 +140,8 @@ class Settings:
         Keys of the methods that "evaluate" compares; empty for all.
     compare : tuple of (str, Path)
         Folders of further weights to compare, by name.
+    networks_alone : bool
+        Run them without refinement and check.
     fs_subjects_dir : Path, optional
         FreeSurfer's folder of subjects, with the labels to evaluate with.
     baseline_spacing_mm : float
@@ -199,6 +201,7 @@ class Settings:
     n_pairs: int = DEFAULT_N_PAIRS
     methods: tuple[str, ...] = ()
     compare: tuple[tuple[str, Path], ...] = ()
+    networks_alone: bool = False
     fs_subjects_dir: Path | None = None
     baseline_spacing_mm: float = DEFAULT_BASELINE_SPACING_MM
     dry_run: bool = False

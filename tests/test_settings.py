@@ -147,6 +147,7 @@ def unusual(folders, tmp_path):
         n_pairs=3,
         methods=("rigid", "m2m"),
         compare=(("mine", tmp_path / "other"), ("with.dot", tmp_path / "weights")),
+        networks_alone=True,
         fs_subjects_dir=tmp_path / "other",
         baseline_spacing_mm=3.0,
         dry_run=True,

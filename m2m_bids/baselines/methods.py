@@ -95,6 +95,8 @@ def register_m2m(images: Images, options: Options, *, weights: Path) -> Outcome:
     """
     Register by M2M-Reg as the app does: rigidly where the deformable step has to be rejected.
 
+    Without refinement, by the network alone, whose map is taken as it is.
+
     Parameters
     ----------
     images : Images
@@ -106,7 +108,7 @@ def register_m2m(images: Images, options: Options, *, weights: Path) -> Outcome:
     Returns
     -------
     Outcome
-        With the objections to the deformable step, if there are any.
+        With the objections to the deformable step, if it was rejected.
 
     Raises
     ------
@@ -128,7 +130,8 @@ def register_m2m(images: Images, options: Options, *, weights: Path) -> Outcome:
         ),
         fixed_dseg=images.fixed_dseg,
     )
-    if objections := deformation.quality.objections():
+    objections = deformation.quality.objections()
+    if objections and options.n_refine:
         return Outcome(
             (images.fixed2moving,), f"deformable step not applied: {'; '.join(objections)}"
         )

