@@ -29,9 +29,16 @@ from m2m_bids.api import (
 )
 from m2m_bids.preprocessing import anatomical, coregistration
 from m2m_bids.registration.networks.gradicon import GradICON, GradICONConfig
-from m2m_bids.registration.weights import WeightsCard, WeightsError, read_card, save_weights
+from m2m_bids.registration.weights import (
+    WeightsCard,
+    WeightsError,
+    load_weights,
+    read_card,
+    save_weights,
+)
+from m2m_bids.simulation import contrast
 from m2m_bids.simulation.anatomy import TEMPLATE_CHANNELS, load_template
-from m2m_bids.simulation.contrast import FDG_WEIGHTS, template_bridge
+from m2m_bids.simulation.contrast import FDG_WEIGHTS, fit_pet_weights, template_bridge
 from m2m_bids.spatial.conform import template_grid
 from m2m_bids.spatial.fields import DisplacementField
 from m2m_bids.spatial.images import ImageError
@@ -213,6 +220,38 @@ def test_tissues_of_the_t1w_are_a_second_bridge(estimate, pair, dseg):
     assert result.quality.likeness_gain > 0.02
     assert start.quality.likeness_gain == pytest.approx(0, abs=1e-4)
     assert estimate(0).quality.likeness is None
+
+
+def test_tracers_are_told_apart_after_the_network(weights, pair, dseg, tmp_path, monkeypatch):
+    """14 mm off, grey and white matter of an FDG scan look alike; the network brings them back."""
+    network, card = load_weights(weights)
+    n_voxels = 14 / card.spacing_mm
+    with torch.no_grad():
+        network.unets[0].last_conv.bias[0] = -10 * n_voxels / (card.grid_size - 1)
+    save_weights(network, card, tmp_path / "shifting")
+    _, fixed, mask, _ = pair
+    still = template_bridge(load_template(), "pet")[0][0, 0].numpy()
+    shift = np.eye(4)
+    shift[:3, 3] = template_grid(TEMPLATE2FIXED).affine[:3, 0] * n_voxels
+    found = []
+
+    def spy(*arguments):
+        found.append(fit_pet_weights(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(contrast, "fit_pet_weights", spy)
+    for folder in (weights, tmp_path / "shifting"):
+        estimate_deformation(
+            nb.Nifti1Image(still, fixed.affine),
+            fixed,
+            mask,
+            fixed2moving=shift,
+            template2fixed=TEMPLATE2FIXED,
+            options=DeformableOptions("pet", folder, 0, "cpu", n_threads=1),
+            fixed_dseg=dseg,
+        )
+    assert found[0] != FDG_WEIGHTS
+    assert found[1] == FDG_WEIGHTS
 
 
 def test_a_tracer_of_white_matter_is_recognised(estimate, dseg):
