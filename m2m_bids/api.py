@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from m2m_bids.registration.refinement import Registration
 
 Modality = Literal["pet", "fa"]
+NEAR_MM = 4.0
+"""Scans that need less, on average, are taken for the T1w's own person's (`RefinementConfig`)."""
 DEFAULT_WEIGHTS = Path(str(files("m2m_bids.data") / "weights" / "default"))
 
 
@@ -364,7 +366,9 @@ def estimate_deformation(
         moving_image, fixed_image, *(image.to(device) for image in bridge), is_aligned=True
     )
     config = RefinementConfig(
-        n_steps=options.n_refine, lncc_sigma_voxels=LNCC_SIGMA_MM / card.spacing_mm
+        n_steps=options.n_refine,
+        near_voxels=NEAR_MM / card.spacing_mm,
+        lncc_sigma_voxels=LNCC_SIGMA_MM / card.spacing_mm,
     )
     registration = register_pair(network, pairs, config, likeness)
     disp_unit = _displacement(registration.forward)

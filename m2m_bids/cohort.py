@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from m2m_bids.api import images_on_grid
+from m2m_bids.evaluation.scan_files import SCAN_NAME
 from m2m_bids.spatial.conform import sample_on_grid, template_grid
 from m2m_bids.spatial.images import load_image, replacing_folder
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from m2m_bids.registration.sampling import CycleSampler, TrainingScan
     from m2m_bids.registration.training import Predict, Processes
 
-SCAN_NAME = "scan.json"
 SPLITS_NAME = "splits.tsv"
 SPLITS = ("train", "validation", "test")
 MAX_VALIDATION_PAIRS = 20

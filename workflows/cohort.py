@@ -10,10 +10,8 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.query import Scan
-from m2m_bids.interfaces.scan_files import SaveScanFiles
+from m2m_bids.interfaces.scan_files import SCAN_NAME, SaveScanFiles
 from m2m_bids.interfaces.training import SaveTrainingScan
-
-SCAN_NAME = "scan.json"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from m2m_bids.evaluation.scan_files import SCAN_NAME
+
+__all__ = ["SCAN_NAME", "SaveScanFiles"]
+
 FILES = ("moving_file", "t1w_file", "mask_file", "dseg_file", "rigid_xfm", "template2anat")
 
 

@@ -1,5 +1,6 @@
 """Instance optimisation recovers a known warp between two contrasts, without folds."""
 
+from dataclasses import replace
 from itertools import cycle
 
 import pytest
@@ -162,6 +163,26 @@ def test_refinement_starts_from_the_networks_maps(known):
         ),
     )
     assert result.losses[0]["gradcycon"] == pytest.approx(full["gradcycon"].item(), rel=0.3)
+
+
+def test_near_pairs_start_from_the_identity(known):
+    """What a network gets wrong within a person is forgotten; between two people it is kept."""
+    _, of_s, _ = known
+    functional, anatomical = contrasts(of_s)
+    bridge = contrasts(identity_map(SIZE))
+    own = CyclePairs(functional, anatomical, *bridge, is_aligned=True)
+    wrong = CycleMaps(diffeomorphism(2, 3), diffeomorphism(2, 4), None, diffeomorphism(2, 5))
+    config = replace(CONFIG, n_steps=6, step_voxels=0.02)
+    errors = [
+        mean_error_voxels(
+            register_pair(network_of(wrong), own, replace(config, near_voxels=near)).forward,
+            of_s,
+            of_s,
+        )
+        for near in (0.0, 0.1, 3.0)
+    ]
+    assert errors[0] == errors[1]
+    assert errors[2] < 0.3 * errors[0]
 
 
 def test_folds_of_the_network_are_smoothed_away(known):
