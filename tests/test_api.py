@@ -50,7 +50,7 @@ RIGID = from_matvec(Rotation.from_euler("xz", [20, 35], degrees=True).as_matrix(
 TEMPLATE2FIXED = from_matvec(
     Rotation.from_euler("yz", [6, -8], degrees=True).as_matrix() * 1.05, [10, 5, -20]
 )
-GOOD = Quality(0.0, 0.6, 0.4, 0.7, 3.0, 9.0, 0.5, 1.8)
+GOOD = Quality(0.0, 0.6, 0.4, 0.9, 3.0, 9.0, 0.5, 1.8)
 
 
 @pytest.fixture(scope="module")

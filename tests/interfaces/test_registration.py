@@ -18,8 +18,8 @@ from m2m_bids.spatial.transforms import map_points
 RIGID = from_matvec(Rotation.from_euler("xz", [25, -60], degrees=True).as_matrix(), [12, -45, 8])
 GRID = from_matvec(np.eye(3) * 5.0, [-50, -50, -50])
 TEMPLATE = from_matvec(np.eye(3) * 1.1, [3, 4, 5])
-GOOD = api.Quality(0.0, 0.5, 0.4, 0.7, 3.0, 9.0, 0.5, 1.8)
-FOLDED = api.Quality(0.3, 0.5, 0.4, 0.7, 3.0, 9.0, -0.2, 1.8)
+GOOD = api.Quality(0.0, 0.5, 0.4, 0.9, 3.0, 9.0, 0.5, 1.8)
+FOLDED = api.Quality(0.3, 0.5, 0.4, 0.9, 3.0, 9.0, -0.2, 1.8)
 
 
 def smooth_field(amplitude_mm=8.0):
