@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from m2m_bids.bids.spaces import T1W, OutputSpace, parse_space
+
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
@@ -37,6 +39,7 @@ NOT_REUSED = frozenset(
         "prepare_only",
         "reports_only",
         "resume",
+        "templateflow_home",
         "verbose",
         "write_graph",
     }
@@ -58,6 +61,11 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _templateflow_home() -> Path:
+    """Find the TemplateFlow archive, before niworkflows is imported (see `interfaces.bids`)."""
+    return Path(os.environ.get("TEMPLATEFLOW_HOME") or "~/.cache/templateflow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,9 @@ class Settings:
         Steps of refinement after the network; 0 for none.
     transform : {"m2m", "rigid"}
         The last step of registration.
+    output_spaces : tuple of str
+        Spaces that registered scans are written in, ``NAME[:cohort-LABEL][:res-LABEL]``; the
+        T1w's own grid is always among them. See also `further_spaces`.
     random_seed : int
         Seed of every random number.
     network, network_size, objective : str
@@ -150,6 +161,8 @@ class Settings:
         Only list the scans; write the graph of the workflow; only write reports.
     verbose : int
         How often -v was given.
+    templateflow_home : Path
+        Folder of the TemplateFlow archive: ``$TEMPLATEFLOW_HOME``, or TemplateFlow's default.
     run_uuid : str
         Name of the run, ``YYYYMMDD-HHMMSS_<uuid4>``.
 
@@ -181,6 +194,7 @@ class Settings:
     weights: Path | None = None
     refine: int = DEFAULT_REFINE_STEPS
     transform: Literal["m2m", "rigid"] = "m2m"
+    output_spaces: tuple[str, ...] = (T1W,)
     random_seed: int = DEFAULT_RANDOM_SEED
     network: str = "gradicon"
     network_size: Literal["compact", "paper"] = "compact"
@@ -208,6 +222,7 @@ class Settings:
     write_graph: bool = False
     reports_only: bool = False
     verbose: int = 0
+    templateflow_home: Path = field(default_factory=_templateflow_home)
     run_uuid: str = field(default_factory=new_run_uuid)
 
     def __post_init__(self) -> None:
@@ -233,6 +248,15 @@ class Settings:
     def derivative_dirs(self) -> dict[str, Path]:
         """Derivatives datasets by name."""
         return dict(self.derivatives)
+
+    @property
+    def further_spaces(self) -> list[OutputSpace]:
+        """Output spaces beside the T1w's own grid."""
+        return [
+            space
+            for text in self.output_spaces
+            if (space := parse_space(text)) != (T1W, None, None)
+        ]
 
     @property
     def evaluation_dir(self) -> Path:
@@ -312,8 +336,16 @@ _PATHS = (
     "weights",
     "pairs",
     "fs_subjects_dir",
+    "templateflow_home",
 )
-_TUPLES = ("participant_label", "session_label", "tracer_label", "modalities", "methods")
+_TUPLES = (
+    "participant_label",
+    "session_label",
+    "tracer_label",
+    "modalities",
+    "methods",
+    "output_spaces",
+)
 _NAMED_FOLDERS = ("derivatives", "compare")
 _FLOATS = ("mem_gb", "learning_rate", "aligned_share", "grid_spacing_mm", "baseline_spacing_mm")
 
@@ -419,6 +451,8 @@ def _check_choices(settings: Settings) -> None:
     for option, (values, allowed) in choices.items():
         if not values or not set(values) <= set(allowed):
             raise ValueError(f"{option}: {list(values)} must be of {', '.join(allowed)}")
+    for text in settings.output_spaces:
+        parse_space(text)
     if not _DEVICE.fullmatch(settings.device):
         raise ValueError(f"--device: {settings.device!r} must be auto, cpu, cuda or cuda:N")
     if not _RUN_UUID.fullmatch(settings.run_uuid):

@@ -58,6 +58,7 @@ def test_paths_become_absolute(folders, tmp_path):
         ({"modalities": ("pet", "ct")}, "--modalities"),
         ({"modalities": ()}, "--modalities"),
         ({"transform": "affine"}, "--transform"),
+        ({"output_spaces": ("T1w", "T1w:2mm")}, "--output-spaces"),
         ({"network_size": "huge"}, "--network-size"),
         ({"precision": "float16"}, "--precision"),
         ({"max_steps": 0}, "--max-steps"),
@@ -127,6 +128,8 @@ def unusual(folders, tmp_path):
         weights=tmp_path / "weights",
         refine=0,
         transform="rigid",
+        output_spaces=("T1w", "MNI152NLin2009aSym:res-2"),
+        templateflow_home=tmp_path / "archive",
         random_seed=7,
         network="corrmlp",
         network_size="paper",
@@ -177,6 +180,20 @@ def test_overrides(unusual, tmp_path):
     again = Settings.from_toml(unusual.to_toml(), refine=5, output_dir=tmp_path / "new")
     assert (again.refine, again.output_dir) == (5, tmp_path / "new")
     assert again.participant_label == unusual.participant_label
+
+
+def test_spaces_beside_the_grid_of_the_t1w(folders):
+    given = ("T1w", "MNI152NLin2009aSym:res-2", "T1w:res-native", "T1w")
+    found = Settings(**folders, output_spaces=given).further_spaces
+    assert [str(space) for space in found] == ["MNI152NLin2009aSym:res-2", "T1w:res-native"]
+    assert Settings(**folders).further_spaces == []
+
+
+def test_the_archive_of_templates_is_where_the_environment_says(folders, monkeypatch, tmp_path):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "tf"))
+    assert Settings(**folders).templateflow_home == tmp_path / "tf"
+    monkeypatch.delenv("TEMPLATEFLOW_HOME")
+    assert Settings(**folders).templateflow_home == Path("~/.cache/templateflow").expanduser()
 
 
 def test_unknown_options_are_named(folders, tmp_path, caplog):

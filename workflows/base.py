@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.spaces import OutputSpace
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.anatomical import init_anatomical_wf
 from m2m_bids.workflows.cohort import EvaluationImages, TrainingImages, init_images_wf
@@ -16,6 +18,7 @@ from m2m_bids.workflows.diffusion import init_fa_reference_wf
 from m2m_bids.workflows.outputs import init_anatomical_outputs_wf, init_scan_outputs_wf
 from m2m_bids.workflows.pet import init_pet_reference_wf
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions, init_registration_wf
+from m2m_bids.workflows.spaces import init_scan_space_wf, init_template_wf
 
 
 def init_m2m_bids_wf(
@@ -102,6 +105,8 @@ def init_single_subject_wf(
         scan_wf = _add_scan(workflow, scan, anatomical_wfs[scan.t1w], options)
         if images is None:
             _add_scan_outputs(scan_wf, scan, settings, datasets, options)
+            for space in settings.further_spaces:
+                _add_space(workflow, scan, anatomical_wfs[scan.t1w], settings, options, space)
         else:
             _add_images(workflow, scan_wf, scan, anatomical_wfs[scan.t1w], images)
     return workflow
@@ -231,6 +236,66 @@ def _add_scan_outputs(
         (reference_wf, outputs_wf, [("outputnode.method", "inputnode.reference_method")]),
         (registration_wf, outputs_wf, [
             (f"outputnode.{field}", f"inputnode.{field}") for field in OUTPUTS
+        ]),
+    ])  # fmt: skip
+
+
+def _add_space(
+    workflow: Workflow,
+    scan: Scan,
+    anatomical_wf: Workflow,
+    settings: Settings,
+    options: RegistrationOptions,
+    space: OutputSpace,
+) -> None:
+    """Write a scan in another space; the first scan there brings its T1w along."""
+    common: dict[str, Any] = {
+        "templateflow_home": settings.templateflow_home,
+        "output_dir": settings.output_dir,
+        "datasets": {"raw": settings.bids_dir, **settings.derivative_dirs},
+        "options": options,
+    }
+    space_wf = init_scan_space_wf(
+        space=space, scan=scan, name=f"{identifier(str(space))}_wf", **common
+    )
+    scan_wf = workflow.get_node(scan_wf_name(scan))
+    reference_wf, registration_wf = (
+        scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
+    )
+    scan_wf.connect([
+        (reference_wf, space_wf, [("outputnode.out_file", "inputnode.moving_file")]),
+        (registration_wf, space_wf, [
+            (f"outputnode.{field}", f"inputnode.{field}")
+            for field in ("best_xfm", "best_inverse_xfm", "m2m_xfms")
+        ]),
+    ])  # fmt: skip
+    workflow.connect([
+        (anatomical_wf, scan_wf, [
+            ("outputnode.t1w_file", f"{space_wf.name}.inputnode.t1w_file"),
+        ]),
+    ])  # fmt: skip
+    if not space.is_template:
+        return
+    name = f"{anatomical_wf_name(scan).removesuffix('_wf')}_{identifier(space.template)}_wf"
+    template_wf = workflow.get_node(name)
+    if template_wf is None:
+        template_wf = init_template_wf(
+            space=space,
+            t1w_file=scan.t1w,
+            t1w_entities=scan.t1w_entities,
+            name=name,
+            **common,
+        )
+        fields = ("t1w_file", "mask_file", "template2anat", "is_skull_stripped")
+        workflow.connect([
+            (anatomical_wf, template_wf, [
+                (f"outputnode.{field}", f"inputnode.{field}") for field in fields
+            ]),
+        ])  # fmt: skip
+    workflow.connect([
+        (template_wf, scan_wf, [
+            (f"outputnode.{field}", f"{space_wf.name}.inputnode.template_{field}")
+            for field in ("xfm", "inverse_xfm")
         ]),
     ])  # fmt: skip
 

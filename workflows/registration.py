@@ -62,6 +62,7 @@ OUTPUTS = (
     "sha256",
     "figures",
 )
+BEST_XFMS = ("best_xfm", "best_inverse_xfm")
 
 
 def init_registration_wf(
@@ -107,6 +108,8 @@ def init_registration_wf(
         Device of the network and hash of its weights.
     figures
         SVG files.
+    best_xfm, best_inverse_xfm
+        ITK transforms that were used: deformable, or rigid.
     """
     workflow = Workflow(name=name)
     workflow.__desc__ = """\
@@ -121,7 +124,7 @@ refined with ANTs).
         ),
         name="inputnode",
     )
-    outputnode = pe.Node(niu.IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=[*OUTPUTS, *BEST_XFMS]), name="outputnode")
     register_rigid = pe.Node(
         RegisterRigid(random_seed=options.random_seed),
         name="register_rigid",
@@ -152,7 +155,12 @@ refined with ANTs).
         (draw_registration, outputnode, [("out_files", "figures")]),
     ])  # fmt: skip
     if options.transform == "rigid":
-        workflow.connect(resample_rigid, "out_file", outputnode, "preproc")
+        workflow.connect([
+            (resample_rigid, outputnode, [("out_file", "preproc")]),
+            (register_rigid, outputnode, [
+                ("xfm", "best_xfm"), ("inverse_xfm", "best_inverse_xfm"),
+            ]),
+        ])  # fmt: skip
         return workflow
     _add_deformable_step(workflow, modality, options)
     return workflow
@@ -202,14 +210,19 @@ the rigid result is the output. Images were interpolated once, with cubic B-spli
             ("template2anat", "template2anat"),
         ]),
         (inputnode, resample_m2m, [("moving_file", "in_file"), ("t1w_file", "reference_file")]),
-        (register_rigid, register_m2m, [("xfm", "rigid_xfm")]),
+        (register_rigid, register_m2m, [
+            ("xfm", "rigid_xfm"), ("inverse_xfm", "rigid_inverse_xfm"),
+        ]),
         (register_m2m, resample_m2m, [("best_xfm", "xfm")]),
         (register_m2m, draw_registration, [
             ("objections", "objections"), ("jacobian_file", "jacobian_file"),
         ]),
         (resample_m2m, draw_registration, [("out_file", "final_file")]),
         (register_m2m, outputnode, [
-            (name, name) for name in ("m2m_xfms", "quality", "objections", "device_used", "sha256")
+            (name, name)
+            for name in (
+                *("m2m_xfms", "quality", "objections", "device_used", "sha256"), *BEST_XFMS,
+            )
         ]),
         (resample_m2m, outputnode, [("out_file", "preproc")]),
     ])  # fmt: skip

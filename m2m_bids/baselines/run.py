@@ -25,7 +25,7 @@ from m2m_bids.api import Modality
 from m2m_bids.baselines.base import Images, Options
 from m2m_bids.baselines.methods import find_method
 from m2m_bids.spatial.images import load_image
-from m2m_bids.spatial.itk import read_affine, read_composite, write_affine, write_composite
+from m2m_bids.spatial.itk import read_affine, write_affine, write_composite
 from m2m_bids.spatial.transforms import Chain
 
 JOB_NAME, REPORT_NAME, LOG_NAME = "job.json", "report.json", "log.txt"
@@ -160,11 +160,6 @@ def write_chain(chain: Chain, folder: Path) -> Path:
     if len(chain) == 1 and isinstance(chain[0], np.ndarray):
         return write_affine(chain[0], folder / "xfm.txt")
     return write_composite(chain, folder / "xfm.h5")
-
-
-def read_chain(file: Path) -> Chain:
-    """Read what `write_chain` wrote."""
-    return read_composite(file) if file.suffix == ".h5" else (read_affine(file),)
 
 
 def peak_memory_gb() -> float:

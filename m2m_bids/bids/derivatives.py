@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2m_bids import __version__
-from m2m_bids.bids.naming import Transform, expected_anat_outputs, expected_outputs
+from m2m_bids.bids.naming import (
+    Transform,
+    expected_anat_outputs,
+    expected_outputs,
+    expected_space_outputs,
+    expected_template_outputs,
+)
+from m2m_bids.bids.spaces import OutputSpace
 
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
@@ -268,6 +275,7 @@ def missing_outputs(
     transform: Transform,
     *,
     made_with: Mapping[str, Any] | None = None,
+    spaces: Sequence[OutputSpace] = (),
 ) -> list[Path]:
     """
     List the outputs that a scan still lacks; an empty list means that it is finished.
@@ -286,6 +294,8 @@ def missing_outputs(
     made_with : mapping, optional
         Further fields that the sidecar of the registered image must hold, such as
         ``WeightsSHA256``; a scan made with other ones is not finished.
+    spaces : sequence of OutputSpace
+        Spaces beside the T1w's own in which its image has to be.
     """
     outputs = expected_outputs(scan, out_dir, transform)
     sidecar = outputs["preproc_json"]
@@ -296,7 +306,12 @@ def missing_outputs(
     if any(used.get(name) != value for name, value in wanted.items()):
         return list(outputs.values())
     if used.get("Transform") == "rigid":
+        transform = "rigid"
         outputs = expected_outputs(scan, out_dir, "rigid")
     anatomical = expected_anat_outputs(scan.t1w_entities, out_dir)
     needed = [*outputs.values(), *(anatomical[key] for key in ("preproc", "mask"))]
+    for space in spaces:
+        needed += expected_space_outputs(scan, out_dir, space, transform).values()
+        if space.is_template:
+            needed += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
     return [file for file in needed if not file.is_file()]

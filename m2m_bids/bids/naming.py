@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from m2m_bids.bids.spaces import OutputSpace
+
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 ENTITIES = {
     "sub": "subject",
     "ses": "session",
+    "cohort": "cohort",
     "sample": "sample",
     "task": "task",
     "acq": "acquisition",
@@ -44,7 +47,19 @@ ENTITIES = {
     "desc": "desc",
 }
 # Entities that say what an image is rather than which one: the outputs have their own.
-_DESCRIBING = {"space", "res", "den", "label", "seg", "from", "to", "mode", "param", "desc"}
+_DESCRIBING = {
+    "space",
+    "cohort",
+    "res",
+    "den",
+    "label",
+    "seg",
+    "from",
+    "to",
+    "mode",
+    "param",
+    "desc",
+}
 _DATATYPES = ("anat", "dwi", "pet", "figures")
 _LABEL = re.compile(r"[a-zA-Z0-9+]+")
 _EXTENSION = re.compile(r"(\.[a-zA-Z0-9]+)+")
@@ -219,40 +234,82 @@ def expected_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> dict[
         ``rigid_xfm`` and ``rigid_inverse_xfm`` (ITK affines); with "m2m" also ``m2m_xfm`` and
         ``m2m_inverse_xfm`` (ITK composites). ``*_xfm`` carry images from the scan to the T1w.
     """
-    is_pet = scan.modality == "pet"
-    datatype = "pet" if is_pet else "dwi"
-    origin = "petref" if is_pet else "FA"
-    entities = output_entities(scan.entities)
-    described = {"space": "T1w", "param": None if is_pet else "FA"}
-
-    def image(desc: str, extension: str) -> Path:
-        return output_path(
-            out_dir,
-            {**entities, **described, "desc": desc},
-            datatype=datatype,
-            suffix="pet" if is_pet else "dwimap",
-            extension=extension,
-        )
-
-    def xfm(start: str, end: str, desc: str) -> Path:
-        return output_path(
-            out_dir,
-            {**entities, "from": start, "to": end, "mode": "image", "desc": desc},
-            datatype=datatype,
-            suffix="xfm",
-            extension=".txt" if desc == "rigid" else ".h5",
-        )
-
     outputs = {
-        "preproc": image("preproc", ".nii.gz"),
-        "preproc_json": image("preproc", ".json"),
-        "rigid": image("rigid", ".nii.gz"),
-        "rigid_json": image("rigid", ".json"),
+        name: _scan_image(scan, out_dir, extension, space="T1w", desc=desc)
+        for desc in ("preproc", "rigid")
+        for name, extension in ((desc, ".nii.gz"), (f"{desc}_json", ".json"))
     }
     for desc in ("rigid", "m2m") if transform == "m2m" else ("rigid",):
-        outputs[f"{desc}_xfm"] = xfm(origin, "T1w", desc)
-        outputs[f"{desc}_inverse_xfm"] = xfm("T1w", origin, desc)
+        extension = ".txt" if desc == "rigid" else ".h5"
+        forward, inverse = _scan_xfms(scan, out_dir, extension, to="T1w", desc=desc)
+        outputs |= {f"{desc}_xfm": forward, f"{desc}_inverse_xfm": inverse}
     return outputs
+
+
+def expected_space_outputs(
+    scan: "Scan", out_dir: Path, space: OutputSpace, transform: Transform
+) -> dict[str, Path]:
+    """
+    List what there is of a finished scan in another space.
+
+    Parameters
+    ----------
+    scan : Scan
+        A PET or FA scan.
+    out_dir : Path
+        Root of the output dataset.
+    space : OutputSpace
+        Not the T1w's own grid.
+    transform : {"m2m", "rigid"}
+        The transform to the T1w that was used.
+
+    Returns
+    -------
+    dict
+        ``image`` and ``image_json``; in a template's space also ``xfm`` and ``inverse_xfm``, ITK
+        composites between the scan and the template. ``xfm`` carries images to the template.
+    """
+    outputs = {
+        name: _scan_image(scan, out_dir, extension, **space.entities, desc="preproc")
+        for name, extension in (("image", ".nii.gz"), ("image_json", ".json"))
+    }
+    if space.is_template:
+        pair = _scan_xfms(scan, out_dir, ".h5", to=space.template, desc=transform)
+        outputs |= dict(zip(("xfm", "inverse_xfm"), pair, strict=True))
+    return outputs
+
+
+def _scan_image(scan: "Scan", out_dir: Path, extension: str, **entities: str | None) -> Path:
+    """Path of an image of a scan, or of its sidecar."""
+    is_pet = scan.modality == "pet"
+    return output_path(
+        out_dir,
+        {**output_entities(scan.entities), "param": None if is_pet else "FA", **entities},
+        datatype="pet" if is_pet else "dwi",
+        suffix="pet" if is_pet else "dwimap",
+        extension=extension,
+    )
+
+
+def _scan_xfms(
+    scan: "Scan", out_dir: Path, extension: str, *, to: str, desc: str
+) -> tuple[Path, Path]:
+    """Paths of the transform from a scan to a space, and of its inverse."""
+    is_pet = scan.modality == "pet"
+    origin = "petref" if is_pet else "FA"
+    forward, inverse = (
+        output_path(
+            out_dir,
+            {**output_entities(scan.entities), "from": start, "to": end},
+            datatype="pet" if is_pet else "dwi",
+            suffix="xfm",
+            extension=extension,
+            mode="image",
+            desc=desc,
+        )
+        for start, end in ((origin, to), (to, origin))
+    )
+    return forward, inverse
 
 
 def expected_anat_outputs(t1w_entities: Mapping[str, str], out_dir: Path) -> dict[str, Path]:
@@ -276,4 +333,42 @@ def expected_anat_outputs(t1w_entities: Mapping[str, str], out_dir: Path) -> dic
                 suffix=suffix,
                 extension=extension,
             )
+    return outputs
+
+
+def expected_template_outputs(
+    t1w_entities: Mapping[str, str], out_dir: Path, space: OutputSpace
+) -> dict[str, Path]:
+    """
+    List the outputs of a T1w reference in a template's space.
+
+    Returns
+    -------
+    dict
+        ``preproc`` and ``preproc_json``, on the first grid of the template, and ``xfm`` and
+        ``inverse_xfm``, ITK composites between the T1w and the template.
+    """
+    entities = output_entities(t1w_entities)
+    described = {**space.entities, "res": None, "desc": "preproc"}
+    outputs = {
+        name: output_path(
+            out_dir,
+            {**entities, **described},
+            datatype="anat",
+            suffix="T1w",
+            extension=extension,
+        )
+        for name, extension in (("preproc", ".nii.gz"), ("preproc_json", ".json"))
+    }
+    for name, start, end in (
+        ("xfm", "T1w", space.template),
+        ("inverse_xfm", space.template, "T1w"),
+    ):
+        outputs[name] = output_path(
+            out_dir,
+            {**entities, "from": start, "to": end, "mode": "image"},
+            datatype="anat",
+            suffix="xfm",
+            extension=".h5",
+        )
     return outputs

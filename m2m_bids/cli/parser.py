@@ -247,6 +247,15 @@ def _add_registration(group: argparse._ArgumentGroup) -> None:
         "For 'train', weights to start from (default: none)",
     )
     group.add_argument(
+        "--output-spaces",
+        nargs="+",
+        action="extend",
+        metavar="SPACE",
+        help="spaces to write registered scans in, beside the T1w's own grid: T1w:res-native, "
+        "T1w:res-2 (mm), MNI152NLin2009aSym (comes with m2m-bids), or NAME[:cohort-LABEL]"
+        "[:res-native|:res-N] of a TemplateFlow archive (default: T1w)",
+    )
+    group.add_argument(
         "--random-seed",
         type=_whole_number(0),
         metavar="N",

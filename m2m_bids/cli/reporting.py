@@ -71,7 +71,13 @@ def status_of(
     """
     if scan.reason:
         return status_row(scan, "skipped")
-    missing = missing_outputs(scan, settings.output_dir, settings.transform, made_with=made_with)
+    missing = missing_outputs(
+        scan,
+        settings.output_dir,
+        settings.transform,
+        made_with=made_with,
+        spaces=settings.further_spaces,
+    )
     if failure or missing:
         reason = failure or f"{missing[0].name} was not written"
         return status_row(scan, "failed", reason, seconds)

@@ -73,6 +73,7 @@ def _run(settings: Settings) -> int:
     n_gpus = count_gpus(settings.device) if settings.transform == "m2m" else 0
     scans = find_scans(settings)
     weights, sha256 = _find_weights(settings)
+    _find_templates(settings)
     if settings.dry_run:
         shown = f"{weights} (SHA-256 {sha256[:12]}...)"
         names = dict.fromkeys(settings.modalities, shown)
@@ -93,7 +94,13 @@ def _run(settings: Settings) -> int:
     due = [
         scan
         for scan in wanted
-        if missing_outputs(scan, settings.output_dir, settings.transform, made_with=made_with)
+        if missing_outputs(
+            scan,
+            settings.output_dir,
+            settings.transform,
+            made_with=made_with,
+            spaces=settings.further_spaces,
+        )
     ]
     datasets = {"raw": settings.bids_dir, **settings.derivative_dirs}
     write_dataset_files(settings.output_dir, datasets)
@@ -134,6 +141,21 @@ def _find_weights(settings: Settings) -> tuple[Path | None, str]:
 
     weights = settings.weights or DEFAULT_WEIGHTS
     return weights, check_weights(weights, settings.modalities)
+
+
+def _find_templates(settings: Settings) -> None:
+    """Check that the templates of the output spaces are there, before anything is computed."""
+    templates = [space for space in settings.further_spaces if space.is_template]
+    if not templates:
+        return
+    from m2m_bids.spatial.templates import EMBEDDED, find_template
+
+    for space in templates:
+        if space.name != EMBEDDED:
+            number = int(space.resolution) if space.resolution not in (None, "native") else 1
+            find_template(
+                space.name, settings.templateflow_home, cohort=space.cohort, resolution=number
+            )
 
 
 def _registration_options(

@@ -99,9 +99,9 @@ class MeasureRegistration(SimpleInterface):
     output_spec = _MeasureRegistrationOutputSpec
 
     def _run_interface(self, runtime):
-        from m2m_bids.baselines.run import read_chain
         from m2m_bids.evaluation.measures import landmarks_of, measure_registration
         from m2m_bids.spatial.images import load_image
+        from m2m_bids.spatial.itk import read_chain
         from m2m_bids.spatial.landmarks import read_landmarks
 
         inputs = self.inputs
@@ -113,9 +113,9 @@ class MeasureRegistration(SimpleInterface):
         if inputs.landmarks:
             landmarks = read_landmarks(Path(inputs.landmarks))
         elif inputs.reference_xfm:
-            landmarks = landmarks_of(read_chain(Path(inputs.reference_xfm)), mask)
+            landmarks = landmarks_of(read_chain(inputs.reference_xfm), mask)
         self._results["fields"] = measure_registration(
-            read_chain(Path(inputs.xfm)),
+            read_chain(inputs.xfm),
             mask,
             fixed_labels=load_image(inputs.fixed_labels),
             moving_labels=load_image(inputs.moving_labels) if inputs.moving_labels else None,

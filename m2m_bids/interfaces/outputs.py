@@ -145,6 +145,81 @@ class SaveScan(SimpleInterface):
         }
 
 
+class _SaveInSpaceInputSpec(BaseInterfaceInputSpec):
+    image = File(exists=True, mandatory=True, desc="image of the scan in the space")
+    xfm = File(exists=True, desc="ITK composite from the scan to the template")
+    inverse_xfm = File(exists=True, desc="its inverse")
+    m2m_xfms = traits.List(File(exists=True), desc="deformable transforms, empty if rejected")
+    outputs = traits.Dict(
+        mandatory=True,
+        desc="paths for each transform, as `bids.naming.expected_space_outputs` gives",
+    )
+    sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
+    provenance = traits.Dict(mandatory=True, desc="fields of `bids.derivatives.Provenance`")
+
+
+class SaveInSpace(SimpleInterface):
+    """Copy the image of a scan in another space, its sidecar last, and the transforms there."""
+
+    input_spec = _SaveInSpaceInputSpec
+    output_spec = _SaveOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        from m2m_bids.bids.derivatives import Provenance, image_sidecar, write_json
+
+        inputs = self.inputs
+        used = "m2m" if isdefined(inputs.m2m_xfms) and inputs.m2m_xfms else "rigid"
+        outputs = {name: Path(file) for name, file in inputs.outputs[used].items()}
+        outputs["image_json"].unlink(missing_ok=True)
+        for files in inputs.outputs.values():
+            for file in {Path(file) for file in files.values()} - set(outputs.values()):
+                file.unlink(missing_ok=True)
+        names = ("image", "xfm", "inverse_xfm")
+        written = [
+            _copy(getattr(inputs, name), outputs[name]) for name in names if name in outputs
+        ]
+        provenance = Provenance(**{**inputs.provenance, "transform": used})
+        sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
+        write_json(outputs["image_json"], sidecar)
+        self._results["out_files"] = [*written, str(outputs["image_json"])]
+        return runtime
+
+
+class _SaveTemplateInputSpec(BaseInterfaceInputSpec):
+    image = File(exists=True, mandatory=True, desc="T1w on the grid of the template")
+    xfm = File(exists=True, mandatory=True, desc="ITK composite from the T1w to the template")
+    inverse_xfm = File(exists=True, mandatory=True, desc="its inverse")
+    is_skull_stripped = traits.Bool(mandatory=True, desc="whether the T1w came without skull")
+    outputs = traits.Dict(
+        mandatory=True, desc="paths, as `bids.naming.expected_template_outputs` gives"
+    )
+    sources = traits.List(traits.Str(), mandatory=True, desc="BIDS URIs")
+
+
+class SaveTemplate(SimpleInterface):
+    """Copy a T1w in a template's space and the transforms between both."""
+
+    input_spec = _SaveTemplateInputSpec
+    output_spec = _SaveOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        from m2m_bids.bids.derivatives import image_sidecar, write_json
+
+        inputs, outputs = self.inputs, self.inputs.outputs
+        files = {"preproc": inputs.image, "xfm": inputs.xfm, "inverse_xfm": inputs.inverse_xfm}
+        written = [_copy(file, Path(outputs[name])) for name, file in files.items()]
+        sidecar = image_sidecar(
+            inputs.sources,
+            is_skull_stripped=inputs.is_skull_stripped,
+            description="Registered to the template, affinely and with SyN (ANTs).",
+        )
+        write_json(Path(outputs["preproc_json"]), sidecar)
+        self._results["out_files"] = [*written, outputs["preproc_json"]]
+        return runtime
+
+
 def _copy(file: str, destination: Path) -> str:
     """Copy a file to a name where it is never seen half-written."""
     from m2m_bids.spatial.images import replacing

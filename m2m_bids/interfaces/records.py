@@ -30,14 +30,14 @@ class MoveImages(SimpleInterface):
     output_spec = _MoveImagesOutputSpec
 
     def _run_interface(self, runtime):
-        from m2m_bids.baselines.run import read_chain
         from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.itk import read_chain
         from m2m_bids.spatial.resampling import resample
 
         inputs = self.inputs
         if not inputs.xfm:
             return runtime
-        chain, reference = read_chain(Path(inputs.xfm)), load_image(inputs.reference_file)
+        chain, reference = read_chain(inputs.xfm), load_image(inputs.reference_file)
         files = {"moved_file": inputs.moving_file, "moved_labels": inputs.moving_labels}
         for name, file in files.items():
             if file:

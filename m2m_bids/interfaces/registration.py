@@ -19,6 +19,7 @@ class _RegisterImagesInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
     dseg_file = File(exists=True, desc="tissues of the T1w: 1 GM, 2 WM, 3 CSF")
     rigid_xfm = File(exists=True, mandatory=True, desc="ITK affine: T1w points to moving points")
+    rigid_inverse_xfm = File(exists=True, mandatory=True, desc="its inverse")
     template2anat = File(exists=True, mandatory=True, desc="ITK affine: MNI points to T1w points")
     modality = traits.Enum("pet", "fa", mandatory=True, desc="kind of the moving image")
     weights = traits.Directory(exists=True, mandatory=True, desc="weights folder")
@@ -31,6 +32,7 @@ class _RegisterImagesInputSpec(BaseInterfaceInputSpec):
 
 class _RegisterImagesOutputSpec(TraitedSpec):
     best_xfm = File(desc="ITK transform to use: the composite, or the rigid one if it is rejected")
+    best_inverse_xfm = File(desc="its inverse")
     m2m_xfms = traits.List(
         File(), desc="composite from moving to T1w and its inverse; empty if it is rejected"
     )
@@ -73,15 +75,16 @@ class RegisterImages(SimpleInterface):
         )
         folder = Path(runtime.cwd)
         objections = result.quality.objections()
-        m2m_xfms = []
+        best, m2m_xfms = (inputs.rigid_xfm, inputs.rigid_inverse_xfm), []
         if not objections:
             forward = write_composite((rigid, result.field), folder / "m2m.h5")
             inverse = write_composite(
                 (result.inverse_field, np.linalg.inv(rigid)), folder / "m2m_inverse.h5"
             )
-            m2m_xfms = [str(forward), str(inverse)]
+            best = m2m_xfms = [str(forward), str(inverse)]
         self._results.update(
-            best_xfm=m2m_xfms[0] if m2m_xfms else inputs.rigid_xfm,
+            best_xfm=best[0],
+            best_inverse_xfm=best[1],
             m2m_xfms=m2m_xfms,
             jacobian_file=str(save_image(result.jacobian, folder / "jacobian.nii")),
             quality=asdict(result.quality),
@@ -115,15 +118,12 @@ class ResampleImage(SimpleInterface):
 
     def _run_interface(self, runtime):
         from m2m_bids.spatial.images import load_image, save_image
-        from m2m_bids.spatial.itk import read_affine, read_composite
+        from m2m_bids.spatial.itk import read_chain
         from m2m_bids.spatial.resampling import resample
 
-        chain = []
-        for file in self.inputs.xfm:
-            chain.extend(read_composite(file) if file.endswith(".h5") else [read_affine(file)])
         image = resample(
             load_image(self.inputs.in_file),
-            chain,
+            read_chain(*self.inputs.xfm),
             load_image(self.inputs.reference_file),
             order=self.inputs.order,
         )

@@ -28,6 +28,7 @@ from m2m_bids.preprocessing.mutual_information import MutualInformation, climb, 
 from m2m_bids.preprocessing.tissues import fit_classes
 from m2m_bids.spatial.conform import to_ras
 from m2m_bids.spatial.images import load_image, require_3d
+from m2m_bids.spatial.templates import embedded_template
 
 # On simulated heads three levels (200, 100, 50 mm between control points) and a loose tolerance
 # leave a quarter of the bias; a fourth level or a tight one follows anatomy and leaves more.
@@ -65,26 +66,9 @@ class BrainExtraction(NamedTuple):
 
 
 @cache
-def _template(part: str) -> nb.Nifti1Image:
-    """Load the T1w (``t1``), brain mask, grey or white matter (``gm``, ``wm``) at 1 mm."""
-    from nilearn import datasets
-
-    if part == "mask":
-        t1 = _template("t1")
-        brain = ndimage.binary_fill_holes(np.asarray(t1.dataobj) > 0)
-        return nb.Nifti1Image(brain.astype(np.float32), t1.affine)
-    load = {
-        "t1": datasets.load_mni152_template,
-        "gm": datasets.load_mni152_gm_template,
-        "wm": datasets.load_mni152_wm_template,
-    }[part]
-    return load(resolution=1)
-
-
-@cache
 def _template_copy(part: str, spacing_mm: float, *, dilation_mm: int = 0) -> nb.Nifti1Image:
     """Copy a part of the template to an isotropic grid; the mask may be dilated."""
-    image = _template(part)
+    image = embedded_template(part)
     if not dilation_mm:
         return working_copy(image, spacing_mm)
     distance = ndimage.distance_transform_edt(np.asarray(image.dataobj) == 0)
@@ -274,7 +258,7 @@ def _warped_mask(
     for axis in range(3):
         offset = result.inverse_displacement_mm[..., axis]
         points[axis] += ndimage.map_coordinates(offset, voxels, order=1)
-    mask = _template("mask")
+    mask = embedded_template("mask")
     voxels = transform(np.linalg.inv(mask.affine), points)
     soft = ndimage.map_coordinates(np.asarray(mask.dataobj), voxels, order=1)
     return soft.reshape(grid.shape)

@@ -1,5 +1,6 @@
 """The cubic grid on which networks see images, and sampling of images on it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nb
@@ -160,3 +161,42 @@ def to_ras(image: nb.Nifti1Image) -> nb.Nifti1Image:
         The same voxels at the same world positions; nothing is interpolated.
     """
     return nb.as_closest_canonical(image)
+
+
+def grid_with_spacing(image: nb.Nifti1Image, spacing_mm: Sequence[float]) -> nb.Nifti1Image:
+    """
+    Lay a grid of other voxels over the field of view of an image.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        Gives the directions of the axes, and the field of view.
+    spacing_mm : sequence of 3 float
+        Voxel sizes along its axes.
+
+    Returns
+    -------
+    Nifti1Image, uint8
+        Zeros on a grid with the same centre, which covers the field of view.
+
+    Raises
+    ------
+    ValueError
+        If a voxel size is not positive.
+    """
+    spacing = np.asarray(spacing_mm, dtype=float)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise ValueError(f"spacing_mm must be positive, got {spacing_mm}")
+    old_shape = np.array(image.shape[:3])
+    old_spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    shape = np.maximum(np.ceil(old_shape * old_spacing / spacing - 1e-3).astype(int), 1)
+    matrix = image.affine[:3, :3] / old_spacing * spacing
+    centre = apply_affine(image.affine, (old_shape - 1) / 2)
+    affine = from_matvec(matrix, centre - matrix @ ((shape - 1) / 2))
+    return nb.Nifti1Image(np.zeros(shape, np.uint8), affine)
+
+
+def spacing_in_ras(image: nb.Nifti1Image) -> np.ndarray:
+    """Voxel sizes of an image along its axes nearest to right, anterior and superior, (3,) mm."""
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    return spacing[np.argsort(nb.io_orientation(image.affine)[:, 0])]

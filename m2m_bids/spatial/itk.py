@@ -171,6 +171,31 @@ def read_composite(file: Path | str) -> Chain:
         raise ValueError(f"{file}: not a readable ITK composite transform ({error}).") from error
 
 
+def read_chain(*files: Path | str) -> Chain:
+    """
+    Read transforms of several files as one chain.
+
+    Parameters
+    ----------
+    *files : Path or str
+        Affines (``.txt``) and composites (``.h5``), outermost first.
+
+    Returns
+    -------
+    tuple of Transform
+        Map of RAS+ mm points, outermost first.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read.
+    """
+    chain: Chain = ()
+    for file in map(Path, files):
+        chain += read_composite(file) if file.suffix == ".h5" else (read_affine(file),)
+    return chain
+
+
 def _with_suffix(file: Path | str, suffix: str) -> Path:
     file = Path(file)
     if file.suffix != suffix:

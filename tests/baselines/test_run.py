@@ -12,9 +12,9 @@ from nibabel.affines import from_matvec
 
 from m2m_bids.baselines import run
 from m2m_bids.baselines.base import Options
-from m2m_bids.baselines.run import PairFiles, Report, peak_memory_gb, read_chain, run_method
+from m2m_bids.baselines.run import PairFiles, Report, peak_memory_gb, run_method
 from m2m_bids.spatial.fields import DisplacementField
-from m2m_bids.spatial.itk import write_affine
+from m2m_bids.spatial.itk import read_chain, write_affine
 
 OPTIONS = Options(device="cpu", n_threads=1, spacing_mm=12.0)
 

@@ -10,8 +10,15 @@ import pytest
 from m2m_bids import __version__
 from m2m_bids.bids import derivatives
 from m2m_bids.bids.derivatives import Provenance
-from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, output_path
+from m2m_bids.bids.naming import (
+    expected_anat_outputs,
+    expected_outputs,
+    expected_space_outputs,
+    expected_template_outputs,
+    output_path,
+)
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.spaces import parse_space
 
 T1W = {"sub": "01", "ses": "M000"}
 PET = {"sub": "01", "ses": "M000", "trc": "18FFDG", "rec": "coregavg"}
@@ -182,6 +189,15 @@ class TestMissingOutputs:
         file = expected_anat_outputs(T1W, out_dir)["mask"]
         file.unlink()
         assert derivatives.missing_outputs(scans[1], out_dir, "m2m") == [file]
+
+    def test_further_spaces_are_part_of_a_finished_scan(self, finished):
+        scans, out_dir = finished
+        space = parse_space("MNI152NLin2009aSym:res-2")
+        missing = derivatives.missing_outputs(scans[0], out_dir, "m2m", spaces=[space])
+        in_space = expected_space_outputs(scans[0], out_dir, space, "m2m")
+        of_t1w = expected_template_outputs(scans[0].t1w_entities, out_dir, space)
+        assert missing == [*in_space.values(), *of_t1w.values()]
+        assert "desc-m2m" in in_space["xfm"].name
 
     def test_rejected_deformable_step_is_finished(self, scans, tmp_path):
         out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]

@@ -224,6 +224,15 @@ def test_settings_and_status_are_written(main, tmp_path):
     }
 
 
+def test_a_template_that_is_not_there_is_told_at_once(main, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "archive"))
+    code, _, err, _ = main("--dry-run", "--output-spaces", "MNI152NLin2009cAsym:res-2")
+    assert code == 2
+    assert "TEMPLATEFLOW_HOME" in err
+    assert "tpl-MNI152NLin2009cAsym_res-02_T1w.nii.gz is not there" in err
+    assert main("--dry-run", "--output-spaces", "MNI152NLin2009aSym", "T1w:res-native")[0] == 0
+
+
 def test_dry_run(main, tmp_path):
     code, out, _, started = main("--dry-run")
     assert (code, started) == (0, [])

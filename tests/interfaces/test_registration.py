@@ -44,6 +44,8 @@ def files(tmp_path, rng):
         paths[name] = str(tmp_path / f"{name}.nii")
         nb.Nifti1Image(data, GRID).to_filename(paths[name])
     paths["rigid_xfm"] = str(write_affine(RIGID, tmp_path / "rigid.txt"))
+    inverse = write_affine(np.linalg.inv(RIGID), tmp_path / "rigid_inverse.txt")
+    paths["rigid_inverse_xfm"] = str(inverse)
     paths["template2anat"] = str(write_affine(TEMPLATE, tmp_path / "template2anat.txt"))
     return paths
 
@@ -81,6 +83,7 @@ def test_accepted_step_is_written_both_ways(register, tmp_path, rng):
     outputs, _ = register(GOOD)
     assert outputs.best_xfm == str(tmp_path / "m2m.h5")
     assert outputs.m2m_xfms == [str(tmp_path / "m2m.h5"), str(tmp_path / "m2m_inverse.h5")]
+    assert outputs.best_inverse_xfm == outputs.m2m_xfms[1]
     assert outputs.objections == []
     points = rng.uniform(-20, 20, (50, 3))
     # From a point of the T1w: the field first, then the rigid map to the scan.
@@ -97,6 +100,7 @@ def test_accepted_step_is_written_both_ways(register, tmp_path, rng):
 def test_rejected_step_gives_the_rigid_transform(register, files, tmp_path):
     outputs, _ = register(FOLDED)
     assert outputs.best_xfm == files["rigid_xfm"]
+    assert outputs.best_inverse_xfm == files["rigid_inverse_xfm"]
     assert outputs.m2m_xfms == []
     assert len(outputs.objections) == 1
     assert "folds" in outputs.objections[0]

@@ -4,7 +4,14 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
-from m2m_bids.spatial.conform import NetworkGrid, sample_on_grid, template_grid, to_ras
+from m2m_bids.spatial.conform import (
+    NetworkGrid,
+    grid_with_spacing,
+    sample_on_grid,
+    spacing_in_ras,
+    template_grid,
+    to_ras,
+)
 
 ROTATION = Rotation.from_euler("xyz", [25, -15, 40], degrees=True).as_matrix()
 
@@ -111,3 +118,34 @@ def test_to_ras_keeps_world_positions():
     np.testing.assert_allclose(
         canonical.dataobj, ramp_image(canonical.affine, canonical.shape).dataobj
     )
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 2.5, 4.0), (6.0, 6.0, 6.0)])
+def test_another_spacing_keeps_directions_and_field_of_view(spacing):
+    affine = from_matvec(ROTATION @ np.diag([-2.0, 3.0, 1.5]), (10, -20, 30))
+    image = nb.Nifti1Image(np.zeros((20, 31, 42), np.float32), affine)
+    grid = grid_with_spacing(image, spacing)
+    matrix = grid.affine[:3, :3]
+    np.testing.assert_allclose(np.linalg.norm(matrix, axis=0), spacing)
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    np.testing.assert_allclose(matrix / spacing, directions)
+    # Every corner of the old voxels lies in the new ones, and less than a voxel is added.
+    for outer, inner, margin in ((grid, image, 0), (image, grid, 1)):
+        corners = np.array([(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+        corners = corners * inner.shape - 0.5
+        ijk = apply_affine(np.linalg.inv(outer.affine) @ inner.affine, corners)
+        allowed = margin * np.array(spacing) / np.linalg.norm(outer.affine[:3, :3], axis=0)
+        assert (ijk > -0.51 - allowed).all()
+        assert (ijk < np.array(outer.shape) - 0.49 + allowed).all()
+
+
+def test_spacing_of_no_length():
+    image = nb.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4))
+    with pytest.raises(ValueError, match="must be positive"):
+        grid_with_spacing(image, (1, 0, 1))
+
+
+def test_spacing_along_right_anterior_superior():
+    affine = np.array([[0, 0, -3.0, 0], [1.0, 0, 0, 0], [0, -2.0, 0, 0], [0, 0, 0, 1]])
+    image = nb.Nifti1Image(np.zeros((4, 5, 6), np.float32), affine)
+    np.testing.assert_array_equal(spacing_in_ras(image), [3, 1, 2])

@@ -1,5 +1,6 @@
 """The workflow of a run, built for cohorts of every kind, without running it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -180,6 +181,24 @@ def test_options_reach_every_node(settings, scan):
         assert nodes[name].n_procs == 4
     for name in ("extract_brain", "register_rigid"):
         assert nodes[name].inputs.random_seed == 5
+
+
+def test_every_space_has_its_image_and_every_t1w_its_template_once(settings, scan):
+    spaces = ("MNI152NLin2009aSym:res-2", "MNI152NLin2009aSym:res-native", "T1w:res-native")
+    settings = dataclasses.replace(settings, output_spaces=spaces)
+    scans = [scan("pet"), scan("fa")]
+    workflow = init_single_subject_wf(settings, scans, options(), name="wf")
+    names = workflow.list_node_names()
+    assert [name for name in names if name.endswith("normalize_t1w")] == [
+        "sub_01_ses_M000_T1w_MNI152NLin2009aSym_wf.normalize_t1w"
+    ]
+    for one in scans:
+        saved = [name for name in names if name.startswith(scan_wf_name(one))]
+        assert sum(name.endswith("save_in_space") for name in saved) == 3
+    grids = [node for node in workflow._get_all_nodes() if node.name == "make_grid"]
+    found = sorted(node.inputs.resolution for node in grids if isdefined(node.inputs.resolution))
+    assert found == ["2", "2", "native", "native", "native", "native"]
+    assert "MNI152NLin2009aSym" in methods_text(workflow)
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -10,7 +10,12 @@ from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.workflows.anatomical import init_anatomical_wf
 from m2m_bids.workflows.diffusion import init_fa_reference_wf
 from m2m_bids.workflows.pet import init_pet_reference_wf
-from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions, init_registration_wf
+from m2m_bids.workflows.registration import (
+    BEST_XFMS,
+    OUTPUTS,
+    RegistrationOptions,
+    init_registration_wf,
+)
 
 DEFORMABLE = {"register_m2m", "resample_m2m"}
 ONLY_DEFORMABLE = {"m2m_xfms", "quality", "objections", "device_used", "sha256"}
@@ -113,7 +118,7 @@ def test_rigid_run_has_no_deformable_step():
 def test_every_output_has_its_source(transform):
     workflow = init_registration_wf(modality="pet", options=options(transform=transform))
     reached = {name for _, _, target, name in edges(workflow) if target == "outputnode"}
-    assert reached == set(OUTPUTS) - (ONLY_DEFORMABLE if transform == "rigid" else set())
+    assert reached == {*OUTPUTS, *BEST_XFMS} - (ONLY_DEFORMABLE if transform == "rigid" else set())
 
 
 @pytest.mark.parametrize(("use_gpu", "n_procs"), [(True, 1), (False, 3)])

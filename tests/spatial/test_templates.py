@@ -1,0 +1,54 @@
+"""Templates: the one that comes with nilearn, and those of a TemplateFlow archive on disk."""
+
+import nibabel as nb
+import numpy as np
+import pytest
+
+from m2m_bids.spatial.images import ImageError
+from m2m_bids.spatial.templates import EMBEDDED, find_template, load_template
+
+AFFINE = nb.affines.from_matvec(np.diag([-3.0, 3, 3]), (30, -40, -20))
+
+
+def fill(home, name, *, cohort=None, resolution=1):
+    """Put a small template into an archive."""
+    folder, stem = home / f"tpl-{name}", f"tpl-{name}"
+    if cohort:
+        folder, stem = folder / f"cohort-{cohort}", f"{stem}_cohort-{cohort}"
+    folder.mkdir(parents=True)
+    for end in ("T1w", "desc-brain_mask"):
+        image = nb.Nifti1Image(np.ones((4, 5, 6), np.uint8), AFFINE)
+        nb.save(image, folder / f"{stem}_res-{resolution:02d}_{end}.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize("resolution", [1, 2])
+def test_the_embedded_template_needs_no_archive(tmp_path, resolution):
+    t1w, mask = load_template(EMBEDDED, tmp_path / "none", resolution=resolution)
+    assert t1w.shape == mask.shape
+    np.testing.assert_allclose(np.linalg.norm(t1w.affine[:3, :3], axis=0), resolution)
+    volume_l = np.asarray(mask.dataobj).sum() * resolution**3 / 1e6
+    assert 1.6 < volume_l < 2.1  # the ICBM brain with its ventricles
+    # The origin is the anterior commissure: brain, nearly in the plane of symmetry.
+    origin = np.rint(np.linalg.solve(mask.affine, [0, 0, 0, 1])).astype(int)
+    assert np.asarray(mask.dataobj)[tuple(origin[:3])]
+
+
+@pytest.mark.parametrize("cohort", [None, "2"])
+def test_a_template_of_the_archive(tmp_path, cohort):
+    fill(tmp_path, "Small", cohort=cohort, resolution=2)
+    template = load_template("Small", tmp_path, cohort=cohort, resolution=2)
+    assert template.t1w.shape == template.mask.shape == (4, 5, 6)
+    np.testing.assert_array_equal(template.t1w.affine, AFFINE)
+
+
+def test_what_is_not_in_the_archive(tmp_path):
+    folder = fill(tmp_path, "Small")
+    with pytest.raises(ImageError, match=r"res-02_T1w.*TEMPLATEFLOW_HOME.*MNI152NLin2009aSym"):
+        find_template("Small", tmp_path, resolution=2)
+    # TemplateFlow's archive starts with empty files.
+    (folder / "tpl-Small_res-01_desc-brain_mask.nii.gz").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"desc-brain_mask.nii.gz is not there"):
+        find_template("Small", tmp_path)
+    with pytest.raises(ImageError, match=r"tpl-Other.*cohort='3'"):
+        find_template("Other", tmp_path, cohort="3")

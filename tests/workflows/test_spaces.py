@@ -1,0 +1,145 @@
+"""Outputs in other spaces: the graph, and what is written against ANTs."""
+
+import json
+from pathlib import Path
+
+import ants
+import nibabel as nb
+import numpy as np
+import pytest
+from nibabel.affines import from_matvec
+
+from m2m_bids.api import DEFAULT_WEIGHTS
+from m2m_bids.bids.naming import expected_space_outputs
+from m2m_bids.bids.query import Scan
+from m2m_bids.bids.spaces import parse_space
+from m2m_bids.preprocessing.mutual_information import rotation_matrix
+from m2m_bids.spatial.fields import DisplacementField
+from m2m_bids.spatial.itk import read_composite, write_affine, write_composite
+from m2m_bids.spatial.transforms import map_points
+from m2m_bids.workflows.registration import RegistrationOptions
+from m2m_bids.workflows.spaces import init_scan_space_wf
+
+OPTIONS = RegistrationOptions("m2m", DEFAULT_WEIGHTS, "abc", 7, "cpu", False, 0, 1)
+FORWARD = {
+    "best": from_matvec(rotation_matrix(np.array([0.4, -0.2, 0.3])), (12, -7, 5)),
+    "template": from_matvec(rotation_matrix(np.array([-0.3, 0.2, 0.5])) * 0.9, (-8, 20, 3)),
+}
+
+
+@pytest.fixture(scope="module")
+def field():
+    """A bend of up to 8 mm that falls to zero at its border."""
+    affine = from_matvec(np.eye(3) * 8, (-120, -140, -100))
+    axes = [np.sin(np.linspace(0, np.pi, n)) ** 2 for n in (31, 36, 26)]
+    bump = 8 * axes[0][:, None, None] * axes[1][:, None] * axes[2]
+    return DisplacementField(np.stack([bump, -0.5 * bump, 0.7 * bump], axis=-1), affine)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """A PET of smooth blobs, on an oblique grid of anisotropic voxels."""
+    shape = (60, 50, 44)
+    matrix = rotation_matrix(np.array([0.2, 0.1, -0.3])) @ np.diag([-3.0, 4.0, 3.5])
+    affine = from_matvec(matrix, -matrix @ ((np.array(shape) - 1) / 2))
+    points = np.moveaxis(np.indices(shape), 0, -1) / 7.0
+    data = 100 + 40 * np.sin(points).sum(axis=-1)
+    files = {
+        name: tmp_path / f"bids/sub-01/{name}/sub-01_{name}.nii.gz" for name in ("pet", "T1w")
+    }
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+        nb.save(nb.Nifti1Image(data.astype(np.float32), affine), file)
+    return Scan("pet", files["pet"], {"sub": "01"}, files["T1w"], {"sub": "01"})
+
+
+def run(scan, tmp_path, space, xfms, **inputs):
+    """Run the workflow of a space; return its outputs."""
+    out = tmp_path / "out"
+    workflow = init_scan_space_wf(
+        space=parse_space(space),
+        scan=scan,
+        templateflow_home=tmp_path / "no_archive",
+        output_dir=out,
+        datasets={"raw": tmp_path / "bids"},
+        options=OPTIONS,
+    )
+    workflow.base_dir = str(tmp_path / "work")
+    given = {"moving_file": scan.file, "t1w_file": scan.t1w, **xfms, **inputs}
+    for name, value in given.items():
+        is_list = isinstance(value, list)
+        setattr(workflow.inputs.inputnode, name, value if is_list else str(value))
+    workflow.run(plugin="Linear")
+    return expected_space_outputs(
+        scan, out, parse_space(space), "m2m" if given["m2m_xfms"] else "rigid"
+    )
+
+
+@pytest.fixture
+def xfms(tmp_path, field):
+    """Transforms of the scan and of its T1w, as the workflows before give them."""
+    best = (FORWARD["best"], field)
+    template = (FORWARD["template"], field)
+    written = {
+        "best_xfm": write_composite(best, tmp_path / "best.h5"),
+        "template_xfm": write_composite(template, tmp_path / "template.h5"),
+    }
+    for name in ("best", "template"):
+        inverse = write_affine(np.linalg.inv(FORWARD[name]), tmp_path / f"{name}_inverse.txt")
+        written[f"{name}_inverse_xfm"] = inverse
+    return {**written, "m2m_xfms": [str(written["best_xfm"]), str(written["best_inverse_xfm"])]}
+
+
+def test_template_space_is_what_ants_makes_of_the_written_transform(scan, tmp_path, xfms, field):
+    outputs = run(scan, tmp_path, "MNI152NLin2009aSym:res-4", xfms)
+    assert all(file.is_file() for file in outputs.values())
+    image = nb.load(outputs["image"])
+    np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :3], axis=0), 4)
+    # From a point of the template through the T1w to the scan.
+    points = np.array([[0.0, 0, 0], [40, -60, 30], [-30, 20, -15]])
+    chain = (FORWARD["best"], field, FORWARD["template"], field)
+    found = map_points(read_composite(outputs["xfm"]), points)
+    np.testing.assert_allclose(found, map_points(chain, points), atol=1e-3)
+    inverse = np.linalg.inv(FORWARD["template"]) @ np.linalg.inv(FORWARD["best"])
+    found = map_points(read_composite(outputs["inverse_xfm"]), points)
+    np.testing.assert_allclose(found, nb.affines.apply_affine(inverse, points), atol=1e-3)
+    expected = ants.apply_transforms(
+        ants.image_read(str(outputs["image"])),
+        ants.image_read(str(scan.file)),
+        [str(outputs["xfm"])],
+        interpolator="bSpline",
+    ).numpy()
+    data = np.asarray(image.dataobj)
+    inside = (data != 0) & (expected != 0)
+    assert inside.mean() > 0.2
+    # Both are cubic splines; at the rim ITK mirrors the image in another way.
+    assert np.median(np.abs(data - expected)[inside]) < 0.05
+    assert np.percentile(np.abs(data - expected)[inside], 99) < 3
+    sidecar = json.loads(outputs["image_json"].read_text())
+    assert sidecar["Transform"] == "m2m"
+    assert sidecar["Sources"] == ["bids:raw:sub-01/pet/sub-01_pet.nii.gz",
+                                  "bids:raw:sub-01/T1w/sub-01_T1w.nii.gz"]  # fmt: skip
+
+
+def test_native_voxels_in_the_t1w_space(scan, tmp_path, xfms):
+    outputs = run(scan, tmp_path, "T1w:res-native", xfms)
+    assert set(outputs) == {"image", "image_json"}
+    image = nb.load(outputs["image"])
+    np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :3], axis=0), (3, 4, 3.5))
+    sidecar = json.loads(outputs["image_json"].read_text())
+    assert sidecar["SpatialReference"] == "bids::sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"
+
+
+def test_a_rejected_step_leaves_nothing_of_an_accepted_one(scan, tmp_path, xfms):
+    space = "MNI152NLin2009aSym:res-8"
+    before = run(scan, tmp_path, space, xfms)
+    rigid = {
+        "best_xfm": write_affine(FORWARD["best"], tmp_path / "rigid.txt"),
+        "m2m_xfms": [],
+    }
+    after = run(scan, tmp_path, space, {**xfms, **rigid})
+    assert all(file.is_file() for file in after.values())
+    assert after["xfm"] != before["xfm"]
+    assert not before["xfm"].exists()
+    assert not before["inverse_xfm"].exists()
+    assert json.loads(Path(after["image_json"]).read_text())["Transform"] == "rigid"

@@ -1,0 +1,241 @@
+"""Outputs in other spaces: other grids of the T1w's space, and templates."""
+
+from pathlib import Path
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from m2m_bids.bids.derivatives import bids_uri
+from m2m_bids.bids.naming import (
+    expected_anat_outputs,
+    expected_space_outputs,
+    expected_template_outputs,
+)
+from m2m_bids.bids.query import Scan
+from m2m_bids.bids.spaces import OutputSpace
+from m2m_bids.interfaces.outputs import SaveInSpace, SaveTemplate
+from m2m_bids.interfaces.registration import ResampleImage
+from m2m_bids.interfaces.spaces import ComposeTransforms, MakeGrid, NormalizeT1w
+from m2m_bids.workflows.registration import RegistrationOptions
+
+
+def init_template_wf(
+    *,
+    space: OutputSpace,
+    t1w_file: Path,
+    t1w_entities: dict[str, str],
+    templateflow_home: Path,
+    output_dir: Path,
+    datasets: dict[str, Path],
+    options: RegistrationOptions,
+    name: str = "template_wf",
+) -> Workflow:
+    """
+    Register a T1w to a template, and write the T1w there and the transforms.
+
+    Parameters
+    ----------
+    space : OutputSpace
+        The template.
+    t1w_file : Path
+        T1w image as it came.
+    t1w_entities : dict
+        Entities of its name.
+    templateflow_home : Path
+        Folder of the TemplateFlow archive.
+    output_dir : Path
+        Root of the output dataset.
+    datasets : dict of str to Path
+        Datasets that sources are in, by the name in BIDS URIs.
+    options : RegistrationOptions
+        Seed and threads.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    t1w_file, mask_file, template2anat, is_skull_stripped
+        As `init_anatomical_wf` gives them.
+
+    Outputs
+    -------
+    xfm, inverse_xfm
+        ITK composites: ``xfm`` carries images from the T1w to the template.
+    """
+    workflow = Workflow(name=name)
+    workflow.__desc__ = f"""\
+#### Template
+
+The brain of the T1w was registered to the template {space.template} by an affine transform and SyN
+with ANTs, both by mutual information. Images were brought there by the composite of
+all transforms, in one interpolation.
+"""
+    inputnode = pe.Node(
+        niu.IdentityInterface(
+            fields=["t1w_file", "mask_file", "template2anat", "is_skull_stripped"]
+        ),
+        name="inputnode",
+    )
+    outputnode = pe.Node(niu.IdentityInterface(fields=["xfm", "inverse_xfm"]), name="outputnode")
+    source = _template_inputs(space, templateflow_home)
+    normalize_t1w = pe.Node(
+        NormalizeT1w(random_seed=options.random_seed, **source),
+        name="normalize_t1w",
+        mem_gb=2,
+        n_procs=options.omp_nthreads,
+    )
+    make_grid = pe.Node(MakeGrid(**source), name="make_grid", mem_gb=1)
+    resample_t1w = pe.Node(ResampleImage(), name="resample_t1w", mem_gb=1.5)
+    files = expected_template_outputs(t1w_entities, output_dir, space)
+    save_template = pe.Node(
+        SaveTemplate(
+            outputs={key: str(file) for key, file in files.items()},
+            sources=[bids_uri(t1w_file, output_dir, datasets)],
+        ),
+        name="save_template",
+    )
+    workflow.connect([
+        (inputnode, normalize_t1w, [
+            ("t1w_file", "t1w_file"),
+            ("mask_file", "mask_file"),
+            ("template2anat", "template2anat"),
+        ]),
+        (inputnode, make_grid, [("t1w_file", "native_file")]),
+        (inputnode, resample_t1w, [("t1w_file", "in_file")]),
+        (make_grid, resample_t1w, [("out_file", "reference_file")]),
+        (normalize_t1w, resample_t1w, [("xfm", "xfm")]),
+        (inputnode, save_template, [("is_skull_stripped", "is_skull_stripped")]),
+        (resample_t1w, save_template, [("out_file", "image")]),
+        (normalize_t1w, save_template, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
+        (normalize_t1w, outputnode, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_scan_space_wf(
+    *,
+    space: OutputSpace,
+    scan: Scan,
+    templateflow_home: Path,
+    output_dir: Path,
+    datasets: dict[str, Path],
+    options: RegistrationOptions,
+    name: str = "space_wf",
+) -> Workflow:
+    """
+    Bring a scan into a space, from its own grid in one interpolation, and write it.
+
+    Parameters
+    ----------
+    space : OutputSpace
+        The space.
+    scan : Scan
+        PET or FA scan.
+    templateflow_home : Path
+        Folder of the TemplateFlow archive.
+    output_dir : Path
+        Root of the output dataset.
+    datasets : dict of str to Path
+        Datasets that sources are in, by the name in BIDS URIs.
+    options : RegistrationOptions
+        How the scan was registered.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    moving_file, best_xfm, best_inverse_xfm, m2m_xfms
+        As `init_registration_wf` takes and gives them.
+    t1w_file
+        As `init_anatomical_wf` gives it.
+    template_xfm, template_inverse_xfm
+        As `init_template_wf` gives them, for a template.
+    """
+    workflow = Workflow(name=name)
+    inputnode = pe.Node(
+        niu.IdentityInterface(
+            fields=[
+                *("moving_file", "t1w_file", "best_xfm", "best_inverse_xfm", "m2m_xfms"),
+                *("template_xfm", "template_inverse_xfm"),
+            ]
+        ),
+        name="inputnode",
+    )
+    make_grid = pe.Node(MakeGrid(), name="make_grid", mem_gb=1)
+    if space.resolution:
+        make_grid.inputs.resolution = space.resolution
+    resample_scan = pe.Node(ResampleImage(), name="resample_scan", mem_gb=1.5)
+    save_in_space = pe.Node(
+        _saver(space, scan, output_dir, datasets, options), name="save_in_space"
+    )
+    workflow.connect([
+        (inputnode, make_grid, [("moving_file", "native_file")]),
+        (inputnode, resample_scan, [("moving_file", "in_file")]),
+        (make_grid, resample_scan, [("out_file", "reference_file")]),
+        (inputnode, save_in_space, [("m2m_xfms", "m2m_xfms")]),
+        (resample_scan, save_in_space, [("out_file", "image")]),
+    ])  # fmt: skip
+    if not space.is_template:
+        workflow.connect([
+            (inputnode, make_grid, [("t1w_file", "t1w_file")]),
+            (inputnode, resample_scan, [("best_xfm", "xfm")]),
+        ])  # fmt: skip
+        return workflow
+    make_grid.inputs.trait_set(**_template_inputs(space, templateflow_home))
+    # Outermost first: points go from the template to the T1w, and from there to the scan.
+    list_xfms = pe.Node(niu.Merge(2), name="list_xfms")
+    list_inverse_xfms = pe.Node(niu.Merge(2), name="list_inverse_xfms")
+    compose_xfms = pe.Node(ComposeTransforms(), name="compose_xfms", mem_gb=1)
+    compose_inverse_xfms = pe.Node(ComposeTransforms(), name="compose_inverse_xfms", mem_gb=1)
+    workflow.connect([
+        (inputnode, list_xfms, [("best_xfm", "in1"), ("template_xfm", "in2")]),
+        (inputnode, list_inverse_xfms, [
+            ("template_inverse_xfm", "in1"), ("best_inverse_xfm", "in2"),
+        ]),
+        (list_xfms, resample_scan, [("out", "xfm")]),
+        (list_xfms, compose_xfms, [("out", "xfm")]),
+        (list_inverse_xfms, compose_inverse_xfms, [("out", "xfm")]),
+        (compose_xfms, save_in_space, [("out_file", "xfm")]),
+        (compose_inverse_xfms, save_in_space, [("out_file", "inverse_xfm")]),
+    ])  # fmt: skip
+    return workflow
+
+
+def _template_inputs(space: OutputSpace, templateflow_home: Path) -> dict[str, str]:
+    """Name a template for an interface that loads it."""
+    inputs = {"template": space.name, "templateflow_home": str(templateflow_home)}
+    return {**inputs, "cohort": space.cohort} if space.cohort else inputs
+
+
+def _saver(
+    space: OutputSpace,
+    scan: Scan,
+    output_dir: Path,
+    datasets: dict[str, Path],
+    options: RegistrationOptions,
+) -> SaveInSpace:
+    """Make the interface that writes a scan in a space."""
+    files = {
+        used: expected_space_outputs(scan, output_dir, space, used) for used in ("m2m", "rigid")
+    }
+    static = {
+        "sources": [bids_uri(file, output_dir, datasets) for file in (scan.file, scan.t1w)],
+        "is_skull_stripped": scan.modality == "fa",
+        "source_metadata": dict(scan.sidecar),
+        "description": f"In the space {space}, in one interpolation from the scan's own grid.",
+    }
+    if not space.is_template:
+        reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
+        static["spatial_reference"] = bids_uri(reference, output_dir, datasets)
+    return SaveInSpace(
+        outputs={
+            used: {key: str(file) for key, file in named.items()} for used, named in files.items()
+        },
+        sidecar=static,
+        provenance={
+            "transform_requested": options.transform,
+            "refine_steps": options.n_refine if options.transform == "m2m" else None,
+            "random_seed": options.random_seed,
+        },
+    )
