@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from m2m_bids.evaluation.label_images import labels_on_t1w, read_labels
+from m2m_bids.evaluation.label_images import read_labels
 from m2m_bids.evaluation.labels import NAMES
 from m2m_bids.reports.evaluation import EvaluationRun, write_evaluation_report
 from m2m_bids.reports.pictures import ExamplePair, MovedImage
 from m2m_bids.settings import DEFAULT_BASELINE_SPACING_MM
 from m2m_bids.spatial.images import load_image
+from m2m_bids.spatial.labels import labels_on_t1w
 
 if TYPE_CHECKING:
     from m2m_bids.cli.evaluate import Plan

@@ -4,6 +4,8 @@ from typing import Literal
 
 import numpy as np
 
+from m2m_bids.spatial.labels import whole_numbers
+
 Scheme = Literal["freesurfer", "tissues", "simulated"]
 _Members = tuple[int | tuple[int, int], ...]
 
@@ -91,7 +93,7 @@ def evaluation_labels(labels: np.ndarray, scheme: Scheme) -> np.ndarray:
     if scheme not in _SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(_SCHEMES)}, got {scheme!r}")
     classes = _class_of_number(scheme)
-    labels = _whole_numbers(labels)
+    labels = whole_numbers(labels)
     is_known = (labels > 0) & (labels < len(classes))
     found = classes[np.where(is_known, labels, 0)]
     if not found.any():
@@ -149,17 +151,3 @@ def _class_of_number(scheme: Scheme) -> np.ndarray:
     for number, first, last in ranges:
         table[first : last + 1] = number
     return table
-
-
-def _whole_numbers(labels: np.ndarray) -> np.ndarray:
-    """Labels as integers, if nothing is lost."""
-    labels = np.asarray(labels)
-    if labels.dtype.kind in "iu":
-        return labels
-    is_whole = labels.dtype.kind == "f" and np.isfinite(labels).all()
-    if not is_whole or (labels != np.rint(labels)).any():
-        raise ValueError(
-            f"labels must be whole numbers, got {labels.dtype} with others; resample label maps "
-            "by nearest neighbour"
-        )
-    return labels.astype(np.int64)

@@ -41,9 +41,10 @@ class PrepareLabels(SimpleInterface):
     output_spec = _PrepareLabelsOutputSpec
 
     def _run_interface(self, runtime):
-        from m2m_bids.evaluation.label_images import labels_in_scan, labels_on_t1w, read_labels
+        from m2m_bids.evaluation.label_images import labels_in_scan, read_labels
         from m2m_bids.spatial.images import load_image, save_image
         from m2m_bids.spatial.itk import read_affine
+        from m2m_bids.spatial.labels import labels_on_t1w
 
         inputs = self.inputs
         labels = read_labels(Path(inputs.label_file), inputs.scheme)

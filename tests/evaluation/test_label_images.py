@@ -6,10 +6,11 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
-from m2m_bids.evaluation.label_images import labels_in_scan, labels_on_t1w, read_labels
+from m2m_bids.evaluation.label_images import labels_in_scan, read_labels
 from m2m_bids.interfaces.labels import PrepareLabels
 from m2m_bids.spatial.images import ImageError, save_image
 from m2m_bids.spatial.itk import write_affine
+from m2m_bids.spatial.labels import labels_on_t1w
 
 CENTRE_MM = np.array([5.0, -12.0, 20.0])
 HIPPOCAMPUS, CORTEX = 17, 1035
