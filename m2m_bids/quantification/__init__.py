@@ -1,0 +1,1 @@
+"""What images show in regions of the brain: arrays in, numbers and tables out."""
