@@ -1,7 +1,7 @@
-"""
+r"""
 Standardised uptake values of a PET scan, from its metadata and the weight of the body.
 
-.. math:: SUV = C \\, w / A
+.. math:: SUV = C \, w / A
 
 with the activity concentration C in Bq/mL, the weight w in g and the injected activity A in Bq,
 both activities at the same time. The unit of SUV is g/mL.
