@@ -24,6 +24,11 @@ DEFAULT_N_PAIRS = 20
 DEFAULT_BASELINE_SPACING_MM = 1.5
 MODALITIES = ("pet", "fa")
 TRANSFORMS = ("m2m", "rigid")
+SUVR_REGIONS = (
+    *("auto", "none", "cerebellar-grey", "whole-cerebellum", "brainstem"),
+    "eroded-white-matter",
+)
+PVC_METHODS = ("none", "gtm", "rbv")
 ANALYSIS_LEVELS = ("participant", "train", "evaluate")
 NETWORK_SIZES = ("compact", "paper")
 PRECISIONS = ("auto", "bfloat16", "float32")
@@ -154,7 +159,17 @@ class Settings:
     networks_alone : bool
         Run them without refinement and check.
     fs_subjects_dir : Path, optional
-        FreeSurfer's folder of subjects, with the labels to evaluate with.
+        FreeSurfer's folder of subjects, with the labels to quantify or to evaluate with.
+    suvr_region : str
+        Reference region of SUVR: "auto", "none", or its name.
+    suvr_mask : str
+        Path of a mask of it in the T1w's space, with ``{sub}`` and ``{ses}`` for labels; or empty.
+    pvc : {"none", "gtm", "rbv"}
+        Correction for partial volume effects.
+    psf_fwhm_mm : tuple of float
+        Width of the scanner's point spread function, or three: to the right, to the front, up.
+    smooth_fwhm_mm : float, optional
+        Width of the kernel by which further images are smoothed.
     baseline_spacing_mm : float
         Voxels of the images that methods other than M2M-Reg see.
     dry_run, write_graph, reports_only : bool
@@ -217,6 +232,11 @@ class Settings:
     compare: tuple[tuple[str, Path], ...] = ()
     networks_alone: bool = False
     fs_subjects_dir: Path | None = None
+    suvr_region: str = "auto"
+    suvr_mask: str = ""
+    pvc: Literal["none", "gtm", "rbv"] = "none"
+    psf_fwhm_mm: tuple[float, ...] = ()
+    smooth_fwhm_mm: float | None = None
     baseline_spacing_mm: float = DEFAULT_BASELINE_SPACING_MM
     dry_run: bool = False
     write_graph: bool = False
@@ -238,6 +258,7 @@ class Settings:
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         _check_choices(self)
         _check_numbers(self)
+        _check_quantification(self)
         _check_folders(self)
         _check_files(self)
         nprocs = self.nprocs or available_cpus()
@@ -257,6 +278,12 @@ class Settings:
             for text in self.output_spaces
             if (space := parse_space(text)) != (T1W, None, None)
         ]
+
+    @property
+    def datasets(self) -> dict[str, Path]:
+        """Every dataset that outputs may be made of, by the name that BIDS URIs use."""
+        freesurfer = {"freesurfer": self.fs_subjects_dir} if self.fs_subjects_dir else {}
+        return {"raw": self.bids_dir, **freesurfer, **self.derivative_dirs}
 
     @property
     def evaluation_dir(self) -> Path:
@@ -347,7 +374,11 @@ _TUPLES = (
     "output_spaces",
 )
 _NAMED_FOLDERS = ("derivatives", "compare")
-_FLOATS = ("mem_gb", "learning_rate", "aligned_share", "grid_spacing_mm", "baseline_spacing_mm")
+_NUMBERS = ("psf_fwhm_mm",)
+_FLOATS = (
+    *("mem_gb", "learning_rate", "aligned_share", "grid_spacing_mm", "baseline_spacing_mm"),
+    "smooth_fwhm_mm",
+)
 
 
 def nested_derivatives(bids_dir: Path) -> tuple[tuple[str, Path], ...]:
@@ -411,6 +442,9 @@ def _from_toml_value(name: str, value: Any, where: str) -> Any:
     if name in _TUPLES:
         is_valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
         value = tuple(value) if is_valid else value
+    elif name in _NUMBERS:
+        is_valid = isinstance(value, list) and all(type(item) in (int, float) for item in value)
+        value = tuple(value) if is_valid else value
     elif name in _PATHS:
         is_valid = isinstance(value, str)
         value = Path(value) if is_valid else value
@@ -445,6 +479,8 @@ def _check_choices(settings: Settings) -> None:
         "analysis level": ((settings.analysis_level,), ANALYSIS_LEVELS),
         "--modalities": (settings.modalities, MODALITIES),
         "--transform": ((settings.transform,), TRANSFORMS),
+        "--suvr-region": ((settings.suvr_region,), SUVR_REGIONS),
+        "--pvc": ((settings.pvc,), PVC_METHODS),
         "--network-size": ((settings.network_size,), NETWORK_SIZES),
         "--precision": ((settings.precision,), PRECISIONS),
     }
@@ -501,6 +537,30 @@ def _check_numbers(settings: Settings) -> None:
         raise ValueError(
             f"--run-name: {settings.run_name!r} must be of letters, digits and _.+-, without /"
         )
+
+
+def _check_quantification(settings: Settings) -> None:
+    """Raise ValueError for widths out of range, and options that contradict each other."""
+    widths = settings.psf_fwhm_mm
+    if (settings.pvc != "none") != bool(widths):
+        raise ValueError(
+            f"--pvc {settings.pvc} and --psf-fwhm: give both or none; the width is that of the "
+            "scanner's point spread function, in mm"
+        )
+    if len(widths) not in (0, 1, 3) or not all(0.5 <= width <= 30 for width in widths):
+        raise ValueError(f"--psf-fwhm: {list(widths)} must be one or three widths, 0.5 to 30 mm")
+    if settings.smooth_fwhm_mm is not None and not 0.5 <= settings.smooth_fwhm_mm <= 30:
+        raise ValueError(f"--smooth-fwhm: {settings.smooth_fwhm_mm} mm must be from 0.5 to 30")
+    if not settings.suvr_mask:
+        return
+    if settings.suvr_region != "auto":
+        raise ValueError("--suvr-mask and --suvr-region: give one of both")
+    try:
+        settings.suvr_mask.format(sub="01", ses="01")
+    except (LookupError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"--suvr-mask: {settings.suvr_mask!r} may have {{sub}} and {{ses}} in braces only"
+        ) from error
 
 
 def _check_folders(settings: Settings) -> None:

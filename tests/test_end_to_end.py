@@ -19,7 +19,11 @@ import numpy as np
 import pytest
 
 from m2m_bids.api import DEFAULT_WEIGHTS, DeformableOptions, register_files
-from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs
+from m2m_bids.bids.naming import (
+    expected_anat_outputs,
+    expected_outputs,
+    quantification_outputs,
+)
 from m2m_bids.bids.query import query
 from m2m_bids.bids.status import read_status
 from m2m_bids.evaluation.landmarks import landmark_errors
@@ -212,6 +216,10 @@ def test_files_are_exactly_those_expected(cohort, scans):
     expected = set()
     for name, transform in ((PET, "m2m"), (FA, "m2m"), (NOISE, "rigid")):
         expected |= set(expected_outputs(scans[name], cohort.out, transform).values())
+        # Without labels and body weights there are tables of the tissues, and nothing else.
+        measured = quantification_outputs(scans[name], cohort.out, "tissues")
+        tables = ("stat", "tacs") if scans[name].modality == "pet" else ("stat",)
+        expected |= {measured[f"{table}{end}"] for table in tables for end in ("", "_json")}
     expected |= set(expected_anat_outputs(scans[PET].t1w_entities, cohort.out).values())
     found = {file for file in cohort.out.glob("sub-*/ses-*/**/*") if file.is_file()}
     assert found == expected

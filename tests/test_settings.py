@@ -83,6 +83,16 @@ def test_paths_become_absolute(folders, tmp_path):
         ({"compare": (("a b", "other"),)}, "--compare: 'a b'"),
         ({"compare": (("default", "other"),)}, "--compare: 'default'"),
         ({"compare": (("a", "other"), ("a", "bids"))}, "--compare: 'a'"),
+        ({"suvr_region": "pons"}, "--suvr-region"),
+        ({"pvc": "mg", "psf_fwhm_mm": (5.0,)}, "--pvc"),
+        ({"pvc": "gtm"}, "--pvc gtm and --psf-fwhm: give both or none"),
+        ({"psf_fwhm_mm": (5.0,)}, "--pvc none and --psf-fwhm: give both or none"),
+        ({"pvc": "gtm", "psf_fwhm_mm": (5.0, 6.0)}, "--psf-fwhm: .* one or three widths"),
+        ({"pvc": "gtm", "psf_fwhm_mm": (0.1,)}, "--psf-fwhm"),
+        ({"smooth_fwhm_mm": 0.0}, "--smooth-fwhm"),
+        ({"suvr_mask": "x", "suvr_region": "brainstem"}, "--suvr-mask and --suvr-region"),
+        ({"suvr_mask": "{subject}/x.nii"}, "--suvr-mask"),
+        ({"suvr_mask": "{sub.x}"}, "--suvr-mask"),
         ({"fs_subjects_dir": "none"}, "--fs-subjects-dir: .*none is not a folder"),
         ({"pairs": "other"}, "--pairs: .*other is not a file"),
         ({"n_pairs": 0}, "--n-pairs: 0"),
@@ -152,6 +162,10 @@ def unusual(folders, tmp_path):
         compare=(("mine", tmp_path / "other"), ("with.dot", tmp_path / "weights")),
         networks_alone=True,
         fs_subjects_dir=tmp_path / "other",
+        suvr_region="brainstem",
+        pvc="rbv",
+        psf_fwhm_mm=(5.0, 5.0, 6.5),
+        smooth_fwhm_mm=8.0,
         baseline_spacing_mm=3.0,
         dry_run=True,
         write_graph=True,
@@ -163,12 +177,25 @@ def unusual(folders, tmp_path):
 def test_every_option_survives_toml(unusual):
     default = Settings(bids_dir=unusual.bids_dir, output_dir=unusual.output_dir)
     for item in dataclasses.fields(Settings):
-        if item.name not in ("bids_dir", "output_dir", "analysis_level"):
+        # A mask and the name of a region exclude each other.
+        if item.name not in ("bids_dir", "output_dir", "analysis_level", "suvr_mask"):
             assert getattr(unusual, item.name) != getattr(default, item.name), item.name
     file = unusual.to_toml()
     assert file == unusual.output_dir / "logs" / f"config_{unusual.run_uuid}.toml"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert Settings.from_toml(file) == unusual
+
+
+def test_masks_survive_toml(folders, tmp_path):
+    settings = Settings(**folders, suvr_mask="masks/sub-{sub}_mask.nii.gz")
+    assert Settings.from_toml(settings.to_toml(tmp_path / "a.toml")) == settings
+
+
+def test_labels_of_freesurfer_are_a_dataset(folders, tmp_path):
+    (tmp_path / "fs").mkdir()
+    assert Settings(**folders).datasets == {"raw": folders["bids_dir"]}
+    settings = Settings(**folders, fs_subjects_dir=tmp_path / "fs")
+    assert settings.datasets["freesurfer"] == tmp_path / "fs"
 
 
 def test_defaults_survive_toml(folders, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from m2m_bids.bids.quantification import QuantificationOptions, plan_quantification
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import OutputSpace
 from m2m_bids.settings import Settings
@@ -17,6 +18,7 @@ from m2m_bids.workflows.cohort import EvaluationImages, TrainingImages, init_ima
 from m2m_bids.workflows.diffusion import init_fa_reference_wf
 from m2m_bids.workflows.outputs import init_anatomical_outputs_wf, init_scan_outputs_wf
 from m2m_bids.workflows.pet import init_pet_reference_wf
+from m2m_bids.workflows.quantification import init_quantification_wf
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions, init_registration_wf
 from m2m_bids.workflows.spaces import init_scan_space_wf, init_template_wf
 
@@ -93,7 +95,7 @@ def init_single_subject_wf(
     Workflow
     """
     workflow = Workflow(name=name)
-    datasets = {"raw": settings.bids_dir, **settings.derivative_dirs}
+    datasets = settings.datasets
     anatomical_wfs: dict[Path, Workflow] = {}
     for scan in scans:
         if scan.t1w not in anatomical_wfs:
@@ -105,6 +107,9 @@ def init_single_subject_wf(
         scan_wf = _add_scan(workflow, scan, anatomical_wfs[scan.t1w], options)
         if images is None:
             _add_scan_outputs(scan_wf, scan, settings, datasets, options)
+            _add_quantification(
+                workflow, scan_wf, scan, anatomical_wfs[scan.t1w], settings, datasets
+            )
             for space in settings.further_spaces:
                 _add_space(workflow, scan, anatomical_wfs[scan.t1w], settings, options, space)
         else:
@@ -126,8 +131,11 @@ def methods_text(workflow: Workflow) -> str:
     str
         Markdown, each text once, however many subjects and scans have it.
     """
-    # Registration comes after the preparation of all kinds of scans.
-    parts = sorted(_nested(workflow), key=lambda part: part.name == "registration_wf")
+    # Registration comes after the preparation of all kinds of scans, quantification at the end.
+    last = ("registration_wf", "quantification_wf")
+    parts = sorted(
+        _nested(workflow), key=lambda part: last.index(part.name) if part.name in last else -1
+    )
     return "\n".join(dict.fromkeys(part.__desc__ for part in parts if part.__desc__))
 
 
@@ -252,7 +260,7 @@ def _add_space(
     common: dict[str, Any] = {
         "templateflow_home": settings.templateflow_home,
         "output_dir": settings.output_dir,
-        "datasets": {"raw": settings.bids_dir, **settings.derivative_dirs},
+        "datasets": settings.datasets,
         "options": options,
     }
     space_wf = init_scan_space_wf(
@@ -296,6 +304,55 @@ def _add_space(
         (template_wf, scan_wf, [
             (f"outputnode.{field}", f"{space_wf.name}.inputnode.template_{field}")
             for field in ("xfm", "inverse_xfm")
+        ]),
+    ])  # fmt: skip
+
+
+def quantification_options(settings: Settings) -> QuantificationOptions:
+    """Select the settings that quantification has."""
+    return QuantificationOptions(
+        fs_subjects_dir=settings.fs_subjects_dir,
+        derivatives=settings.derivative_dirs,
+        suvr_region=settings.suvr_region,
+        suvr_mask=settings.suvr_mask,
+        pvc=settings.pvc,
+        psf_fwhm_mm=settings.psf_fwhm_mm,
+        smooth_fwhm_mm=settings.smooth_fwhm_mm,
+    )
+
+
+def _add_quantification(
+    workflow: Workflow,
+    scan_wf: Workflow,
+    scan: Scan,
+    anatomical_wf: Workflow,
+    settings: Settings,
+    datasets: dict[str, Path],
+) -> None:
+    """Measure a registered scan in regions."""
+    options = quantification_options(settings)
+    quantification_wf = init_quantification_wf(
+        scan=scan,
+        plan=plan_quantification(scan, settings.bids_dir, options),
+        options=options,
+        output_dir=settings.output_dir,
+        datasets=datasets,
+        name="quantification_wf",
+    )
+    reference_wf, registration_wf = (
+        scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
+    )
+    registered = ("preproc", "best_xfm", "best_inverse_xfm")
+    scan_wf.connect([
+        (reference_wf, quantification_wf, [("outputnode.out_file", "inputnode.native_file")]),
+        (registration_wf, quantification_wf, [
+            (f"outputnode.{field}", f"inputnode.{field}") for field in registered
+        ]),
+    ])  # fmt: skip
+    workflow.connect([
+        (anatomical_wf, scan_wf, [
+            (f"outputnode.{field}", f"quantification_wf.inputnode.{field}")
+            for field in ("t1w_file", "mask_file", "dseg_file")
         ]),
     ])  # fmt: skip
 

@@ -18,7 +18,10 @@ from m2m_bids.bids.naming import (
     expected_outputs,
     expected_space_outputs,
     expected_template_outputs,
+    parse_name,
+    quantification_outputs,
 )
+from m2m_bids.bids.quantification import REQUEST_FIELD
 from m2m_bids.bids.spaces import OutputSpace
 
 if TYPE_CHECKING:
@@ -42,7 +45,8 @@ BIDSIGNORE = (
     "*_dwimap.*",
     "*_petref.*",
     "*_tacs.*",
-    "*_stat.tsv",
+    "*_stat.*",
+    "*_pvc-*",
 )
 _PACKAGES = (
     "antspyx",
@@ -166,6 +170,14 @@ def bids_uri(file: Path, out_dir: Path, datasets: Mapping[str, Path]) -> str:
         raise ValueError(f"{file} is in none of the datasets {sorted(map(str, roots.values()))}")
     name = max(holding, key=lambda key: len(holding[key].parts))
     return f"bids:{name}:{file.relative_to(holding[name]).as_posix()}"
+
+
+def file_uri(file: Path, out_dir: Path, datasets: Mapping[str, Path]) -> str:
+    """Name a file by its BIDS URI, or by its path if it is in none of the datasets."""
+    try:
+        return bids_uri(file, out_dir, datasets)
+    except ValueError:
+        return str(file.absolute())
 
 
 @dataclass(frozen=True)
@@ -293,7 +305,8 @@ def missing_outputs(
         The transform that is asked for.
     made_with : mapping, optional
         Further fields that the sidecar of the registered image must hold, such as
-        ``WeightsSHA256``; a scan made with other ones is not finished.
+        ``WeightsSHA256``; a scan made with other ones is not finished. The request of a
+        quantification is looked for beside its tables.
     spaces : sequence of OutputSpace
         Spaces beside the T1w's own in which its image has to be.
     """
@@ -303,6 +316,7 @@ def missing_outputs(
     with contextlib.suppress(FileNotFoundError, ValueError):
         used = json.loads(sidecar.read_text(encoding="utf-8"))
     wanted = {"TransformRequested": transform, **(made_with or {})}
+    request = wanted.pop(REQUEST_FIELD, None)
     if any(used.get(name) != value for name, value in wanted.items()):
         return list(outputs.values())
     if used.get("Transform") == "rigid":
@@ -314,4 +328,20 @@ def missing_outputs(
         needed += expected_space_outputs(scan, out_dir, space, transform).values()
         if space.is_template:
             needed += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
-    return [file for file in needed if not file.is_file()]
+    missing = [file for file in needed if not file.is_file()]
+    if request is not None and not _is_quantified(scan, out_dir, request):
+        missing.append(quantification_outputs(scan, out_dir, "any")["stat_json"])
+    return missing
+
+
+def _is_quantified(scan: "Scan", out_dir: Path, request: Mapping[str, Any]) -> bool:
+    """Tell whether statistics of a scan, with labels of any kind, were made as is asked for."""
+    expected = quantification_outputs(scan, out_dir, "any")["stat_json"]
+    wanted = {**parse_name(expected).entities, "seg": None}
+    for file in expected.parent.glob("*_desc-preproc_stat.json"):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            is_of_scan = {**parse_name(file).entities, "seg": None} == wanted
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if is_of_scan and content.get(REQUEST_FIELD) == request:
+                return True
+    return False

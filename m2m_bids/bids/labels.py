@@ -9,6 +9,8 @@ from m2m_bids.bids.naming import parse_name
 Scheme = Literal["freesurfer", "tissues", "simulated"]
 
 FREESURFER_FILES = ("aparc+aseg.mgz", "aseg.mgz")
+PONS = 174
+"""FreeSurfer's label of the pons, where the substructures of the brainstem are told apart."""
 # As fMRIPrep and its kind name FreeSurfer's labels, and tissues, in the T1w's space.
 _DESCRIPTIONS: dict[str | None, Scheme] = {
     "aparcaseg": "freesurfer",
@@ -53,6 +55,24 @@ def find_freesurfer_labels(
             if path.is_file():
                 return LabelFile(path, "freesurfer")
     return None
+
+
+def find_pons(labels: LabelFile) -> Path | None:
+    """
+    Find the labels of the brainstem's substructures beside FreeSurfer's other labels.
+
+    Parameters
+    ----------
+    labels : LabelFile
+        As from `find_freesurfer_labels`.
+
+    Returns
+    -------
+    Path or None
+        Image in the world of the labels, in which the pons is `PONS`.
+    """
+    found = sorted(labels.file.parent.glob("brainstemSsLabels*.FSvoxelSpace.mgz"))
+    return found[-1] if found else None
 
 
 def find_dseg(dataset_dir: Path, t1w_entities: Mapping[str, str]) -> LabelFile | None:

@@ -18,6 +18,8 @@ FILTER_KEYS = ("t1w", "pet", "fa")
 PET_METADATA = (
     "AcquisitionMode",
     "BodyPart",
+    "BodyWeight",
+    "BodyWeightUnits",
     "FrameDuration",
     "FrameTimesStart",
     "ImageDecayCorrected",
@@ -28,6 +30,7 @@ PET_METADATA = (
     "Manufacturer",
     "ManufacturersModelName",
     "ModeOfAdministration",
+    "PatientWeight",
     "ScanStart",
     "TimeZero",
     "TracerName",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
 
 # Short name in file names -> name in pybids and in BIDS filter files, in the order of file names.
-# The order is that of the BIDS schema; from, to, mode, model and param are in no schema yet.
+# The order is that of the BIDS schema; from, to, mode, model, param and pvc are in no schema yet.
 ENTITIES = {
     "sub": "subject",
     "ses": "session",
@@ -44,6 +44,7 @@ ENTITIES = {
     "mode": "mode",
     "model": "model",
     "param": "param",
+    "pvc": "pvc",
     "desc": "desc",
 }
 # Entities that say what an image is rather than which one: the outputs have their own.
@@ -58,6 +59,7 @@ _DESCRIBING = {
     "to",
     "mode",
     "param",
+    "pvc",
     "desc",
 }
 _DATATYPES = ("anat", "dwi", "pet", "figures")
@@ -310,6 +312,58 @@ def _scan_xfms(
         for start, end in ((origin, to), (to, origin))
     )
     return forward, inverse
+
+
+def quantification_outputs(
+    scan: "Scan", out_dir: Path, segmentation: str, *, pvc: str | None = None
+) -> dict[str, Path]:
+    """
+    List what quantification of a scan may write; each also with ``_json``.
+
+    Parameters
+    ----------
+    scan : Scan
+        A PET or FA scan.
+    out_dir : Path
+        Root of the output dataset.
+    segmentation : str
+        Label of the ``seg`` entity.
+    pvc : str, optional
+        Correction for partial volume effects, by which names differ.
+
+    Returns
+    -------
+    dict
+        ``stat`` and, of PET, ``tacs`` (tables), and images in the T1w's space by their ``desc``:
+        ``preproc`` with a correction, ``preprocSUV``, ``preprocSUVR``, and each with
+        ``Smoothed`` at its end.
+    """
+    is_pet = scan.modality == "pet"
+    entities = {
+        **output_entities(scan.entities),
+        "param": None if is_pet else "FA",
+        "pvc": pvc,
+    }
+    datatype = "pet" if is_pet else "dwi"
+    tables = ("tacs", "stat") if is_pet else ("stat",)
+    kinds = ("preproc", "preprocSUV", "preprocSUVR") if is_pet else ("preproc",)
+    images = [f"{kind}{end}" for kind in kinds for end in ("", "Smoothed")]
+    if pvc is None:
+        images.remove("preproc")
+    described = {
+        **{table: ({"seg": segmentation, "desc": "preproc"}, table, ".tsv") for table in tables},
+        **{
+            desc: ({"space": "T1w", "desc": desc}, "pet" if is_pet else "dwimap", ".nii.gz")
+            for desc in images
+        },
+    }
+    outputs = {}
+    for key, (more, suffix, extension) in described.items():
+        for name, end in ((key, extension), (f"{key}_json", ".json")):
+            outputs[name] = output_path(
+                out_dir, {**entities, **more}, datatype=datatype, suffix=suffix, extension=end
+            )
+    return outputs
 
 
 def expected_anat_outputs(t1w_entities: Mapping[str, str], out_dir: Path) -> dict[str, Path]:

@@ -3,6 +3,17 @@
 import re
 
 _ISOTOPE = re.compile(r"(\d{1,3}m?)(F|C|N|O|I|Br|Cu|Ga|Rb|Tc|Zr)(?=.)", re.IGNORECASE)
+_REFERENCE_REGIONS = {
+    "whole-cerebellum": (
+        *("PIB", "AV45", "Florbetapir", "FBP", "FBB", "Florbetaben", "FMM", "Flutemetamol"),
+        *("NAV4694", "NAV", "Flutafuranol", "AZD4694"),
+    ),
+    "brainstem": ("FDG", "Fludeoxyglucose", "Fluorodeoxyglucose"),
+    "cerebellar-grey": (
+        *("AV1451", "FTP", "T807", "Flortaucipir", "MK6240", "Florquinitau", "PI2620"),
+        *("RO948", "GTP1", "PBB3", "PMPBB3", "APN1607", "Florzolotau", "THK5351", "THK5317"),
+    ),
+}
 
 
 def is_same_tracer(one: str, other: str) -> bool:
@@ -24,3 +35,32 @@ def _tracer_spellings(name: str) -> set[str]:
     """List what a tracer may be called: as given, without mass number, without isotope."""
     without_mass = re.sub(r"^\d+m?(?=.)", "", name)
     return {name.lower(), without_mass.lower(), _ISOTOPE.sub("", name, count=1).lower()}
+
+
+def reference_region_of(tracer: str) -> str | None:
+    """
+    Return the reference region that is customary for a tracer in the brain.
+
+    Amyloid tracers are compared with the whole cerebellum, FDG with the pons or brainstem, and
+    tracers of tau with the grey matter of the cerebellum.
+
+    Parameters
+    ----------
+    tracer : str
+        Name of a tracer, with or without its isotope.
+
+    Returns
+    -------
+    str or None
+        None for a tracer that is not listed here.
+
+    Examples
+    --------
+    >>> [reference_region_of(name) for name in ("18FAV45", "18FFDG", "AV1451", "11CDASB")]
+    ['whole-cerebellum', 'brainstem', 'cerebellar-grey', None]
+    """
+    name = re.sub(r"[^A-Za-z0-9]", "", tracer)
+    for region, tracers in _REFERENCE_REGIONS.items():
+        if any(is_same_tracer(name, other) for other in tracers):
+            return region
+    return None

@@ -21,6 +21,8 @@ from m2m_bids.settings import (
     NETWORK_SIZES,
     NOT_REUSED,
     PRECISIONS,
+    PVC_METHODS,
+    SUVR_REGIONS,
     TRANSFORMS,
     Settings,
     read_toml,
@@ -161,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_selection(parser.add_argument_group("which scans"))
     _add_registration(parser.add_argument_group("registration"))
+    _add_quantification(parser.add_argument_group("quantification"))
     _add_training(parser.add_argument_group("training (level 'train')"))
     _add_evaluation(parser.add_argument_group("evaluation (level 'evaluate')"))
     _add_performance(parser.add_argument_group("performance"))
@@ -260,6 +263,53 @@ def _add_registration(group: argparse._ArgumentGroup) -> None:
         type=_whole_number(0),
         metavar="N",
         help=f"seed of every random number (default: {DEFAULT_RANDOM_SEED})",
+    )
+
+
+def _add_quantification(group: argparse._ArgumentGroup) -> None:
+    """Add options on regional tables, SUVR and what comes with them."""
+    group.add_argument(
+        "--fs-subjects-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="FreeSurfer's subjects, named sub-LABEL or sub-LABEL_ses-LABEL, for the labels to "
+        "measure in, or to evaluate with (default: a dseg of a derivatives dataset, or tissues "
+        "found by m2m-bids itself)",
+    )
+    group.add_argument(
+        "--suvr-region",
+        choices=SUVR_REGIONS,
+        help="reference region of SUVR; 'auto' needs FreeSurfer labels and goes by the tracer: "
+        "amyloid whole-cerebellum, FDG brainstem (the pons where it has a label of its own), tau "
+        "cerebellar-grey, others none (default: auto)",
+    )
+    group.add_argument(
+        "--suvr-mask",
+        metavar="FILE",
+        help="another reference region: a mask in the T1w's space, with {sub} and {ses} for the "
+        "labels of the T1w, such as /data/masks/sub-{sub}_ses-{ses}_mask.nii.gz",
+    )
+    group.add_argument(
+        "--pvc",
+        choices=PVC_METHODS,
+        help="correction of PET for partial volume effects on its native grid: 'gtm' gives "
+        "regional values, 'rbv' an image too (default: none)",
+    )
+    group.add_argument(
+        "--psf-fwhm",
+        dest="psf_fwhm_mm",
+        nargs="+",
+        type=float,
+        metavar="MM",
+        help="width of the scanner's point spread function for --pvc: one, or three (left-right, "
+        "front-back, up-down)",
+    )
+    group.add_argument(
+        "--smooth-fwhm",
+        dest="smooth_fwhm_mm",
+        type=float,
+        metavar="MM",
+        help="write smoothed images in T1w space too (default: none)",
     )
 
 
@@ -377,14 +427,6 @@ def _add_evaluation(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="run the networks of --compare without refinement and check, as papers do, not as "
         "'participant' does",
-    )
-    group.add_argument(
-        "--fs-subjects-dir",
-        type=Path,
-        metavar="FOLDER",
-        help="FreeSurfer's subjects, named sub-LABEL or sub-LABEL_ses-LABEL, for the labels to "
-        "evaluate with (default: a dseg of a derivatives dataset, the truth of a simulated "
-        "cohort, or tissues found by m2m-bids itself)",
     )
     group.add_argument(
         "--baseline-spacing",

@@ -66,9 +66,7 @@ def prepare_images(
     from m2m_bids.cli.run import failure_of, run_workflow
     from m2m_bids.workflows.registration import RegistrationOptions
 
-    write_dataset_files(
-        settings.output_dir, {"raw": settings.bids_dir, **settings.derivative_dirs}
-    )
+    write_dataset_files(settings.output_dir, settings.datasets)
     settings.to_toml()
     registration = RegistrationOptions(
         transform="rigid",

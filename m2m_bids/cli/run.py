@@ -102,8 +102,7 @@ def _run(settings: Settings) -> int:
             spaces=settings.further_spaces,
         )
     ]
-    datasets = {"raw": settings.bids_dir, **settings.derivative_dirs}
-    write_dataset_files(settings.output_dir, datasets)
+    write_dataset_files(settings.output_dir, settings.datasets)
     settings.to_toml()
     LOGGER.info(
         "%d scans: %d to register, %d finished before, %d left out",
@@ -176,9 +175,14 @@ def _registration_options(
 
 
 def _made_with(settings: Settings, options: "RegistrationOptions") -> dict[str, Any]:
+    from m2m_bids.bids.quantification import REQUEST_FIELD
+    from m2m_bids.workflows.base import quantification_options
+
+    request = {REQUEST_FIELD: quantification_options(settings).request()}
     if settings.transform == "rigid":
-        return {}
-    return {"WeightsSHA256": options.weights_sha256, "RefinementSteps": settings.refine}
+        return request
+    used = {"WeightsSHA256": options.weights_sha256, "RefinementSteps": settings.refine}
+    return {**used, **request}
 
 
 def _validate(bids_dir: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
+    InputMultiObject,
     SimpleInterface,
     TraitedSpec,
     isdefined,
@@ -218,6 +219,66 @@ class SaveTemplate(SimpleInterface):
         write_json(Path(outputs["preproc_json"]), sidecar)
         self._results["out_files"] = [*written, outputs["preproc_json"]]
         return runtime
+
+
+class _SaveQuantificationInputSpec(BaseInterfaceInputSpec):
+    files = traits.Dict(desc="files by key")
+    facts = traits.Dict(desc="what sidecars say, by key")
+    tacs_file = File(exists=True, desc="time-activity curves, besides `files`")
+    preproc = File(exists=True, desc="the image itself, besides `files`")
+    outputs = traits.Dict(
+        mandatory=True, desc="paths, as `bids.naming.quantification_outputs` gives them"
+    )
+    image_sidecar = traits.Dict(mandatory=True, desc="sidecar of images, without facts")
+    table_sidecar = traits.Dict(mandatory=True, desc="sidecar of tables, without facts")
+    request = traits.Dict(desc="what was asked for, kept in the sidecar of the statistics")
+    waits_for = InputMultiObject(traits.Any, nohash=True, desc="what is to be saved before")
+
+
+class SaveQuantification(SimpleInterface):
+    """
+    Copy tables and images of a scan, each with its sidecar, and remove those of earlier runs.
+
+    The sidecar of the statistics comes last: where it is, the quantification is complete.
+    """
+
+    input_spec = _SaveQuantificationInputSpec
+    output_spec = _SaveOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        from m2m_bids.bids.derivatives import write_json
+
+        inputs = self.inputs
+        outputs = {key: Path(file) for key, file in inputs.outputs.items()}
+        files = dict(inputs.files) if isdefined(inputs.files) else {}
+        for key, file in (("tacs", inputs.tacs_file), ("preproc", inputs.preproc)):
+            if isdefined(file):
+                files[key] = file
+        outputs["stat_json"].unlink(missing_ok=True)
+        for key in {name.removesuffix("_json") for name in outputs} - files.keys():
+            outputs[key].unlink(missing_ok=True)
+            outputs[f"{key}_json"].unlink(missing_ok=True)
+        written = []
+        for key, file in sorted(files.items(), key=lambda item: item[0] == "stat"):
+            written += [_copy(file, outputs[key]), str(outputs[f"{key}_json"])]
+            write_json(outputs[f"{key}_json"], self._sidecar(key))
+        self._results["out_files"] = written
+        return runtime
+
+    def _sidecar(self, key: str) -> dict:
+        from m2m_bids.bids.quantification import REQUEST_FIELD
+        from m2m_bids.quantification.tables import STAT_COLUMNS, TACS_COLUMNS
+
+        inputs = self.inputs
+        facts = inputs.facts.get(key, {}) if isdefined(inputs.facts) else {}
+        columns = {"stat": STAT_COLUMNS, "tacs": TACS_COLUMNS}.get(key)
+        if columns is None:
+            return {**inputs.image_sidecar, **facts}
+        request = {}
+        if key == "stat" and isdefined(inputs.request):
+            request = {REQUEST_FIELD: inputs.request}
+        return {**inputs.table_sidecar, **facts, **request, **columns}
 
 
 def _copy(file: str, destination: Path) -> str:

@@ -78,6 +78,11 @@ def test_weights_of_the_package_have_a_name(call):
         (["--n_pairs", "3"], "n_pairs", 3),
         (["--networks-alone"], "networks_alone", True),
         (["--baseline-spacing", "3"], "baseline_spacing_mm", 3.0),
+        (["--suvr-region", "brainstem"], "suvr_region", "brainstem"),
+        (["--suvr_mask", "m/sub-{sub}.nii"], "suvr_mask", "m/sub-{sub}.nii"),
+        (["--pvc", "rbv", "--psf-fwhm", "6"], "psf_fwhm_mm", (6.0,)),
+        (["--psf-fwhm", "5", "5", "6.5", "--pvc", "gtm"], "psf_fwhm_mm", (5.0, 5.0, 6.5)),
+        (["--smooth-fwhm", "8"], "smooth_fwhm_mm", 8.0),
         (
             ["--methods", "rigid", "syn-mi", "--methods", "m2m"],
             "methods",
@@ -121,6 +126,8 @@ def test_evaluation(call, tmp_path):
         (["--participant-label", "a_b"], "is no label"),
         (["--mem", "much"], "amount of memory"),
         (["--mem", "0"], "--mem"),
+        (["--pvc", "mg"], "invalid choice"),
+        (["--pvc", "gtm"], "--pvc gtm and --psf-fwhm: give both"),
         (["--refine", "-3"], "'-3' is no whole number that is at least 0"),
         (["--nprocs", "0"], "at least 1"),
         (["--modalities", "ct"], "invalid choice"),
@@ -194,6 +201,7 @@ def test_help_is_grouped_and_complete():
         --notrack --version --modality --network --network-size --grid-size --grid-spacing
         --objective --pre-aligned --aligned-share --max-steps --validate-every --batch-size
         --learning-rate --precision --run-name --resume --prepare-only
+        --suvr-region --suvr-mask --pvc --psf-fwhm --smooth-fwhm
         --pairs --n-pairs --methods --compare --networks-alone --fs-subjects-dir --baseline-spacing
     """
     assert set(options.split()) <= set(re.findall(r"--[a-z-]+", text))

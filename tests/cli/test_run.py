@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from m2m_bids.api import DEFAULT_WEIGHTS
-from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs
+from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, quantification_outputs
+from m2m_bids.bids.quantification import REQUEST_FIELD, QuantificationOptions
 from m2m_bids.bids.query import query
 from m2m_bids.bids.status import read_status
 from m2m_bids.cli import run as module
@@ -83,7 +84,7 @@ def scans_of(bids_dir):
     return {scan.name: scan for scan in query(bids_dir)}
 
 
-def finish(scan, out_dir, transform="m2m", **fields):
+def finish(scan, out_dir, transform="m2m", *, request=None, **fields):
     """Write what a finished scan consists of."""
     outputs = expected_outputs(scan, out_dir, transform)
     anatomical = expected_anat_outputs(scan.t1w_entities, out_dir)
@@ -98,6 +99,8 @@ def finish(scan, out_dir, transform="m2m", **fields):
         **fields,
     }
     outputs["preproc_json"].write_text(json.dumps(content))
+    measured = quantification_outputs(scan, out_dir, "tissues")["stat_json"]
+    measured.write_text(json.dumps({REQUEST_FIELD: request or QuantificationOptions().request()}))
 
 
 # --- nothing can be started ------------------------------------------------------------------
@@ -192,7 +195,13 @@ def test_only_what_is_missing_is_run(main, bids_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [["--refine", "5"], ["--transform", "rigid"], ["--weights", "other"]]
+    "options",
+    [
+        ["--refine", "5"],
+        ["--transform", "rigid"],
+        ["--weights", "other"],
+        ["--smooth-fwhm", "8"],
+    ],
 )
 def test_other_results_are_run_anew(main, bids_dir, tmp_path, weights, options):
     scan = scans_of(bids_dir)["sub-1_trc-FDG_pet"]

@@ -10,7 +10,13 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from m2m_bids.spatial.fields import DisplacementField
-from m2m_bids.spatial.itk import read_affine, read_composite, write_affine, write_composite
+from m2m_bids.spatial.itk import (
+    read_affine,
+    read_chain,
+    read_composite,
+    write_affine,
+    write_composite,
+)
 from m2m_bids.spatial.resampling import resample
 from m2m_bids.spatial.transforms import compose, invert, map_points
 
@@ -305,3 +311,12 @@ def test_bad_arguments(tmp_path):
         write_composite(AFFINE, tmp_path / "xfm.hdf5")
     with pytest.raises(ValueError, match=r"\.txt"):
         write_affine(AFFINE, tmp_path / "xfm.mat")
+
+
+def test_chains_keep_the_order_of_files(tmp_path):
+    files = [write_affine(AFFINE, tmp_path / "a.txt"), write_composite(SECOND, tmp_path / "b.h5")]
+    points = np.random.default_rng(0).normal(scale=40, size=(9, 3))
+    expected = apply_affine(AFFINE @ SECOND, points)
+    np.testing.assert_allclose(map_points(read_chain(*files), points), expected, atol=1e-9)
+    wrong = map_points(read_chain(*files[::-1]), points)
+    assert np.abs(wrong - expected).max() > 5

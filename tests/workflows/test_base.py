@@ -214,7 +214,7 @@ def test_methods_are_told_once(settings, scan, order):
     titles = [line for line in text.splitlines() if line.startswith("####")]
     assert titles[0] == "#### Anatomical reference"
     assert set(titles[1:3]) == {"#### PET", "#### Diffusion"}
-    assert titles[3:] == ["#### Registration"]
+    assert titles[3:] == ["#### Registration", "#### Quantification"]
 
 
 def test_methods_tell_what_runs(settings, scan):

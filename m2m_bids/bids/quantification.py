@@ -1,0 +1,188 @@
+"""What is measured in a scan: with which labels, which reference region, which body weight."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from m2m_bids.bids.body_weight import BodyWeight, find_body_weight
+from m2m_bids.bids.labels import (
+    PONS,
+    LabelFile,
+    find_dseg,
+    find_freesurfer_labels,
+    find_pons,
+)
+from m2m_bids.bids.naming import parse_name
+from m2m_bids.bids.tracers import reference_region_of
+
+if TYPE_CHECKING:
+    from m2m_bids.bids.query import Scan
+
+REQUEST_FIELD = "QuantificationRequested"
+
+
+@dataclass(frozen=True)
+class QuantificationOptions:
+    """
+    How scans are quantified, the same for all of a run.
+
+    Parameters
+    ----------
+    fs_subjects_dir : Path or None
+        FreeSurfer's folder of subjects.
+    derivatives : mapping of str to Path
+        Derivatives datasets that may have labels (dseg).
+    suvr_region : str
+        "auto", "none", or the name of a reference region.
+    suvr_mask : str
+        Path of a mask in the T1w's space, with ``{sub}`` and ``{ses}`` for labels; or nothing.
+    pvc : {"none", "gtm", "rbv"}
+        Correction for partial volume effects.
+    psf_fwhm_mm : tuple of float
+        One width of the point spread function, or three; none without correction.
+    smooth_fwhm_mm : float or None
+        Width of the kernel that further images are smoothed with.
+    """
+
+    fs_subjects_dir: Path | None = None
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
+    suvr_region: str = "auto"
+    suvr_mask: str = ""
+    pvc: Literal["none", "gtm", "rbv"] = "none"
+    psf_fwhm_mm: tuple[float, ...] = ()
+    smooth_fwhm_mm: float | None = None
+
+    def request(self) -> dict[str, Any]:
+        """Spell what was asked for as JSON; a scan made with other options is made anew."""
+        return {
+            "FreeSurferLabels": self.fs_subjects_dir is not None,
+            "SUVRRegion": self.suvr_mask or self.suvr_region,
+            "PartialVolumeCorrection": self.pvc,
+            "PSFFullWidthHalfMaximum": list(self.psf_fwhm_mm),
+            "SmoothingFullWidthHalfMaximum": self.smooth_fwhm_mm,
+        }
+
+
+@dataclass(frozen=True)
+class QuantificationPlan:
+    """
+    What is measured in one scan.
+
+    Parameters
+    ----------
+    segmentation : str
+        Label of the ``seg`` entity: "aparcaseg", "aseg" or "tissues".
+    labels : LabelFile or None
+        Labels of its T1w; None for the tissues that m2m-bids finds.
+    weight : BodyWeight
+        Of the participant.
+    suvr_region : str or None
+        Name of the reference region, or None.
+    suvr_mask : Path or None
+        Mask of it, instead of a name.
+    suvr_mask_label : int or None
+        Its label in that mask; None for all that is in the mask.
+    suvr_reason : str
+        Why there is no SUVR, where that is known beforehand.
+    """
+
+    segmentation: str
+    labels: LabelFile | None
+    weight: BodyWeight
+    suvr_region: str | None = None
+    suvr_mask: Path | None = None
+    suvr_mask_label: int | None = None
+    suvr_reason: str = ""
+
+    @property
+    def scheme(self) -> Literal["freesurfer", "tissues"]:
+        """What the labels mean."""
+        return "tissues" if self.segmentation == "tissues" else "freesurfer"
+
+
+def plan_quantification(
+    scan: "Scan", bids_dir: Path, options: QuantificationOptions
+) -> QuantificationPlan:
+    """
+    Find what a scan can be quantified with.
+
+    Parameters
+    ----------
+    scan : Scan
+        A scan with its T1w.
+    bids_dir : Path
+        The raw dataset.
+    options : QuantificationOptions
+
+    Returns
+    -------
+    QuantificationPlan
+        Labels are FreeSurfer's if its folder is given and has them, or else those of the first
+        derivatives dataset that has any.
+    """
+    labels = find_labels(scan, bids_dir, options)
+    segmentation = _segmentation(labels)
+    weight = find_body_weight(bids_dir, scan.entities, scan.sidecar)
+    region, mask, reason = _reference(scan, segmentation, options)
+    if region == "brainstem" and labels and (pons := find_pons(labels)):
+        return QuantificationPlan(
+            segmentation, labels, weight, suvr_mask=pons, suvr_mask_label=PONS
+        )
+    return QuantificationPlan(segmentation, labels, weight, region, mask, suvr_reason=reason)
+
+
+def find_labels(scan: "Scan", bids_dir: Path, options: QuantificationOptions) -> LabelFile | None:
+    """
+    Find the labels of a scan's T1w.
+
+    Returns
+    -------
+    LabelFile or None
+    """
+    if options.fs_subjects_dir:
+        sessions = bids_dir.glob(f"sub-{scan.subject}/**/anat/*_T1w.nii*")
+        is_only_t1w = len({file.parent for file in sessions}) <= 1
+        found = find_freesurfer_labels(
+            options.fs_subjects_dir, scan.t1w_entities, is_only_t1w=is_only_t1w
+        )
+        if found:
+            return found
+    for folder in options.derivatives.values():
+        if found := find_dseg(folder, scan.t1w_entities):
+            return found
+    return None
+
+
+def _segmentation(labels: LabelFile | None) -> str:
+    """Name labels for the ``seg`` entity."""
+    if labels is None or labels.scheme != "freesurfer":
+        return "tissues"
+    name = labels.file.name
+    described = parse_name(name).entities.get("desc") if name.startswith("sub-") else None
+    return described or ("aparcaseg" if name.startswith("aparc") else "aseg")
+
+
+def _reference(
+    scan: "Scan", segmentation: str, options: QuantificationOptions
+) -> tuple[str | None, Path | None, str]:
+    """Choose the reference region: its name, or a mask, or the reason why there is none."""
+    if scan.modality != "pet":
+        return None, None, "not a PET scan"
+    if options.suvr_mask:
+        labels = {key: scan.t1w_entities.get(key, "") for key in ("sub", "ses")}
+        file = Path(options.suvr_mask.format(**labels)).expanduser().absolute()
+        if file.is_file():
+            return None, file, ""
+        return None, None, f"--suvr-mask: {file} is not a file"
+    if options.suvr_region == "none":
+        return None, None, "not asked for"
+    if options.suvr_region != "auto":
+        return options.suvr_region, None, ""
+    if segmentation == "tissues":
+        return None, None, "there are no FreeSurfer labels of the T1w to find a region in"
+    tracer = scan.tracer or str(scan.sidecar.get("TracerName", ""))
+    if region := reference_region_of(tracer):
+        return region, None, ""
+    named = f"tracer {tracer}" if tracer else "a scan without a tracer"
+    return None, None, f"no reference region is known for {named}; name one with --suvr-region"

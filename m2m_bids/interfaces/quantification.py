@@ -1,0 +1,134 @@
+"""Interfaces over `m2m_bids.quantification`: regions, corrections, tables, SUV and SUVR."""
+
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
+
+
+class _PlaceLabelsInputSpec(BaseInterfaceInputSpec):
+    label_file = File(exists=True, mandatory=True, desc="labels in the world of the T1w")
+    t1w_file = File(exists=True, mandatory=True, desc="T1w image")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
+
+
+class _PlaceLabelsOutputSpec(TraitedSpec):
+    out_file = File(desc="labels on the grid of the T1w, numbered as they were")
+
+
+class PlaceLabels(SimpleInterface):
+    """Bring labels of a T1w to its grid, and check that they are of its brain."""
+
+    input_spec = _PlaceLabelsInputSpec
+    output_spec = _PlaceLabelsOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.labels import labels_on_t1w, load_labels
+
+        file = self.inputs.label_file
+        images = (load_image(name) for name in (self.inputs.t1w_file, self.inputs.mask_file))
+        labels = labels_on_t1w(load_labels(file), *images, file)
+        self._results["out_file"] = str(save_image(labels, Path(runtime.cwd) / "labels.nii.gz"))
+        return runtime
+
+
+class _CorrectPartialVolumeInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="PET image on its native grid, 3-D or 4-D")
+    label_file = File(exists=True, mandatory=True, desc="labels on the grid of the T1w")
+    inverse_xfm = File(exists=True, mandatory=True, desc="ITK transform: scan to T1w points")
+    scheme = traits.Enum("freesurfer", "tissues", mandatory=True, desc="what the labels mean")
+    method = traits.Enum("gtm", "rbv", mandatory=True, desc="correction")
+    psf_fwhm_mm = traits.List(traits.Float, mandatory=True, desc="one width, or three")
+    metadata = traits.Dict(mandatory=True, desc="BIDS fields of the scan")
+
+
+class _CorrectPartialVolumeOutputSpec(TraitedSpec):
+    tacs_file = File(desc="corrected mean of each region and frame (GTM), TSV")
+    out_file = File(desc="corrected image on the native grid (RBV)")
+
+
+class CorrectPartialVolume(SimpleInterface):
+    """Correct a PET scan for partial volume effects, on its native grid."""
+
+    input_spec = _CorrectPartialVolumeInputSpec
+    output_spec = _CorrectPartialVolumeOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.quantification.names import region_names
+        from m2m_bids.quantification.partial_volume import correct, region_fractions
+        from m2m_bids.quantification.statistics import frame_times
+        from m2m_bids.quantification.tables import write_tacs
+        from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.itk import read_chain
+        from m2m_bids.spatial.labels import load_labels
+
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        scan, fwhm_mm = load_image(inputs.in_file), inputs.psf_fwhm_mm
+        fwhm_mm = tuple(fwhm_mm) if len(fwhm_mm) > 1 else fwhm_mm[0]
+        regions = region_fractions(
+            load_labels(inputs.label_file), scan, read_chain(inputs.inverse_xfm), fwhm_mm
+        )
+        corrected = correct(scan, regions, fwhm_mm, voxelwise=inputs.method == "rbv")
+        names = region_names(corrected.labels, inputs.scheme)
+        times = frame_times(inputs.metadata, len(corrected.values))
+        tacs = write_tacs(folder / "tacs.tsv", list(names.values()), corrected.values, times)
+        self._results["tacs_file"] = str(tacs)
+        if corrected.image is not None:
+            out_file = save_image(corrected.image, folder / "corrected.nii.gz")
+            self._results["out_file"] = str(out_file)
+        return runtime
+
+
+class _QuantifyScanInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="scan on the grid of the T1w, 3-D or 4-D")
+    native_file = File(exists=True, mandatory=True, desc="scan on its native grid")
+    label_file = File(exists=True, mandatory=True, desc="labels on the grid of the T1w")
+    xfm = File(exists=True, mandatory=True, desc="ITK transform: T1w to scan points")
+    suvr_mask_file = File(exists=True, desc="mask of the reference region, world of the T1w")
+    scan = traits.Dict(
+        mandatory=True, desc="fields of `m2m_bids.quantification.scan.Quantification`"
+    )
+
+
+class _QuantifyScanOutputSpec(TraitedSpec):
+    files = traits.Dict(desc="files by key, as `bids.naming.quantification_outputs` has them")
+    facts = traits.Dict(desc="what sidecars say, by key")
+
+
+class QuantifyScan(SimpleInterface):
+    """Measure a scan in regions, and make SUV, SUVR and smoothed images of it."""
+
+    input_spec = _QuantifyScanInputSpec
+    output_spec = _QuantifyScanOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.quantification.scan import Quantification, field_of_view, quantify
+        from m2m_bids.quantification.tables import write_statistics, write_tacs
+        from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.itk import read_chain
+        from m2m_bids.spatial.labels import load_labels
+
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        labels = load_labels(inputs.label_file)
+        mask = load_labels(inputs.suvr_mask_file) if inputs.suvr_mask_file else None
+        scan = Quantification(**inputs.scan, suvr_mask=mask)
+        chain = read_chain(inputs.xfm)
+        is_seen = field_of_view(load_image(inputs.native_file), chain, labels)
+        found = quantify(load_image(inputs.in_file), labels, is_seen, scan)
+        statistics = found.regional.statistics
+        files = {"stat": write_statistics(folder / "stat.tsv", statistics)}
+        if scan.is_pet:
+            names = [row.region for row in statistics]
+            means = found.regional.frame_means
+            files["tacs"] = write_tacs(folder / "tacs.tsv", names, means, found.times)
+        for desc, image in found.images.items():
+            files[desc] = save_image(image, folder / f"{desc}.nii.gz")
+        self._results["files"] = {key: str(file) for key, file in files.items()}
+        self._results["facts"] = found.facts
+        return runtime

@@ -1,0 +1,225 @@
+"""Everything that is measured in a registered scan."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import nibabel as nb
+import numpy as np
+
+from m2m_bids.quantification.names import Scheme, region_names
+from m2m_bids.quantification.reference import (
+    NoReferenceError,
+    Reference,
+    ReferenceRegion,
+    reference_mean,
+    reference_region,
+)
+from m2m_bids.quantification.smoothing import smooth
+from m2m_bids.quantification.statistics import Regional, frame_times, regional
+from m2m_bids.quantification.suv import NoSUVError, suv_scale, weight_in_kg
+from m2m_bids.spatial.resampling import resample
+from m2m_bids.spatial.transforms import Transform
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Quantification:
+    """
+    What is known of a scan, and what is asked for.
+
+    Parameters
+    ----------
+    scheme : {"freesurfer", "tissues"}
+        What the labels mean.
+    metadata : mapping
+        BIDS fields of the scan.
+    is_pet : bool
+        Whether there can be SUV and SUVR.
+    weight, weight_units, weight_source : Any, Any, str
+        Weight of the body as the dataset has it; without a value the source is the reason.
+    suvr_region : str or None
+        Reference region by name.
+    suvr_mask : Nifti1Image or None
+        Reference region as a mask in the world of the T1w, instead of a name.
+    suvr_mask_label : int or None
+        Its label in that mask, FreeSurfer's; None for all that is in the mask.
+    suvr_reason : str
+        Why there is neither.
+    smooth_fwhm_mm : float or None
+        Width of the kernel for further images.
+    """
+
+    scheme: Scheme
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    is_pet: bool = True
+    weight: Any = None
+    weight_units: Any = None
+    weight_source: str = ""
+    suvr_region: ReferenceRegion | None = None
+    suvr_mask: nb.Nifti1Image | None = None
+    suvr_mask_label: int | None = None
+    suvr_reason: str = ""
+    smooth_fwhm_mm: float | None = None
+
+
+class Quantities(NamedTuple):
+    """
+    What was measured.
+
+    Attributes
+    ----------
+    regional : Regional
+        By regions.
+    times : tuple of lists, or None
+        Starts and ends of the frames, s.
+    images : dict of str to Nifti1Image
+        Further images by their ``desc``.
+    facts : dict of str to dict
+        What sidecars say of each image, and under "stat" why SUV or SUVR are not there.
+    """
+
+    regional: Regional
+    times: tuple[list[float], list[float]] | None
+    images: dict[str, nb.Nifti1Image]
+    facts: dict[str, dict[str, Any]]
+
+
+def quantify(
+    image: nb.Nifti1Image,
+    labels: nb.Nifti1Image,
+    is_seen: np.ndarray,
+    scan: Quantification,
+) -> Quantities:
+    """
+    Measure a scan in the regions of its T1w, and express it as SUV and SUVR where that can be.
+
+    Parameters
+    ----------
+    image : Nifti1Image, shape (I, J, K) or (I, J, K, T)
+        Scan on the grid of the T1w.
+    labels : Nifti1Image, shape (I, J, K)
+        Labels on that grid.
+    is_seen : ndarray of bool, shape (I, J, K)
+        Field of view of the scan, see `field_of_view`.
+    scan : Quantification
+
+    Returns
+    -------
+    Quantities
+    """
+    n_frames = int(np.prod(image.shape[3:]))
+    times = frame_times(scan.metadata, n_frames)
+    numbers = np.unique(np.asanyarray(labels.dataobj))
+    measured = regional(
+        image,
+        labels,
+        region_names(numbers.tolist(), scan.scheme),
+        is_seen=is_seen,
+        frame_weights=None if times is None else np.subtract(times[1], times[0]),
+    )
+    images, facts, reasons = {}, {}, {}
+    if scan.is_pet:
+        for name, scale in (("SUV", _suv), ("SUVR", _suvr)):
+            try:
+                factors, said = scale(image, labels, is_seen, scan)
+                images[f"preproc{name}"], facts[f"preproc{name}"] = _scaled(image, factors), said
+            except (NoSUVError, NoReferenceError) as error:
+                reasons[f"{name}NotComputed"] = str(error)
+                level = logging.WARNING if _is_expected(name, scan) else logging.INFO
+                logger.log(level, "%s is not computed: %s", name, error)
+    if scan.smooth_fwhm_mm:
+        width = {"SmoothingFullWidthHalfMaximum": scan.smooth_fwhm_mm}
+        for name, one in {"preproc": image, **images}.items():
+            images[f"{name}Smoothed"] = smooth(one, scan.smooth_fwhm_mm, is_seen)
+            facts[f"{name}Smoothed"] = {**facts.get(name, {}), **width}
+    return Quantities(measured, times, images, {**facts, "stat": reasons})
+
+
+def field_of_view(
+    native: nb.Nifti1Image, transforms: Sequence[Transform], grid: nb.Nifti1Image
+) -> np.ndarray:
+    """
+    Find which voxels of a grid a scan shows.
+
+    Parameters
+    ----------
+    native : Nifti1Image
+        Scan on its native grid.
+    transforms : sequence of Transform
+        Chain from points of the grid to points of the scan, outermost first.
+    grid : Nifti1Image
+        Gives shape and affine.
+
+    Returns
+    -------
+    ndarray of bool, shape (I, J, K)
+    """
+    inside = nb.Nifti1Image(np.ones(native.shape[:3], np.uint8), native.affine)
+    return np.asanyarray(resample(inside, transforms, grid, order=0).dataobj) > 0
+
+
+def _is_expected(name: str, scan: Quantification) -> bool:
+    """Tell whether a body weight, or a reference region, lets users expect SUV or SUVR."""
+    if name == "SUV":
+        return scan.weight is not None
+    return scan.suvr_region is not None or scan.suvr_mask is not None
+
+
+def _suv(
+    image: nb.Nifti1Image, labels: nb.Nifti1Image, is_seen: np.ndarray, scan: Quantification
+) -> tuple[np.ndarray, dict[str, Any]]:
+    if scan.weight is None:
+        raise NoSUVError(scan.weight_source)
+    weight_kg = weight_in_kg(scan.weight, scan.weight_units)
+    scale = suv_scale(scan.metadata, weight_kg, int(np.prod(image.shape[3:])))
+    return scale.factors, {
+        "Units": "g/mL",
+        "BodyWeight": weight_kg,
+        "BodyWeightUnits": "kg",
+        "BodyWeightSource": scan.weight_source,
+        "SUVInjectedRadioactivity": scale.injected_bq,
+        "SUVDecayConvention": scale.convention,
+        "SUVScaleFactor": scale.factors.tolist(),
+    }
+
+
+def _suvr(
+    image: nb.Nifti1Image, labels: nb.Nifti1Image, is_seen: np.ndarray, scan: Quantification
+) -> tuple[np.ndarray, dict[str, Any]]:
+    if scan.suvr_mask is not None:
+        reference = _reference_of_mask(scan.suvr_mask, scan.suvr_mask_label, labels)
+    elif scan.suvr_region is not None:
+        reference = reference_region(labels, scan.scheme, scan.suvr_region)
+    else:
+        raise NoReferenceError(scan.suvr_reason)
+    voxel_mm3 = float(abs(np.linalg.det(labels.affine[:3, :3])))
+    means = reference_mean(np.asanyarray(image.dataobj), reference, is_seen, voxel_mm3)
+    return 1 / means, {
+        "Units": "unitless",
+        "ReferenceRegion": reference.description,
+        "ReferenceRegionMean": means.tolist(),
+        "ReferenceRegionVolume": float(np.count_nonzero(reference.mask & is_seen) * voxel_mm3),
+        "ReferenceRegionVolumeUnits": "mm3",
+    }
+
+
+def _reference_of_mask(mask: nb.Nifti1Image, label: int | None, grid: nb.Nifti1Image) -> Reference:
+    """Bring a mask, or a label of it, to a grid."""
+    data = np.asanyarray(resample(mask, (), grid, order=0).dataobj)
+    if label is None:
+        return Reference(data > 0, "mask given with --suvr-mask")
+    (name,) = region_names([label], "freesurfer").values()
+    return Reference(data == label, f"{name.lower()} (label {label})")
+
+
+def _scaled(image: nb.Nifti1Image, factors: np.ndarray) -> nb.Nifti1Image:
+    """Multiply each frame by its factor."""
+    data = np.asanyarray(image.dataobj) * factors.astype(np.float32).reshape(
+        (-1,) if len(image.shape) > 3 else ()
+    )
+    header = image.header.copy()
+    header.set_data_dtype(np.float32)
+    return nb.Nifti1Image(data.astype(np.float32), image.affine, header)

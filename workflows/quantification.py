@@ -1,0 +1,244 @@
+"""Regional tables, SUV, SUVR and correction for partial volume effects of a registered scan."""
+
+from pathlib import Path
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
+
+from m2m_bids.bids.derivatives import file_uri, image_sidecar
+from m2m_bids.bids.naming import expected_anat_outputs, quantification_outputs
+from m2m_bids.bids.quantification import QuantificationOptions, QuantificationPlan
+from m2m_bids.bids.query import Scan
+from m2m_bids.interfaces.outputs import SaveQuantification
+from m2m_bids.interfaces.quantification import (
+    CorrectPartialVolume,
+    PlaceLabels,
+    QuantifyScan,
+)
+from m2m_bids.interfaces.registration import ResampleImage
+
+INPUTS = (
+    "preproc",
+    "native_file",
+    "t1w_file",
+    "mask_file",
+    "dseg_file",
+    "best_xfm",
+    "best_inverse_xfm",
+)
+
+
+def init_quantification_wf(
+    *,
+    scan: Scan,
+    plan: QuantificationPlan,
+    options: QuantificationOptions,
+    output_dir: Path,
+    datasets: dict[str, Path],
+    name: str = "quantification_wf",
+) -> Workflow:
+    """
+    Measure a registered scan in the regions of its T1w, and write what is found.
+
+    Parameters
+    ----------
+    scan : Scan
+        PET or FA scan.
+    plan : QuantificationPlan
+        What is measured.
+    options : QuantificationOptions
+        How.
+    output_dir : Path
+        Root of the output dataset.
+    datasets : dict of str to Path
+        Datasets that sources are in, by the name in BIDS URIs.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    preproc
+        Scan on the grid of the T1w, 3-D or 4-D.
+    native_file
+        Scan on its native grid, as it was registered.
+    t1w_file, mask_file, dseg_file
+        As `init_anatomical_wf` gives them.
+    best_xfm, best_inverse_xfm
+        As `init_registration_wf` gives them.
+
+    Outputs
+    -------
+    out_files
+        Files of the output dataset.
+    """
+    workflow = Workflow(name=name)
+    workflow.__desc__ = _methods(scan, plan, options)
+    inputnode = pe.Node(niu.IdentityInterface(fields=list(INPUTS)), name="inputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=["out_files"]), name="outputnode")
+    place_labels = pe.Node(PlaceLabels(), name="place_labels", mem_gb=1)
+    quantify_scan = _quantify_node(scan, plan, options, name="quantify_scan")
+    save_quantification = pe.Node(
+        SaveQuantification(
+            request=options.request(), **_saved(scan, plan, options, output_dir, datasets)
+        ),
+        name="save_quantification",
+    )
+    workflow.connect([
+        (inputnode, place_labels, [("t1w_file", "t1w_file"), ("mask_file", "mask_file")]),
+        (inputnode, quantify_scan, [
+            ("preproc", "in_file"), ("native_file", "native_file"), ("best_xfm", "xfm"),
+        ]),
+        (place_labels, quantify_scan, [("out_file", "label_file")]),
+        (quantify_scan, save_quantification, [("files", "files"), ("facts", "facts")]),
+        (save_quantification, outputnode, [("out_files", "out_files")]),
+    ])  # fmt: skip
+    if plan.labels is None:
+        workflow.connect(inputnode, "dseg_file", place_labels, "label_file")
+    else:
+        place_labels.inputs.label_file = str(plan.labels.file)
+    if options.pvc != "none" and scan.modality == "pet":
+        _add_correction(workflow, scan, plan, options, output_dir, datasets)
+    return workflow
+
+
+def _add_correction(
+    workflow: Workflow,
+    scan: Scan,
+    plan: QuantificationPlan,
+    options: QuantificationOptions,
+    output_dir: Path,
+    datasets: dict[str, Path],
+) -> None:
+    """Correct for partial volume effects on the native grid, and measure the result too."""
+    inputnode, place_labels, save_quantification = (
+        workflow.get_node(name) for name in ("inputnode", "place_labels", "save_quantification")
+    )
+    correct_pv = pe.Node(
+        CorrectPartialVolume(
+            scheme=plan.scheme,
+            method=options.pvc,
+            psf_fwhm_mm=list(options.psf_fwhm_mm),
+            metadata=dict(scan.sidecar),
+        ),
+        name="correct_pv",
+        mem_gb=3,
+    )
+    save_corrected = pe.Node(
+        SaveQuantification(**_saved(scan, plan, options, output_dir, datasets, pvc=options.pvc)),
+        name="save_corrected",
+    )
+    workflow.connect([
+        (inputnode, correct_pv, [
+            ("native_file", "in_file"), ("best_inverse_xfm", "inverse_xfm"),
+        ]),
+        (place_labels, correct_pv, [("out_file", "label_file")]),
+        (save_corrected, save_quantification, [("out_files", "waits_for")]),
+    ])  # fmt: skip
+    if options.pvc == "gtm":
+        workflow.connect(correct_pv, "tacs_file", save_corrected, "tacs_file")
+        return
+    resample_corrected = pe.Node(ResampleImage(), name="resample_corrected", mem_gb=1.5)
+    quantify_corrected = _quantify_node(scan, plan, options, name="quantify_corrected")
+    workflow.connect([
+        (inputnode, resample_corrected, [("t1w_file", "reference_file"), ("best_xfm", "xfm")]),
+        (inputnode, quantify_corrected, [("native_file", "native_file"), ("best_xfm", "xfm")]),
+        (place_labels, quantify_corrected, [("out_file", "label_file")]),
+        (correct_pv, resample_corrected, [("out_file", "in_file")]),
+        (resample_corrected, quantify_corrected, [("out_file", "in_file")]),
+        (resample_corrected, save_corrected, [("out_file", "preproc")]),
+        (quantify_corrected, save_corrected, [("files", "files"), ("facts", "facts")]),
+    ])  # fmt: skip
+
+
+def _quantify_node(
+    scan: Scan, plan: QuantificationPlan, options: QuantificationOptions, *, name: str
+) -> pe.Node:
+    node = pe.Node(
+        QuantifyScan(
+            scan={
+                "scheme": plan.scheme,
+                "metadata": dict(scan.sidecar),
+                "is_pet": scan.modality == "pet",
+                "weight": plan.weight.value,
+                "weight_units": plan.weight.units,
+                "weight_source": plan.weight.source,
+                "suvr_region": plan.suvr_region,
+                "suvr_mask_label": plan.suvr_mask_label,
+                "suvr_reason": plan.suvr_reason,
+                "smooth_fwhm_mm": options.smooth_fwhm_mm,
+            }
+        ),
+        name=name,
+        mem_gb=2,
+    )
+    if plan.suvr_mask:
+        node.inputs.suvr_mask_file = str(plan.suvr_mask)
+    return node
+
+
+def _saved(
+    scan: Scan,
+    plan: QuantificationPlan,
+    options: QuantificationOptions,
+    output_dir: Path,
+    datasets: dict[str, Path],
+    *,
+    pvc: str | None = None,
+) -> dict[str, dict]:
+    """Where outputs go, and what their sidecars say whatever is found."""
+    anatomy = expected_anat_outputs(scan.t1w_entities, output_dir)
+    used = [scan.file, plan.labels.file if plan.labels else anatomy["dseg"]]
+    if plan.suvr_mask:
+        used.append(plan.suvr_mask)
+    sources = [file_uri(file, output_dir, datasets) for file in used]
+    said = {"Segmentation": plan.segmentation, "LabelFile": sources[1]}
+    if pvc:
+        said["PartialVolumeCorrection"] = pvc
+        said["PSFFullWidthHalfMaximum"] = list(options.psf_fwhm_mm)
+    return {
+        "outputs": {
+            key: str(file)
+            for key, file in quantification_outputs(
+                scan, output_dir, plan.segmentation, pvc=pvc
+            ).items()
+        },
+        "image_sidecar": {
+            **image_sidecar(
+                sources,
+                is_skull_stripped=scan.modality == "fa",
+                spatial_reference=file_uri(anatomy["preproc"], output_dir, datasets),
+                source_metadata=dict(scan.sidecar),
+            ),
+            **said,
+        },
+        "table_sidecar": {
+            **image_sidecar(sources, source_metadata=dict(scan.sidecar)),
+            **said,
+        },
+    }
+
+
+def _methods(scan: Scan, plan: QuantificationPlan, options: QuantificationOptions) -> str:
+    """Say what was done, for the methods section."""
+    labels = "FreeSurfer" if plan.scheme == "freesurfer" else "tissue"
+    text = f"""\
+#### Quantification
+
+Registered images were averaged over {labels} labels of the T1w, within the scans' field of view.
+"""
+    if scan.modality == "pet" and (plan.suvr_region or plan.suvr_mask):
+        text += """\
+SUVR is the ratio to the mean of a reference region, which the sidecars name.
+"""
+    if scan.modality == "pet" and options.pvc != "none":
+        width = " x ".join(f"{value:g}" for value in options.psf_fwhm_mm)
+        method = {
+            "gtm": "the geometric transfer matrix (Rousset et al., 1998)",
+            "rbv": "region-based voxelwise correction (Thomas et al., 2011)",
+        }[options.pvc]
+        text += f"""\
+Partial volume effects were corrected by {method} on the native grid, with labels carried there as
+fractions of voxels, and a Gaussian point spread function of {width} mm.
+"""
+    return text
