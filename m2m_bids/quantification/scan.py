@@ -173,7 +173,10 @@ def _suv(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     if scan.weight is None:
         raise NoSUVError(scan.weight_source)
-    weight_kg = weight_in_kg(scan.weight, scan.weight_units)
+    try:
+        weight_kg = weight_in_kg(scan.weight, scan.weight_units)
+    except NoSUVError as error:
+        raise NoSUVError(f"{error} ({scan.weight_source})") from error
     scale = suv_scale(scan.metadata, weight_kg, int(np.prod(image.shape[3:])))
     return scale.factors, {
         "Units": "g/mL",

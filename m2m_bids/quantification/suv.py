@@ -30,6 +30,7 @@ HALF_LIVES_MIN = {
 _BECQUEREL = {"bq": 1.0, "ci": 3.7e10}
 _PREFIXES = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9}
 _GRAMS = {"kg": 1e3, "kilogram": 1e3, "kilograms": 1e3, "g": 1.0, "gram": 1.0, "grams": 1.0}
+_MAX_WEIGHT_KG = 700.0
 _ELEMENTS = {
     "oxygen": "O",
     "nitrogen": "N",
@@ -186,13 +187,15 @@ def weight_in_kg(value: Any, units: Any) -> float:
     Raises
     ------
     NoSUVError
-        If the unit is not kg or g, or the value not a positive number.
+        If the unit is not kg or g, or the value not one of a body: grams called kg, say.
 
     Examples
     --------
     >>> [weight_in_kg("70", "kg"), weight_in_kg(350, "g")]
     [70.0, 0.35]
     """
+    if units is None:
+        raise NoSUVError("the body weight has no unit: give Units, kg or g, in a JSON file")
     grams = _GRAMS.get(str(units).strip().lower())
     if grams is None:
         raise NoSUVError(f"the body weight has the unit {units!r}, expected kg or g")
@@ -200,8 +203,11 @@ def weight_in_kg(value: Any, units: Any) -> float:
         weight = float(value) * grams / 1e3
     except (TypeError, ValueError):
         weight = np.nan
-    if not (np.isfinite(weight) and weight > 0):
-        raise NoSUVError(f"the body weight is {value!r}, expected a positive number")
+    if not 0 < weight <= _MAX_WEIGHT_KG:
+        raise NoSUVError(
+            f"the body weight is {value!r} {units}, expected more than 0 and at most "
+            f"{_MAX_WEIGHT_KG:.0f} kg"
+        )
     return weight
 
 

@@ -103,7 +103,10 @@ def test_weight_must_be_positive(weight):
         suv_scale(SCAN, weight)
 
 
-@pytest.mark.parametrize(("value", "units"), [("n/a", "kg"), (70, None), (70, "lb"), (0, "kg")])
+@pytest.mark.parametrize(
+    ("value", "units"),
+    [("n/a", "kg"), (70, None), (70, "lb"), (0, "kg"), (70000, "kg"), ("nan", "g")],
+)
 def test_weights_that_are_not_understood(value, units):
     with pytest.raises(NoSUVError, match="body weight"):
         weight_in_kg(value, units)
