@@ -23,6 +23,7 @@ DEFAULT_MAX_STEPS = 50_000
 DEFAULT_N_PAIRS = 20
 DEFAULT_BASELINE_SPACING_MM = 1.5
 MODALITIES = ("pet", "fa")
+ANATOMICAL_REFERENCES = ("nearest", "sessionwise", "first-lex")
 TRANSFORMS = ("m2m", "rigid")
 SUVR_REGIONS = (
     *("auto", "none", "cerebellar-grey", "whole-cerebellum", "brainstem"),
@@ -88,6 +89,13 @@ class Settings:
         Register scans, train a network on them, or compare methods of registration on them.
     participant_label, session_label, tracer_label : tuple of str
         Labels to process; empty for all.
+    rec_label, run_label : tuple of str
+        Reconstructions of PET scans, and runs of scans, to process; empty for all.
+    subjects_sessions_tsv : Path, optional
+        Table of the participants and sessions to process.
+    subject_anatomical_reference : {"nearest", "sessionwise", "first-lex"}
+        The T1w of a scan: of its session or else the nearest one, of its session only, or of the
+        first session.
     modalities : tuple of str
         Kinds of scans to register: "pet", "fa".
     derivatives : tuple of (str, Path)
@@ -95,6 +103,8 @@ class Settings:
         `derivative_dirs`.
     bids_filter_file : Path, optional
         JSON file of further queries.
+    bids_database_dir : Path, optional
+        Folder of indices of the datasets, for later runs.
     skip_bids_validation : bool
         Whether the input is not validated.
     work_dir : Path
@@ -193,9 +203,14 @@ class Settings:
     participant_label: tuple[str, ...] = ()
     session_label: tuple[str, ...] = ()
     tracer_label: tuple[str, ...] = ()
+    rec_label: tuple[str, ...] = ()
+    run_label: tuple[str, ...] = ()
+    subjects_sessions_tsv: Path | None = None
+    subject_anatomical_reference: Literal["nearest", "sessionwise", "first-lex"] = "nearest"
     modalities: tuple[str, ...] = MODALITIES
     derivatives: tuple[tuple[str, Path], ...] = ()
     bids_filter_file: Path | None = None
+    bids_database_dir: Path | None = None
     skip_bids_validation: bool = False
     work_dir: Path = Path("work")
     clean_workdir: bool = False
@@ -356,7 +371,9 @@ class Settings:
 _PATHS = (
     "bids_dir",
     "output_dir",
+    "subjects_sessions_tsv",
     "bids_filter_file",
+    "bids_database_dir",
     "work_dir",
     "plugin_file",
     "config_file",
@@ -365,14 +382,8 @@ _PATHS = (
     "fs_subjects_dir",
     "templateflow_home",
 )
-_TUPLES = (
-    "participant_label",
-    "session_label",
-    "tracer_label",
-    "modalities",
-    "methods",
-    "output_spaces",
-)
+_LABELS = ("participant_label", "session_label", "tracer_label", "rec_label", "run_label")
+_TUPLES = (*_LABELS, "modalities", "methods", "output_spaces")
 _NAMED_FOLDERS = ("derivatives", "compare")
 _NUMBERS = ("psf_fwhm_mm",)
 _FLOATS = (
@@ -391,9 +402,14 @@ def nested_derivatives(bids_dir: Path) -> tuple[tuple[str, Path], ...]:
     for folder in sorted((bids_dir / "derivatives").glob("*/")):
         description = folder / "dataset_description.json"
         is_own = description.is_file() and '"m2m-bids"' in description.read_text(errors="replace")
-        if _DATASET_NAME.fullmatch(folder.name) and any(folder.glob("sub-*/")) and not is_own:
+        if _DATASET_NAME.fullmatch(folder.name) and _has_subjects(folder) and not is_own:
             found.append((folder.name, folder))
     return tuple(found)
+
+
+def _has_subjects(folder: Path) -> bool:
+    """Tell whether a folder has those of subjects, at its top or, as Clinica's, one below."""
+    return any(folder.glob("sub-*/")) or any(folder.glob("subjects/sub-*/"))
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -470,7 +486,7 @@ def _is_within(inner: Path, outer: Path) -> bool:
 
 def _check_choices(settings: Settings) -> None:
     """Raise ValueError for a label, device or choice that does not exist."""
-    for name in ("participant_label", "session_label", "tracer_label"):
+    for name in _LABELS:
         for label in getattr(settings, name):
             if not _LABEL.fullmatch(label):
                 option = "--" + name.replace("_", "-")
@@ -478,6 +494,10 @@ def _check_choices(settings: Settings) -> None:
     choices: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         "analysis level": ((settings.analysis_level,), ANALYSIS_LEVELS),
         "--modalities": (settings.modalities, MODALITIES),
+        "--subject-anatomical-reference": (
+            (settings.subject_anatomical_reference,),
+            ANATOMICAL_REFERENCES,
+        ),
         "--transform": ((settings.transform,), TRANSFORMS),
         "--suvr-region": ((settings.suvr_region,), SUVR_REGIONS),
         "--pvc": ((settings.pvc,), PVC_METHODS),
@@ -583,7 +603,18 @@ def _check_folders(settings: Settings) -> None:
             f"--work-dir: {work_dir} holds the BIDS or the output folder, and may be emptied. "
             "Give a folder of its own with -w."
         )
-    for name, path in (("output_dir", output_dir), ("--work-dir", work_dir)):
+    database = settings.bids_database_dir
+    for name, path in (("bids_dir", bids_dir), *settings.derivatives):
+        if database is not None and _is_within(database, path):
+            raise ValueError(
+                f"--bids-database-dir: {database} is in the dataset {name}={path}. Inputs are "
+                "never written to: give a folder outside of it."
+            )
+    for name, path in (
+        ("output_dir", output_dir),
+        ("--work-dir", work_dir),
+        *([("--bids-database-dir", database)] if database else []),
+    ):
         if path.exists() and not path.is_dir():
             raise ValueError(f"{name}: {path} is a file. Give a folder.")
     for name, path in settings.derivatives:
@@ -600,6 +631,7 @@ def _check_files(settings: Settings) -> None:
     """Raise ValueError for a file that is missing or cannot be used."""
     files = {
         "--bids-filter-file": settings.bids_filter_file,
+        "--subjects-sessions-tsv": settings.subjects_sessions_tsv,
         "--config-file": settings.config_file,
         "--use-plugin": settings.plugin_file,
         "--pairs": settings.pairs,

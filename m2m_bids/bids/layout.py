@@ -39,7 +39,7 @@ PET_METADATA = (
 )
 # Keys of fMRIPrep's filter files that have no meaning here, so that one file can serve both.
 _FOREIGN_FILTER_KEYS = {"t2w", "flair", "bold", "sbref", "fmap", "roi", "dwi"}
-_IGNORED_FOLDERS = (
+IGNORED_FOLDERS = (
     r"^/(code|derivatives|logs?|models|sourcedata|stimuli|work)(/|$)",
     r"/(beh|eeg|figures|fmap|func|ieeg|log|meg|micr|motion|mrs|nirs|perf)(/|$)",
 )
@@ -49,7 +49,7 @@ class QueryError(ValueError):
     """A dataset that cannot be queried, or a selection that matches nothing."""
 
 
-def _layout_config() -> dict[str, Any]:
+def layout_config() -> dict[str, Any]:
     r"""
     Describe entities to pybids, matched in the file name only.
 
@@ -65,7 +65,9 @@ def _layout_config() -> dict[str, Any]:
         if entity["name"] == "run":
             entity["dtype"] = "int"
             entity["pattern"] = rf"[_/\\]run-(\d+)(?=[_.]){in_name}"
-    folders = r"[/\\](anat|dwi|pet)[/\\]"
+    # Clinica's CAPS have maps two folders deeper.
+    caps = r"(?:dti_based_processing[/\\][a-z]+_space[/\\])?"
+    folders = r"[/\\](anat|dwi|pet)[/\\]" + caps
     return {
         "name": "m2m",
         "entities": [
@@ -77,7 +79,9 @@ def _layout_config() -> dict[str, Any]:
     }
 
 
-def index_dataset(root: Path, participants: Sequence[str] = ()) -> "BIDSLayout":
+def index_dataset(
+    root: Path, participants: Sequence[str] = (), database_dir: Path | None = None
+) -> "BIDSLayout":
     """
     Index the files of one dataset, raw or derivative, without reading sidecars.
 
@@ -90,6 +94,9 @@ def index_dataset(root: Path, participants: Sequence[str] = ()) -> "BIDSLayout":
         Folder of the dataset.
     participants : sequence of str
         Labels of the participants to index; all of them by default.
+    database_dir : Path, optional
+        Folder of a database of pybids: read where it is there, which does not look at the
+        dataset, and made otherwise. By default the index is in memory.
 
     Raises
     ------
@@ -98,13 +105,19 @@ def index_dataset(root: Path, participants: Sequence[str] = ()) -> "BIDSLayout":
     """
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-    ignore = [re.compile(pattern) for pattern in _IGNORED_FOLDERS]
+    ignore = [re.compile(pattern) for pattern in IGNORED_FOLDERS]
     if participants:
         labels = "|".join(re.escape(label) for label in participants)
-        ignore.append(re.compile(rf"^/sub-(?!(?:{labels})(?:/|$))"))
+        ignore.append(re.compile(rf"^(?:/subjects)?/sub-(?!(?:{labels})(?:/|$))"))
     indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
     try:
-        return BIDSLayout(str(root), validate=False, config=[_layout_config()], indexer=indexer)
+        return BIDSLayout(
+            str(root),
+            validate=False,
+            config=[layout_config()],
+            indexer=indexer,
+            database_path=None if database_dir is None else str(database_dir),
+        )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise QueryError(
             f"{root}: cannot be indexed as a BIDS dataset ({error}). Check that the folder is "

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2m_bids.bids.database import open_index
 from m2m_bids.bids.layout import (
     IMAGE_EXTENSIONS,
     PET_METADATA,
@@ -20,7 +22,12 @@ from m2m_bids.bids.layout import (
     read_sidecar,
 )
 from m2m_bids.bids.naming import Modality, ParsedName, parse_name, scan_name
-from m2m_bids.bids.sessions import T1wImage, choose_t1w
+from m2m_bids.bids.sessions import Reference, T1wImage, choose_t1w
+from m2m_bids.bids.tables import (
+    check_subjects_sessions,
+    read_subjects_sessions,
+    session_times,
+)
 from m2m_bids.bids.tracers import is_same_tracer
 
 if TYPE_CHECKING:
@@ -121,9 +128,14 @@ def query(
     participant_labels: Sequence[str] = (),
     session_labels: Sequence[str] = (),
     tracer_labels: Sequence[str] = (),
+    reconstruction_labels: Sequence[str] = (),
+    run_labels: Sequence[str] = (),
+    subjects_sessions_tsv: Path | None = None,
+    anatomical_reference: Reference = "nearest",
     modalities: Sequence[Modality] = ("pet", "fa"),
     derivatives: Mapping[str, Path] | None = None,
     filters: Mapping[str, Mapping[str, Any]] | None = None,
+    database_dir: Path | None = None,
 ) -> list[Scan]:
     """
     Find the scans of a dataset, and the T1w image of each.
@@ -139,12 +151,21 @@ def query(
         Labels to keep, with or without their prefix; all by default. Sessions select scans, not
         T1w images: the nearest T1w may be of a session that is not listed. Tracers are
         compared without regard to case, and to the isotope where one of both names has none.
+    reconstruction_labels, run_labels : sequence of str
+        ``rec`` of the PET scans, and ``run`` of all scans, to keep; all by default. Runs are
+        compared as numbers: 1 is 01.
+    subjects_sessions_tsv : Path, optional
+        Table of the participants and sessions to keep, for `read_subjects_sessions`.
+    anatomical_reference : {"nearest", "sessionwise", "first-lex"}
+        How the T1w image of a scan is chosen, see `choose_t1w`.
     modalities : sequence of {"pet", "fa"}
         Kinds of images to find.
     derivatives : mapping of str to Path, optional
         Derivatives datasets by name.
     filters : mapping, optional
         Further queries, as `read_bids_filters` returns them.
+    database_dir : Path, optional
+        Folder to keep indices of the datasets in, see `open_index`.
 
     Returns
     -------
@@ -159,8 +180,10 @@ def query(
     """
     labels = [label.removeprefix("sub-") for label in participant_labels]
     _check_participants(Path(bids_dir), labels)
+    pairs = _read_pairs(Path(bids_dir), subjects_sessions_tsv, labels)
+    labels = list(pairs) if pairs is not None else labels
     filters = filters or {}
-    layouts = _index_all(Path(bids_dir), derivatives or {}, labels)
+    layouts = _index_all(Path(bids_dir), derivatives or {}, labels, database_dir)
     images = _find_t1w_images(layouts["raw"], filters.get("t1w", {}))
     scans = []
     for modality in modalities:
@@ -170,12 +193,20 @@ def query(
         scans += [scan for scan in found if not labels or scan.subject in labels]
     if not scans:
         raise QueryError(_nothing_found(Path(bids_dir), modalities, layouts, labels, filters))
+    if pairs is not None:
+        scans = _select_pairs(scans, pairs, subjects_sessions_tsv)
     scans = _select_sessions(scans, [label.removeprefix("ses-") for label in session_labels])
     tracers = [label.removeprefix("trc-") for label in tracer_labels]
-    scans = _select_tracers(scans, tracers, is_cohort=not labels)
+    is_cohort = not participant_labels
+    scans = _select_tracers(scans, tracers, is_cohort=is_cohort)
+    scans = _select_entity(scans, "rec", reconstruction_labels, is_cohort=is_cohort)
+    scans = _select_entity(scans, "run", run_labels, is_cohort=is_cohort)
     t1w_filter = f" that matches {dict(filters['t1w'])}" if filters.get("t1w") else ""
     none = f"no T1w image (anat/*_T1w.nii[.gz]){t1w_filter} of its subject in {bids_dir}"
-    scans = [_add_t1w(scan, images.get(scan.subject, []), none) for scan in scans]
+    scans = [
+        _add_t1w(scan, images.get(scan.subject, []), none, Path(bids_dir), anatomical_reference)
+        for scan in scans
+    ]
     return sorted(
         _leave_out_duplicates(scans),
         key=lambda scan: (scan.subject, scan.session or "", scan.name, str(scan.file)),
@@ -202,16 +233,25 @@ def _listed(labels: Iterable[str], n_shown: int = 20) -> str:
 
 
 def _index_all(
-    bids_dir: Path, derivatives: Mapping[str, Path], participants: Sequence[str]
+    bids_dir: Path,
+    derivatives: Mapping[str, Path],
+    participants: Sequence[str],
+    database_dir: Path | None,
 ) -> dict[str, "BIDSLayout"]:
     """Index every dataset once; the raw one is under "raw", which no derivative may be."""
-    layouts = {"raw": index_dataset(bids_dir, participants)}
+
+    def index(root: Path) -> "BIDSLayout":
+        if database_dir is None:
+            return index_dataset(root, participants)
+        return open_index(root, Path(database_dir))
+
+    layouts = {"raw": index(bids_dir)}
     for name, path in derivatives.items():
         if name == "raw":
             raise QueryError("the name 'raw' is taken by the BIDS dataset: rename the derivative")
         if not Path(path).is_dir():
             raise QueryError(f"derivatives dataset {name}: {path} is not a folder")
-        layouts[name] = index_dataset(Path(path), participants)
+        layouts[name] = index(Path(path))
     return layouts
 
 
@@ -327,9 +367,88 @@ def _select_tracers(scans: list[Scan], labels: Sequence[str], is_cohort: bool) -
     return kept
 
 
-def _add_t1w(scan: Scan, images: Sequence[T1wImage], why_none: str) -> Scan:
+def _read_pairs(
+    bids_dir: Path, file: Path | None, labels: Sequence[str]
+) -> dict[str, set[str]] | None:
+    """Read the sessions of each participant from a table, those of `labels` if there are any."""
+    if file is None:
+        return None
+    pairs = read_subjects_sessions(file)
+    if labels:
+        pairs = {label: pairs[label] for label in pairs if label in labels}
+    if not pairs:
+        raise QueryError(f"--subjects-sessions-tsv {file}: has no row of sub-{_listed(labels)}")
+    check_subjects_sessions(bids_dir, pairs, file)
+    return pairs
+
+
+def _select_pairs(
+    scans: Sequence[Scan], pairs: Mapping[str, set[str]], file: Path | None
+) -> list[Scan]:
+    """Keep the scans of the listed sessions of each participant."""
+    kept = [scan for scan in scans if scan.session in pairs.get(scan.subject, ())]
+    found = {(scan.subject, scan.session) for scan in kept}
+    listed = [(label, session) for label in pairs for session in sorted(pairs[label])]
+    without = [f"sub-{label}/ses-{session}" for label, session in listed
+               if (label, session) not in found]  # fmt: skip
+    if not kept:
+        raise QueryError(f"--subjects-sessions-tsv {file}: no scan in {_listed(without)}")
+    if without:
+        logger.warning("%s: no scan in %s.", file, _listed(without))
+    return kept
+
+
+def _select_entity(
+    scans: list[Scan], key: str, labels: Sequence[str], is_cohort: bool
+) -> list[Scan]:
+    """
+    Keep scans by an entity: ``rec`` of PET, or ``run`` of all.
+
+    Labels none of which exist are a mistake in a whole cohort; of several participants run one by
+    one, some may lack them.
+    """
+    if not labels:
+        return scans
+
+    def label_of(scan: Scan) -> str | None:
+        label = scan.entities.get(key)
+        return label if label is None or key != "run" else (label.lstrip("0") or "0")
+
+    wanted = {label.removeprefix(f"{key}-") for label in labels}
+    wanted = {label.lstrip("0") or "0" for label in wanted} if key == "run" else wanted
+    others = [scan for scan in scans if key == "rec" and scan.modality != "pet"]
+    concerned = [scan for scan in scans if key == "run" or scan.modality == "pet"]
+    found = {label for scan in concerned if (label := label_of(scan)) is not None}
+    kept = others + [scan for scan in concerned if label_of(scan) in wanted]
+    if missing := sorted(wanted - found):
+        has = f"Those found have: {_listed(sorted(found))}." if found else f"None has {key}-."
+        message = f"No scan of {key}-{_listed(missing)} was found. {has}"
+        if not kept or (is_cohort and not wanted & found):
+            raise QueryError(message)
+        logger.warning(message)
+    return kept
+
+
+def _add_t1w(
+    scan: Scan,
+    images: Sequence[T1wImage],
+    why_none: str,
+    bids_dir: Path,
+    reference: Reference,
+) -> Scan:
     """Choose the T1w image of a scan among those of its subject."""
-    choice = choose_t1w(scan.session, images)
+    choice = choose_t1w(
+        scan.session,
+        images,
+        reference=reference,
+        find_times=partial(session_times, bids_dir / f"sub-{scan.subject}"),
+    )
+    if choice is None and images:
+        own = f"its session ses-{scan.session}" if scan.session else "the folder without sessions"
+        why_none = (
+            f"no T1w image in {own}, and --subject-anatomical-reference is sessionwise; its "
+            f"subject has {_listed(image.file.name for image in images)}"
+        )
     if choice is None:
         return replace(scan, reason=scan.reason or why_none)
     reason = scan.reason

@@ -12,6 +12,7 @@ from m2m_bids import __version__
 from m2m_bids.cli.plugins import read_plugin_file
 from m2m_bids.settings import (
     ANALYSIS_LEVELS,
+    ANATOMICAL_REFERENCES,
     DEFAULT_BASELINE_SPACING_MM,
     DEFAULT_MAX_STEPS,
     DEFAULT_N_PAIRS,
@@ -197,6 +198,33 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         **several,
     )
     group.add_argument(
+        "--rec-label",
+        type=_label("rec-"),
+        help="reconstructions of PET, with or without 'rec-' (default: all)",
+        **several,
+    )
+    group.add_argument(
+        "--run-label",
+        type=_label("run-"),
+        help="runs of the scans, with or without 'run-'; scans without run are left out "
+        "(default: all)",
+        **several,
+    )
+    group.add_argument(
+        "--subjects-sessions-tsv",
+        "-tsv",
+        type=Path,
+        metavar="FILE",
+        help="table of the sessions to process, as Clinica's: tab-separated columns "
+        "participant_id and session_id",
+    )
+    group.add_argument(
+        "--subject-anatomical-reference",
+        choices=ANATOMICAL_REFERENCES,
+        help="the T1w of a scan: of its session, else of the nearest one ('nearest'); of its "
+        "session only ('sessionwise'); of the first session ('first-lex') (default: nearest)",
+    )
+    group.add_argument(
         "--modalities",
         "--modality",
         dest="modalities",
@@ -220,6 +248,13 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help='JSON file of pybids queries under "t1w", "pet" and "fa"; null means that an '
         'entity is absent, "*" that it is present',
+    )
+    group.add_argument(
+        "--bids-database-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder to keep the index of the dataset in, outside of it; made anew where a "
+        "folder of the dataset has changed (default: none is kept)",
     )
     group.add_argument(
         "--skip-bids-validation",

@@ -126,9 +126,14 @@ def find_scans(settings: Settings) -> "list[Scan]":
         participant_labels=settings.participant_label,
         session_labels=settings.session_label,
         tracer_labels=settings.tracer_label,
+        reconstruction_labels=settings.rec_label,
+        run_labels=settings.run_label,
+        subjects_sessions_tsv=settings.subjects_sessions_tsv,
+        anatomical_reference=settings.subject_anatomical_reference,
         modalities=settings.modalities,
         derivatives=settings.derivative_dirs,
         filters=filters,
+        database_dir=settings.bids_database_dir,
     )
 
 

@@ -54,6 +54,13 @@ def test_weights_of_the_package_have_a_name(call):
     ("options", "name", "value"),
     [
         (["--session-id", "ses-1"], "session_label", ("1",)),
+        (["--rec-label", "rec-coregiso", "acdyn"], "rec_label", ("coregiso", "acdyn")),
+        (["--run_label", "run-1"], "run_label", ("1",)),
+        (
+            ["--subject-anatomical-reference", "first-lex"],
+            "subject_anatomical_reference",
+            "first-lex",
+        ),
         (["--n_cpus", "3"], "nprocs", 3),
         (["--nthreads", "3"], "nprocs", 3),
         (["--omp_nthreads", "2"], "omp_nthreads", 2),
