@@ -9,6 +9,7 @@ from typing import Any
 from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from m2m_bids.bids.precomputed import Precomputed, find_precomputed
 from m2m_bids.bids.quantification import QuantificationOptions, plan_quantification
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import OutputSpace
@@ -99,10 +100,14 @@ def init_single_subject_wf(
     anatomical_wfs: dict[Path, Workflow] = {}
     for scan in scans:
         if scan.t1w not in anatomical_wfs:
-            anatomical_wfs[scan.t1w] = _init_anatomy(scan, settings, options)
+            # Labels that methods are evaluated with must not help them.
+            given = find_precomputed(
+                scan.t1w, scan.t1w_entities, settings.derivative_dirs if images is None else {}
+            )
+            anatomical_wfs[scan.t1w] = _init_anatomy(scan, settings, options, given)
             if images is None:
                 _add_anatomical_outputs(
-                    workflow, scan, anatomical_wfs[scan.t1w], settings, datasets
+                    workflow, scan, anatomical_wfs[scan.t1w], settings, datasets, given
                 )
         scan_wf = _add_scan(workflow, scan, anatomical_wfs[scan.t1w], options)
         if images is None:
@@ -161,9 +166,12 @@ def identifier(text: str) -> str:
     return re.sub(r"\W", "_", text.replace("+", "plus"))
 
 
-def _init_anatomy(scan: Scan, settings: Settings, options: RegistrationOptions) -> Workflow:
-    """Prepare a scan's T1w."""
+def _init_anatomy(
+    scan: Scan, settings: Settings, options: RegistrationOptions, precomputed: Precomputed
+) -> Workflow:
+    """Prepare a scan's T1w, with what other programs have made of it."""
     anatomical_wf = init_anatomical_wf(
+        precomputed=precomputed,
         random_seed=settings.random_seed,
         omp_nthreads=options.omp_nthreads,
         name=anatomical_wf_name(scan),
@@ -178,9 +186,11 @@ def _add_anatomical_outputs(
     anatomical_wf: Workflow,
     settings: Settings,
     datasets: dict[str, Path],
+    precomputed: Precomputed,
 ) -> None:
     """Write what was made of a scan's T1w."""
     outputs_wf = init_anatomical_outputs_wf(
+        precomputed=precomputed,
         t1w_file=scan.t1w,
         t1w_entities=scan.t1w_entities,
         output_dir=settings.output_dir,

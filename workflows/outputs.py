@@ -13,6 +13,7 @@ from m2m_bids.bids.naming import (
     expected_outputs,
     output_entities,
 )
+from m2m_bids.bids.precomputed import Precomputed
 from m2m_bids.bids.query import Scan
 from m2m_bids.interfaces.bids import DerivativesDataSink
 from m2m_bids.interfaces.outputs import DescribeT1w, SaveFigures, SaveScan
@@ -25,6 +26,7 @@ def init_anatomical_outputs_wf(
     t1w_entities: dict[str, str],
     output_dir: Path,
     datasets: dict[str, Path],
+    precomputed: Precomputed | None = None,
     name: str = "outputs_wf",
 ) -> Workflow:
     """
@@ -40,6 +42,8 @@ def init_anatomical_outputs_wf(
         Root of the output dataset.
     datasets : dict of str to Path
         Datasets that sources are in, by the name in BIDS URIs.
+    precomputed : Precomputed, optional
+        Files of other programs that were used; they are sources of what they stand for.
     name : str
         Name of the workflow.
 
@@ -55,7 +59,11 @@ def init_anatomical_outputs_wf(
         ),
         name="inputnode",
     )
-    sources = [bids_uri(t1w_file, output_dir, datasets)]
+    given = precomputed or Precomputed()
+
+    def sources(*files: Path | None) -> list[str]:
+        return [bids_uri(file, output_dir, datasets) for file in (t1w_file, *files) if file]
+
     common = {
         "base_directory": str(output_dir),
         "source_file": str(t1w_file),
@@ -67,12 +75,15 @@ def init_anatomical_outputs_wf(
         DerivativesDataSink(desc="preproc", suffix="T1w", **common),
         name="ds_t1w",
     )
-    describe_t1w = pe.Node(DescribeT1w(sources=sources), name="describe_t1w")
+    describe_t1w = pe.Node(
+        DescribeT1w(sources=sources(given.t1w), is_precomputed=bool(given.t1w)),
+        name="describe_t1w",
+    )
     ds_mask = pe.Node(
         DerivativesDataSink(
             desc="brain",
             suffix="mask",
-            meta_dict={**image_sidecar(sources), "Type": "Brain"},
+            meta_dict={**image_sidecar(sources(given.mask)), "Type": "Brain"},
             **common,
         ),
         name="ds_mask",
@@ -81,7 +92,8 @@ def init_anatomical_outputs_wf(
         DerivativesDataSink(
             suffix="dseg",
             meta_dict=image_sidecar(
-                sources, description="1 grey matter, 2 white matter, 3 cerebrospinal fluid."
+                sources(given.mask, *given.dseg),
+                description="1 grey matter, 2 white matter, 3 cerebrospinal fluid.",
             ),
             **common,
         ),

@@ -321,6 +321,8 @@ def _check_usable(scan: Scan) -> Scan:
 def _add_metadata(scans: Sequence[Scan], layout: "BIDSLayout") -> list[Scan]:
     """Read the sidecars of PET scans; a scan whose sidecar is broken is left out."""
     sidecars = group_by_folder(find_files(layout, {"suffix": "pet", "extension": ".json"}))
+    if not sidecars:
+        return list(scans)
     complete = []
     for scan in scans:
         try:

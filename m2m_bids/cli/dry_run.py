@@ -44,6 +44,8 @@ def dry_run_table(
             f"  {'from':8s}{_dataset(scan.source)}",
             f"  {'weights':8s}{_weights(scan, settings, weights or {})}",
         ]
+    if anatomy := precomputed_lines(used, settings):
+        lines += ["", *anatomy]
     if left_out:
         lines += ["", f"Left out: {len(left_out)}"]
         lines += [f"  {scan.name}: {scan.reason}" for scan in left_out]
@@ -51,6 +53,30 @@ def dry_run_table(
     if without:
         lines += ["", f"Participants without a {_kinds(settings)} scan: {', '.join(without)}"]
     return "\n".join(lines)
+
+
+def precomputed_lines(scans: "Sequence[Scan]", settings: Settings) -> list[str]:
+    """
+    Say what derivatives of the T1w images of scans were found, missed and refused.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        Scans to register.
+    settings : Settings
+        Settings of the run.
+
+    Returns
+    -------
+    list of str
+        Lines, each T1w once; none where no derivatives dataset has any anatomy.
+    """
+    from m2m_bids.bids.precomputed import describe_findings, find_precomputed
+
+    entities = {scan.t1w: scan.t1w_entities for scan in scans if scan.t1w is not None}
+    dirs = settings.derivative_dirs
+    return list(describe_findings({t1w: find_precomputed(t1w, entities[t1w], dirs)
+                                   for t1w in entities}))  # fmt: skip
 
 
 def _shown(file: Path | None, settings: Settings) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2m_bids.cli.dry_run import dry_run_table
+from m2m_bids.cli.dry_run import dry_run_table, precomputed_lines
 from m2m_bids.cli.environment import (
     available_memory_gb,
     configure_nipype,
@@ -108,6 +108,8 @@ def _run(settings: Settings) -> int:
         "%d scans: %d to register, %d finished before, %d left out",
         *(len(scans), len(due), len(wanted) - len(due), len(scans) - len(wanted)),
     )
+    for line in precomputed_lines(due, settings):
+        LOGGER.info("%s", line)
     progress = None
     if due and not settings.reports_only:
         progress = run_workflow(settings, due, options)

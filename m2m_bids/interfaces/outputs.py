@@ -17,6 +17,7 @@ from nipype.interfaces.base import (
 class _DescribeT1wInputSpec(BaseInterfaceInputSpec):
     sources = traits.List(traits.Str(), mandatory=True, desc="BIDS URIs")
     is_skull_stripped = traits.Bool(mandatory=True, desc="whether the T1w came without skull")
+    is_precomputed = traits.Bool(usedefault=True, desc="whether another program prepared it")
 
 
 class _DescribeT1wOutputSpec(TraitedSpec):
@@ -35,7 +36,8 @@ class DescribeT1w(SimpleInterface):
         self._results["sidecar"] = image_sidecar(
             self.inputs.sources,
             is_skull_stripped=self.inputs.is_skull_stripped,
-            description="Axes reordered to RAS+, bias field removed (N4).",
+            description="Axes reordered to RAS+, bias field removed "
+            + ("by another program." if self.inputs.is_precomputed else "(N4)."),
         )
         return runtime
 

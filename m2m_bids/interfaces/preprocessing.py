@@ -12,6 +12,10 @@ from nipype.interfaces.base import (
 )
 
 
+class _ImageOutputSpec(TraitedSpec):
+    out_file = File(desc="resulting image")
+
+
 class _ConformT1wInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1w image as it came")
 
@@ -66,13 +70,96 @@ class ExtractBrain(SimpleInterface):
         return runtime
 
 
-class _InMaskInputSpec(BaseInterfaceInputSpec):
+class _AlignTemplateInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask on its grid")
+    xfm_file = File(exists=True, desc="ITK transform, MNI to T1w points; otherwise registered")
+    random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
+
+
+class _AlignTemplateOutputSpec(TraitedSpec):
+    template2anat = File(desc="ITK affine: maps points of MNI space to points of the T1w")
+    is_skull_stripped = traits.Bool(desc="whether the T1w came without skull")
+
+
+class AlignTemplate(SimpleInterface):
+    """Find the affine from the template to a T1w image whose brain mask is known."""
+
+    input_spec = _AlignTemplateInputSpec
+    output_spec = _AlignTemplateOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.anatomical import (
+            affine_of_transform,
+            align_template,
+            is_stripped,
+        )
+        from m2m_bids.spatial.images import load_image
+        from m2m_bids.spatial.itk import write_affine
+
+        image, mask = load_image(self.inputs.in_file), load_image(self.inputs.mask_file)
+        if isdefined(self.inputs.xfm_file):
+            affine = affine_of_transform(self.inputs.xfm_file, mask)
+            is_skull_stripped = is_stripped(image, affine)
+        else:
+            brain = align_template(image, mask, random_seed=self.inputs.random_seed)
+            affine, is_skull_stripped = brain.template2anat, brain.is_skull_stripped
+        xfm = write_affine(affine, Path(runtime.cwd) / "template2anat.txt")
+        self._results["template2anat"] = str(xfm)
+        self._results["is_skull_stripped"] = is_skull_stripped
+        return runtime
+
+
+class _TakeMaskInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="brain mask of another program")
+    t1w_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
+
+
+class TakeMask(SimpleInterface):
+    """Take over a brain mask that another program has made."""
+
+    input_spec = _TakeMaskInputSpec
+    output_spec = _ImageOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.precomputed import take_mask
+        from m2m_bids.spatial.images import load_image, save_image
+
+        mask = take_mask(self.inputs.in_file, load_image(self.inputs.t1w_file))
+        self._results["out_file"] = str(save_image(mask, Path(runtime.cwd) / "mask.nii"))
+        return runtime
+
+
+class _TakeTissuesInputSpec(BaseInterfaceInputSpec):
+    in_files = traits.List(
+        File(exists=True), mandatory=True, desc="labels, or maps of grey, white and fluid"
+    )
+    t1w_file = File(exists=True, mandatory=True, desc="T1w image without bias field, RAS+")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on its grid")
 
 
-class _ImageOutputSpec(TraitedSpec):
-    out_file = File(desc="resulting image")
+class TakeTissues(SimpleInterface):
+    """Take over tissues that another program has made."""
+
+    input_spec = _TakeTissuesInputSpec
+    output_spec = _ImageOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.precomputed import take_tissues
+        from m2m_bids.spatial.images import load_image, save_image
+
+        dseg = take_tissues(
+            self.inputs.in_files,
+            load_image(self.inputs.t1w_file),
+            load_image(self.inputs.mask_file),
+        )
+        self._results["out_file"] = str(save_image(dseg, Path(runtime.cwd) / "dseg.nii"))
+        return runtime
+
+
+class _InMaskInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask on its grid")
 
 
 class CorrectBias(SimpleInterface):

@@ -7,7 +7,7 @@ symmetric, skull-stripped), so that nothing is downloaded.
 
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nb
 import numpy as np
@@ -17,6 +17,7 @@ from m2m_bids.preprocessing.ants_bridge import (
     Registration,
     Stage,
     finite_data,
+    name_of,
     parallel_grid,
     register,
     resample_onto,
@@ -27,8 +28,10 @@ from m2m_bids.preprocessing.ants_bridge import (
 from m2m_bids.preprocessing.mutual_information import MutualInformation, climb, pose_matrix
 from m2m_bids.preprocessing.tissues import fit_classes
 from m2m_bids.spatial.conform import to_ras
-from m2m_bids.spatial.images import load_image, require_3d
+from m2m_bids.spatial.images import ImageError, load_image, require_3d
+from m2m_bids.spatial.itk import read_affine, read_composite
 from m2m_bids.spatial.templates import embedded_template
+from m2m_bids.spatial.transforms import map_points
 
 # On simulated heads three levels (200, 100, 50 mm between control points) and a loose tolerance
 # leave a quarter of the bias; a fourth level or a tight one follows anatomy and leaves more.
@@ -41,6 +44,9 @@ MASK_SPACING_MM = 1.5
 TISSUE_SPACING_MM = 1.2
 # A head has scalp and muscle in the shell around the brain, a stripped image has next to nothing.
 STRIPPED_SHELL_FRACTION = 0.15
+# The affine part of a right transform leaves out little of the brain; an inverse one moves it by
+# its whole shift and scale.
+TRANSFORM_INSIDE = 0.7
 
 AFFINE_STAGE = Stage("Affine[0.1]", "MI[{},1,32,Regular,0.5]", "[100x50,1e-6,10]", "2x1", "2x1mm")
 WARP_STAGE = Stage("SyN[0.3,3,0]", "MI[{},1,32]", "[30x15,1e-5,8]", "2x1", "1x0mm")
@@ -177,15 +183,10 @@ def extract_brain(image: nb.Nifti1Image, *, random_seed: int = 0) -> BrainExtrac
     ImageError
         If the image is not 3-D or has no signal.
     """
-    data = np.maximum(finite_data(image), 0)
-    data = np.minimum(data, np.percentile(data[data > 0], 99.5))
+    data = _clipped(image)
     moving = working_copy(image, WARP_SPACING_MM, data=data)
-    start = _find_template(working_copy(image, SEARCH_SPACING_MM * 0.75, data=data))
-    fixed = _template_copy("t1", WARP_SPACING_MM)
-    region = _template_copy("mask", WARP_SPACING_MM, dilation_mm=5)
-    region = nb.Nifti1Image(np.rint(np.asarray(region.dataobj)), region.affine)
-    options = {"fixed_mask": region, "random_seed": random_seed}
-    affine = register(fixed, moving, [AFFINE_STAGE], fixed2moving=start, **options).fixed2moving
+    fixed, options = _template_brain(random_seed)
+    affine = _template_affine(image, data, random_seed)
     if _is_stripped(moving, affine):
         return BrainExtraction(_signal_mask(image, data), affine, True)
     short = AFFINE_STAGE._replace(convergence="[20x10,1e-6,10]")
@@ -194,6 +195,119 @@ def extract_brain(image: nb.Nifti1Image, *, random_seed: int = 0) -> BrainExtrac
     brain = _clean(_warped_mask(result, fixed.affine, grid))
     soft = resample_onto(brain, grid.affine, image.shape, image.affine, order=1)
     return BrainExtraction(_as_mask(soft > 0.5, image), affine, False)
+
+
+def align_template(
+    image: nb.Nifti1Image, mask: nb.Nifti1Image, *, random_seed: int = 0
+) -> BrainExtraction:
+    """
+    Register the template to a brain whose mask is known, by an affine.
+
+    This is the first part of `extract_brain`, inside of the mask; nothing is warped.
+
+    Parameters
+    ----------
+    image : Nifti1Image, shape (I, J, K)
+        T1w image.
+    mask : Nifti1Image
+        Brain mask on its grid.
+    random_seed : int
+        Seed of ANTs.
+
+    Returns
+    -------
+    BrainExtraction
+        The given mask, the affine, and whether the image came without skull.
+
+    Raises
+    ------
+    ImageError
+        If the image is not 3-D or has no signal, or the mask is empty or on another grid.
+    """
+    inside = same_grid(mask, image)
+    data = _clipped(image)
+    affine = _template_affine(image, data * inside, random_seed)
+    return BrainExtraction(mask, affine, is_stripped(image, affine))
+
+
+def affine_of_transform(file: Path | str, mask: nb.Nifti1Image) -> np.ndarray:
+    """
+    Fit an affine to a transform from the template to a T1w image, over the template's brain.
+
+    Parameters
+    ----------
+    file : Path or str
+        ITK transform (``.h5`` or ``.txt``) that maps points of MNI space to points of the image,
+        as ``from-T1w_to-MNI*_mode-image_xfm`` does.
+    mask : Nifti1Image
+        Brain mask of the image, to check against.
+
+    Returns
+    -------
+    ndarray, shape (4, 4)
+        template2anat, least squares.
+
+    Raises
+    ------
+    ImageError
+        If less than 70 % of the template's brain lies in the mask: it is another direction or
+        another image.
+    ValueError
+        If the file cannot be read.
+    """
+    brain = _template_copy("mask", 4.0)
+    points = nb.affines.apply_affine(brain.affine, np.argwhere(np.asarray(brain.dataobj) > 0.5))
+    is_composite = Path(file).suffix == ".h5"
+    mapped = map_points(read_composite(file) if is_composite else read_affine(file), points)
+    homogeneous = np.column_stack([points, np.ones(len(points))])
+    affine = np.eye(4)
+    affine[:3] = np.linalg.lstsq(homogeneous, mapped, rcond=None)[0].T
+    fitted = nb.affines.apply_affine(np.linalg.inv(mask.affine) @ affine, points)
+    inside = ndimage.map_coordinates(np.asarray(mask.dataobj), fitted.T, order=0) > 0
+    if inside.mean() < TRANSFORM_INSIDE:
+        raise ImageError(
+            f"{file}: brings only {100 * inside.mean():.0f} % of the MNI brain into the mask "
+            f"{name_of(mask)}, expected {100 * TRANSFORM_INSIDE:.0f} % at least. It is of another "
+            "image or direction: leave the dataset out of --derivatives."
+        )
+    return affine
+
+
+def is_stripped(image: nb.Nifti1Image, template2anat: np.ndarray) -> bool:
+    """
+    Tell whether a T1w image came without skull: whether the shell around its brain is dark.
+
+    Parameters
+    ----------
+    image : Nifti1Image, shape (I, J, K)
+        T1w image.
+    template2anat : ndarray, shape (4, 4)
+        Affine that maps points of the MNI152 world to points of the image's.
+    """
+    data = _clipped(image)
+    return _is_stripped(working_copy(image, WARP_SPACING_MM, data=data), template2anat)
+
+
+def _clipped(image: nb.Nifti1Image) -> np.ndarray:
+    """Return data without negative and very bright voxels, (I, J, K)."""
+    data = np.maximum(finite_data(image), 0)
+    return np.minimum(data, np.percentile(data[data > 0], 99.5))
+
+
+def _template_brain(random_seed: int) -> tuple[nb.Nifti1Image, dict[str, Any]]:
+    """Template to register, and the options of it: the region that counts, and the seed."""
+    region = _template_copy("mask", WARP_SPACING_MM, dilation_mm=5)
+    region = nb.Nifti1Image(np.rint(np.asarray(region.dataobj)), region.affine)
+    fixed = _template_copy("t1", WARP_SPACING_MM)
+    return fixed, {"fixed_mask": region, "random_seed": random_seed}
+
+
+def _template_affine(image: nb.Nifti1Image, data: np.ndarray, random_seed: int) -> np.ndarray:
+    """Search the template in the data of an image; return the affine template2anat, (4, 4)."""
+    start = _find_template(working_copy(image, SEARCH_SPACING_MM * 0.75, data=data))
+    moving = working_copy(image, WARP_SPACING_MM, data=data)
+    fixed, options = _template_brain(random_seed)
+    return register(fixed, moving, [AFFINE_STAGE], fixed2moving=start, **options).fixed2moving
 
 
 def _find_template(image: nb.Nifti1Image) -> np.ndarray:

@@ -4,12 +4,16 @@ import pytest
 
 from m2m_bids.preprocessing.anatomical import (
     BrainExtraction,
+    affine_of_transform,
+    align_template,
     correct_bias_field,
     extract_brain,
     load_t1w,
     segment_tissues,
 )
 from m2m_bids.spatial.images import ImageError
+from m2m_bids.spatial.itk import write_affine, write_composite
+from m2m_bids.spatial.transforms import DisplacementField
 
 
 def inside(image):
@@ -85,6 +89,41 @@ def test_stripped_image_keeps_its_outline(head, extraction, tools):
     assert tools["dice"](inside(found.mask), inside(head.brain)) > 0.98
     distance = tools["mean_distance_mm"](found.template2anat, extraction.template2anat, head.brain)
     assert distance < 2
+
+
+def test_template_in_a_given_mask(head, extraction, tools):
+    found = align_template(head.t1w, head.brain)
+    assert found.mask is head.brain
+    assert not found.is_skull_stripped
+    assert tools["mean_distance_mm"](found.template2anat, np.eye(4), head.brain) < 4
+    distance = tools["mean_distance_mm"](found.template2anat, extraction.template2anat, head.brain)
+    assert distance < 2
+    data = head.t1w.get_fdata(dtype=np.float32) * inside(head.brain)
+    assert align_template(nb.Nifti1Image(data, head.t1w.affine), head.brain).is_skull_stripped
+
+
+def test_affine_of_a_transform(head, tools, tmp_path):
+    """Scale, shear, rotation and shift: the inverse and the transpose are far from it."""
+    affine = tools["rigid_matrix"]((6, -4, 9), (8, -5, 12)) @ np.diag([1.06, 0.95, 1.1, 1])
+    affine[0, 1] += 0.05
+    mask = nb.Nifti1Image(head.brain.get_fdata(dtype=np.float32), affine @ head.brain.affine)
+    file = write_affine(affine, tmp_path / "xfm.txt")
+    np.testing.assert_allclose(affine_of_transform(file, mask), affine, atol=1e-4)
+    grid = np.diag([10.0, 10, 10, 1])
+    grid[:3, 3] = (-110, -150, -110)
+    wave = np.sin(np.indices((23, 27, 23)).transpose(1, 2, 3, 0) * 2.1).astype(np.float32)
+    field = DisplacementField(wave * 1.5, grid)  # short waves, that no affine follows
+    warped = write_composite([affine, field], tmp_path / "xfm.h5")
+    found = affine_of_transform(warped, mask)
+    assert tools["mean_distance_mm"](found, affine, head.brain) < 0.3
+
+
+def test_transform_of_another_image_is_told(head, tools, tmp_path):
+    away = tools["rigid_matrix"]((0, 60, 0), (0, 0, 0))
+    for shift in (away, np.linalg.inv(away)):
+        file = write_affine(shift, tmp_path / "xfm.txt")
+        with pytest.raises(ImageError, match=r"xfm\.txt: brings only \d+ % of the MNI brain"):
+            affine_of_transform(file, head.brain)
 
 
 def test_tissues_of_a_known_head(head, corrected, tools):

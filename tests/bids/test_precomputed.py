@@ -1,0 +1,152 @@
+import nibabel as nb
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+
+from m2m_bids.bids.precomputed import describe_findings, find_precomputed
+
+ENTITIES = {"sub": "1", "ses": "M000"}
+STEM = "sub-1_ses-M000"
+# Oblique, of unequal voxel sizes, no two axes in the order of RAS+.
+AFFINE = nb.affines.from_matvec(
+    [[0.1, -1.9, 0.2], [0.05, 0.2, -1.5], [1.2, 0.05, 0.1]], [10, -20, 30]
+)
+SHAPE = (5, 6, 7)
+
+
+def write(file, shape=SHAPE, affine=AFFINE):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nb.Nifti1Image(np.ones(shape, np.uint8), affine).to_filename(file)
+    return file
+
+
+@pytest.fixture
+def t1w(tmp_path):
+    return write(tmp_path / f"bids/sub-1/ses-M000/anat/{STEM}_T1w.nii.gz")
+
+
+@pytest.fixture
+def anat(tmp_path):
+    folder = tmp_path / "fmriprep/sub-1/ses-M000/anat"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def find(t1w, anat, entities=ENTITIES):
+    return find_precomputed(t1w, entities, {"fmriprep": anat.parents[2]})
+
+
+def reordered(shape=SHAPE):
+    """Shape and affine of the same image, stored in another order of axes and with flips."""
+    orientation = np.array([[2, -1], [0, 1], [1, -1]])
+    moved = apply_orientation(np.zeros(shape), orientation)
+    return moved.shape, AFFINE @ inv_ornt_aff(orientation, shape)
+
+
+def test_everything_is_found(t1w, anat):
+    shape, affine = reordered()
+    files = [
+        write(anat / f"{STEM}_{end}.nii.gz", shape, affine)
+        for end in ("desc-preproc_T1w", "desc-brain_mask", "dseg", "label-GM_probseg")
+    ]
+    xfm = anat / f"{STEM}_from-T1w_to-MNI152NLin2009cAsym_mode-image_xfm.h5"
+    xfm.touch()
+    (anat / xfm.name.replace("T1w_to-MNI152NLin2009cAsym", "MNI152NLin2009cAsym_to-T1w")).touch()
+    found = find(t1w, anat)
+    assert (found.t1w, found.mask, found.dseg, found.xfm) == (*files[:2], (files[2],), xfm)
+    assert found.findings == tuple(
+        f"fmriprep: {piece}: {file}"
+        for piece, file in zip(("t1w", "mask", "dseg", "xfm"), [*files[:3], xfm], strict=True)
+    )
+    assert found.files == (*files[:3], xfm)
+
+
+def test_what_is_missed_is_named(t1w, anat):
+    mask = write(anat / f"{STEM}_desc-brain_mask.nii")
+    found = find(t1w, anat)
+    assert found.files == (mask,)
+    expected = [
+        f"fmriprep: t1w: missed: no {anat}/{STEM}_desc-preproc_T1w.nii.gz",
+        f"fmriprep: mask: {mask}",
+        f"fmriprep: dseg: missed: no {anat}/{STEM}_dseg.nii.gz",
+        f"fmriprep: probseg: missed: no {anat}/{STEM}_label-GM_probseg.nii.gz",
+        f"fmriprep: xfm: missed: no {anat}/{STEM}_from-T1w_to-MNI152NLin2009cAsym"
+        "_mode-image_xfm.h5",
+    ]
+    assert list(found.findings) == expected
+    lines = list(describe_findings({t1w: found}))
+    assert lines == [f"Derivatives of {STEM}_T1w.nii.gz:", *(f"  {line}" for line in expected)]
+
+
+def test_probabilities_stand_for_labels(t1w, anat):
+    names = [f"{STEM}_label-{tissue}_probseg.nii.gz" for tissue in ("GM", "WM", "CSF")]
+    files = tuple(write(anat / name) for name in names)
+    assert find(t1w, anat).dseg == files
+    files[2].unlink()
+    assert find(t1w, anat).dseg == ()
+
+
+def shifted(offset_mm):
+    affine = AFFINE.copy()
+    affine[0, 3] += offset_mm
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "reason"),
+    [
+        ((5, 6, 8), AFFINE, "its shape 6 x 8 x 5 is not that of sub-1_ses-M000_T1w"),
+        (SHAPE, shifted(0.5), "corners are up to 0.5 mm"),
+        (SHAPE, AFFINE @ np.diag([1, 1, 1.1, 1]), "corners are up to"),
+        (SHAPE, AFFINE @ np.diag([-1, 1, 1, 1]), "corners are up to"),
+        ((*SHAPE, 2), AFFINE, "5 x 6 x 7 x 2: expected one volume"),
+    ],
+)
+def test_other_grid_is_refused(t1w, anat, shape, affine, reason):
+    mask = write(anat / f"{STEM}_desc-brain_mask.nii.gz", shape, affine)
+    dseg = write(anat / f"{STEM}_dseg.nii.gz", (*SHAPE, 1))  # a fourth axis of one is none
+    found = find(t1w, anat)
+    assert (found.mask, found.dseg) == (None, (dseg,))
+    assert found.findings[1].startswith(f"fmriprep: mask: refused: {mask}: ")
+    assert reason in found.findings[1]
+
+
+def test_broken_files_are_refused(t1w, anat):
+    (anat / f"{STEM}_desc-brain_mask.nii.gz").touch()
+    (anat / f"{STEM}_dseg.nii.gz").write_bytes(b"not gzip")
+    (anat / f"{STEM}_desc-preproc_T1w.nii.gz").write_bytes(b"")
+    found = find(t1w, anat)
+    assert found.files == ()
+    assert ["cannot be read" in line for line in found.findings[:3]] == [True] * 3
+
+
+def test_files_of_several_t1w_are_not_taken(t1w, anat):
+    merged = write(anat.parents[1] / "anat/sub-1_desc-brain_mask.nii.gz")
+    run = write(anat / f"{STEM}_dseg.nii.gz")
+    found = find(t1w, anat, ENTITIES | {"run": "1"})
+    assert found.files == ()
+    assert f"({merged} lacks ses-M000_run-1: it may be of several" in found.findings[1]
+    assert f"({run} lacks run-1: it may be of several" in found.findings[2]
+
+
+def test_datasets_complete_each_other(t1w, anat, tmp_path):
+    mask = write(anat / f"{STEM}_desc-brain_mask.nii.gz")
+    other = tmp_path / "smriprep/sub-1/ses-M000/anat"
+    for end in ("desc-brain_mask", "dseg"):
+        write(other / f"{STEM}_{end}.nii.gz")
+    derivatives = {"fmriprep": anat.parents[2], "smriprep": tmp_path / "smriprep"}
+    found = find_precomputed(t1w, ENTITIES, derivatives)
+    assert (found.mask, found.dseg) == (mask, (other / f"{STEM}_dseg.nii.gz",))
+
+
+def test_dataset_without_anatomy_is_not_searched(t1w, tmp_path):
+    (tmp_path / "qsirecon/sub-1/ses-M000/dwi").mkdir(parents=True)
+    assert find_precomputed(t1w, ENTITIES, {"qsirecon": tmp_path / "qsirecon"}).findings == ()
+
+
+def test_subject_without_session(tmp_path):
+    t1w = write(tmp_path / "bids/sub-1/anat/sub-1_T1w.nii.gz")
+    mask = write(tmp_path / "fmriprep/sub-1/anat/sub-1_desc-brain_mask.nii.gz")
+    found = find_precomputed(t1w, {"sub": "1"}, {"fmriprep": tmp_path / "fmriprep"})
+    assert found.mask == mask
+    assert "lacks" not in " ".join(found.findings)
