@@ -188,6 +188,8 @@ def query(
     scans = []
     for modality in modalities:
         found = _find_scans(modality, layouts, filters.get(modality, {}))
+        if modality == "fa":
+            _warn_without_fa(found, layouts)
         if modality == "pet":
             found = _add_metadata(found, layouts["raw"])
         scans += [scan for scan in found if not labels or scan.subject in labels]
@@ -296,6 +298,23 @@ def _find_scans(
                 scan = Scan(modality, file, parsed.entities, source=source)
                 scans.append(_check_usable(scan))
     return scans
+
+
+def _warn_without_fa(scans: Sequence[Scan], layouts: Mapping[str, "BIDSLayout"]) -> None:
+    """Tell of derivatives datasets that have diffusion, or datasets inside, but no FA map."""
+    sources = {scan.source for scan in scans}
+    for name, layout in layouts.items():
+        if name == "raw" or name in sources:
+            continue
+        root = Path(layout.root)
+        nested = [f"-d {path.name}={path}" for path in sorted(root.glob("derivatives/*/"))]
+        if nested:
+            hint = f"The datasets in it are read only if given: {' '.join(nested)}."
+        elif find_files(layout, {"datatype": "dwi", "extension": list(IMAGE_EXTENSIONS)}):
+            hint = "Looked for dwi/*_param-FA_dwimap.nii[.gz] and dwi/*_FA.nii[.gz]."
+        else:
+            continue
+        logger.warning("derivatives dataset %s: %s has no FA map. %s", name, root, hint)
 
 
 def _is_fa(parsed: ParsedName) -> bool:
@@ -472,7 +491,7 @@ def _leave_out_duplicates(scans: Sequence[Scan]) -> list[Scan]:
     def preference(scan: Scan) -> tuple[bool | int, ...]:
         is_raw, is_uncompressed = scan.source == "raw", not scan.file.name.endswith(".gz")
         has_space = "space" in scan.entities
-        return bool(scan.reason), has_space, is_raw, is_uncompressed, order[id(scan)]
+        return bool(scan.reason), is_raw, has_space, is_uncompressed, order[id(scan)]
 
     chosen: dict[str, Scan] = {}
     kept = []

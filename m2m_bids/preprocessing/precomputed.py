@@ -87,7 +87,8 @@ def take_tissues(
     if brightness != sorted(brightness):
         raise ImageError(
             f"{files[0]}: tissues {present} have T1w intensities {brightness}, expected "
-            "ascending: they are numbered otherwise than in BIDS (1 grey matter, 2 white matter, 3 fluid). "
+            "ascending: they are numbered otherwise than in BIDS (1 grey matter, 2 white matter, "
+            "3 fluid). "
             "Leave the dataset out of --derivatives."
         )
     return dseg

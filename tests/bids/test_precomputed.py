@@ -7,6 +7,7 @@ from m2m_bids.bids.precomputed import describe_findings, find_precomputed
 
 ENTITIES = {"sub": "1", "ses": "M000"}
 STEM = "sub-1_ses-M000"
+XFM = f"{STEM}_from-T1w_to-MNI152NLin2009cAsym_mode-image_xfm.h5"
 # Oblique, of unequal voxel sizes, no two axes in the order of RAS+.
 AFFINE = nb.affines.from_matvec(
     [[0.1, -1.9, 0.2], [0.05, 0.2, -1.5], [1.2, 0.05, 0.1]], [10, -20, 30]
@@ -49,7 +50,7 @@ def test_everything_is_found(t1w, anat):
         write(anat / f"{STEM}_{end}.nii.gz", shape, affine)
         for end in ("desc-preproc_T1w", "desc-brain_mask", "dseg", "label-GM_probseg")
     ]
-    xfm = anat / f"{STEM}_from-T1w_to-MNI152NLin2009cAsym_mode-image_xfm.h5"
+    xfm = anat / XFM
     xfm.touch()
     (anat / xfm.name.replace("T1w_to-MNI152NLin2009cAsym", "MNI152NLin2009cAsym_to-T1w")).touch()
     found = find(t1w, anat)
@@ -70,8 +71,7 @@ def test_what_is_missed_is_named(t1w, anat):
         f"fmriprep: mask: {mask}",
         f"fmriprep: dseg: missed: no {anat}/{STEM}_dseg.nii.gz",
         f"fmriprep: probseg: missed: no {anat}/{STEM}_label-GM_probseg.nii.gz",
-        f"fmriprep: xfm: missed: no {anat}/{STEM}_from-T1w_to-MNI152NLin2009cAsym"
-        "_mode-image_xfm.h5",
+        f"fmriprep: xfm: missed: no {anat / XFM}",
     ]
     assert list(found.findings) == expected
     lines = list(describe_findings({t1w: found}))

@@ -226,6 +226,140 @@ def test_dataset_in_a_folder_that_looks_like_bids(tmp_path):
     assert scan.t1w_choice == "same session"
 
 
+@pytest.fixture
+def adni(tmp_path):
+    """Oddities of ADNI: runs, several T1w, sessions without T1w, dates against the labels."""
+    root = tmp_path / "adni"
+    sub = "sub-ADNI011S0002"
+    for ses, names in {
+        "M000": ["anat/{}_T1w.nii.gz", "anat/{}_acq-mprage_run-02_T1w.nii.gz",
+                 "pet/{}_trc-18FFDG_rec-coregavg_run-01_pet.nii.gz",
+                 "pet/{}_trc-18FFDG_rec-coregiso_run-01_pet.nii.gz",
+                 "pet/{}_trc-18FFDG_rec-coregiso_run-02_pet.nii.gz"],
+        "M012": ["pet/{}_trc-18FAV1451_pet.nii.gz"],
+        "M018": ["anat/{}_run-1_T1w.nii.gz", "anat/{}_run-2_T1w.nii.gz",
+                 "pet/{}_trc-11CPIB_pet.nii.gz"],
+    }.items():  # fmt: skip
+        folder = root / sub / f"ses-{ses}"
+        add(folder, *(name.format(f"{sub}_ses-{ses}") for name in names))
+        scans = "filename\tscan_id\tmri_field\n" + "".join(f"{name}\t1\t3\n" for name in names)
+        add(folder, f"{sub}_ses-{ses}_scans.tsv", content=scans.encode())
+    legacy = "sub-ADNI022S0001"
+    add(root / legacy / "ses-M00", f"anat/{legacy}_ses-M00_T1w.nii.gz",
+        f"pet/{legacy}_ses-M00_task-rest_acq-fdg_pet.nii.gz")  # fmt: skip
+    # The visit called M012 was, in fact, 13 months before that called M018.
+    dates = ("2010-01-04", "2010-04-20", "2011-05-20")
+    rows = zip(("M000", "M012", "M018"), dates, strict=True)
+    table = "session_id\texamination_date\n" + "".join(f"ses-{s}\t{d}\n" for s, d in rows)
+    add(root / sub, f"{sub}_sessions.tsv", content=table.encode())
+    return root
+
+
+def t1w_of(scans):
+    return {scan.name: scan.t1w.name if scan.t1w else None for scan in scans}
+
+
+class TestAnatomicalReference:
+    def test_nearest_by_date(self, adni):
+        scans = by_name(query(adni, participant_labels=[ADNI]))
+        tau = scans[f"{ADNI}_ses-M012_trc-18FAV1451_pet"]
+        assert tau.t1w_entities["ses"] == "M000"  # 106 days against 395; by labels it is M018
+        assert tau.t1w_choice == (
+            "nearest session by examination_date (ses-M000), first of 2 images"
+        )
+        assert tau.t1w.name == f"{ADNI}_ses-M000_T1w.nii.gz"
+        (adni / ADNI / f"{ADNI}_sessions.tsv").unlink()
+        tau = by_name(query(adni))[tau.name]
+        assert tau.t1w.name == f"{ADNI}_ses-M018_run-1_T1w.nii.gz"
+        assert tau.t1w_choice == "nearest session (ses-M018), first of 2 images"
+
+    def test_sessionwise(self, adni):
+        scans = query(adni, anatomical_reference="sessionwise")
+        (left_out,) = [scan for scan in scans if scan.reason]
+        assert left_out.session == "M012"
+        assert left_out.t1w is None
+        assert left_out.reason.startswith("no T1w image in its session ses-M012, and --subject-")
+        assert f"{ADNI}_ses-M018_run-1_T1w.nii.gz" in left_out.reason
+        assert {scan.t1w_entities["ses"] == scan.session for scan in scans if scan.t1w} == {True}
+
+    def test_first(self, adni):
+        scans = query(adni, participant_labels=[ADNI], anatomical_reference="first-lex")
+        assert set(t1w_of(scans).values()) == {f"{ADNI}_ses-M000_T1w.nii.gz"}
+        assert {scan.t1w_choice for scan in scans} == {
+            "first session (ses-M000), first of 2 images"
+        }
+
+
+class TestFurtherSelection:
+    def test_reconstruction(self, adni):
+        scans = query(adni, reconstruction_labels=["rec-coregiso"])
+        assert {scan.entities.get("rec") for scan in scans} == {"coregiso"}
+        assert len(scans) == 2
+        both = query(adni, reconstruction_labels=["coregiso", "coregavg"])
+        assert len(both) == 3
+
+    def test_reconstruction_keeps_fa(self, clinica):
+        scans = query(clinica, reconstruction_labels=["coregiso"])
+        assert sorted(scan.modality for scan in scans) == ["fa", "pet"]
+
+    def test_missing_reconstruction(self, adni, caplog):
+        with pytest.raises(QueryError, match=r"rec-acdyn was found\. .*coregavg, coregiso"):
+            query(adni, reconstruction_labels=["acdyn"])
+        with caplog.at_level(logging.WARNING):
+            query(adni, reconstruction_labels=["acdyn", "coregiso"])
+        assert "rec-acdyn" in caplog.text
+
+    @pytest.mark.parametrize("label", ["2", "02", "run-2"])
+    def test_run(self, adni, label):
+        (scan,) = query(adni, run_labels=[label])
+        assert scan.name == f"{ADNI}_ses-M000_trc-18FFDG_rec-coregiso_run-02_pet"
+
+    def test_subjects_sessions(self, adni, tmp_path):
+        file = tmp_path / "pairs.tsv"
+        file.write_text(f"participant_id\tsession_id\n{ADNI}\tses-M012\n")
+        (scan,) = query(adni, subjects_sessions_tsv=file)
+        assert (scan.subject, scan.session, scan.t1w_entities["ses"]) == (ADNI[4:], "M012", "M000")
+        with pytest.raises(QueryError, match=r"pairs\.tsv: has no row of sub-ADNI022S0001"):
+            query(adni, subjects_sessions_tsv=file, participant_labels=["ADNI022S0001"])
+        file.write_text(f"participant_id\tsession_id\n{ADNI}\tses-M999\n")
+        with pytest.raises(QueryError, match=rf"has no {ADNI}/ses-M999\."):
+            query(adni, subjects_sessions_tsv=file)
+
+
+class TestDerivativesWithFA:
+    def test_caps(self, clinica, tmp_path):
+        dti = f"ses-M000/dwi/dti_based_processing/{{}}/{ADNI}_ses-M000_{{}}_FA.nii.gz"
+        native = dti.format("native_space", "space-b0_desc-preproc")
+        standard = dti.format("normalized_space", "space-MNI152Lin_res-1x1x1")
+        caps = add(tmp_path / "caps/subjects" / ADNI, native, standard).parents[1]
+        scans = query(clinica, derivatives={"caps": caps}, modalities=["fa"])
+        used = {scan.file: scan.reason for scan in scans}
+        assert used[caps / "subjects" / ADNI / native] == ""
+        reason = used[caps / "subjects" / ADNI / standard]
+        assert reason.startswith("in standard space MNI152Lin")
+
+    def test_qsirecon(self, clinica, tmp_path):
+        name = f"{ADNI}_ses-M000_space-{{}}_model-tensor_param-fa_dwimap.nii.gz"
+        qsirecon = add(tmp_path / "qsirecon-TORTOISE", *(
+            f"{ADNI}/ses-M000/dwi/{name.format(space)}" for space in ("T1w", "MNI152NLin2009cAsym")
+        ))  # fmt: skip
+        scans = query(clinica, derivatives={"qsirecon": qsirecon}, modalities=["fa"])
+        reasons = {scan.file.name: scan.reason for scan in scans if scan.source == "qsirecon"}
+        assert reasons[name.format("T1w")] == ""
+        assert "in standard space" in reasons[name.format("MNI152NLin2009cAsym")]
+
+    def test_dataset_without_fa_is_told(self, clinica, tmp_path, caplog):
+        name = f"{ADNI}_ses-M000_space-ACPC_desc-preproc_dwi.nii.gz"
+        qsiprep = add(tmp_path / "qsiprep", f"{ADNI}/ses-M000/dwi/{name}")
+        nested = f"derivatives/qsirecon-TORTOISE/{ADNI}/ses-M000/dwi"
+        outer = add(tmp_path / "qsirecon", f"{nested}/{ADNI}_ses-M000_param-fa_dwimap.nii.gz")
+        add(outer, f"{ADNI}/ses-M000/dwi/{ADNI}_ses-M000_dwi.json")
+        with caplog.at_level(logging.WARNING):
+            query(clinica, derivatives={"qsiprep": qsiprep, "qsirecon": outer})
+        assert f"qsiprep: {qsiprep} has no FA map" in caplog.text
+        assert f"-d qsirecon-TORTOISE={outer}/derivatives/qsirecon-TORTOISE" in caplog.text
+
+
 class TestSelection:
     def test_labels_with_and_without_prefix(self, clinica):
         for prefix in ("", "sub-"):

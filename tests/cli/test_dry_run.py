@@ -1,3 +1,6 @@
+import nibabel as nb
+import numpy as np
+
 from m2m_bids.bids.query import query
 from m2m_bids.cli.dry_run import dry_run_table
 from m2m_bids.settings import Settings
@@ -59,3 +62,27 @@ def test_weights(tmp_path):
 def test_only_selected_participants_are_missed(tmp_path):
     settings = Settings(**cohort(tmp_path), participant_label=("1",))
     assert "Participants without" not in table(settings)
+
+
+def test_derivatives_of_the_anatomy(tmp_path):
+    options = cohort(tmp_path)
+    image = nb.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4))
+    image.to_filename(tmp_path / "bids/sub-1/ses-M000/anat/sub-1_ses-M000_T1w.nii.gz")
+    folder = tmp_path / "fmriprep/sub-1/ses-M000/anat"
+    folder.mkdir(parents=True)
+    image.to_filename(folder / "sub-1_ses-M000_desc-brain_mask.nii.gz")
+    image.slicer[:2].to_filename(folder / "sub-1_ses-M000_dseg.nii.gz")
+    options["derivatives"] += (("fmriprep", tmp_path / "fmriprep"),)
+    lines = table(Settings(**options)).splitlines()
+    start = lines.index("Derivatives of sub-1_ses-M000_T1w.nii.gz:")
+    stem = f"{folder}/sub-1_ses-M000"
+    other = "its shape 2 x 4 x 5 is not that of sub-1_ses-M000_T1w.nii.gz, 3 x 4 x 5"
+    assert lines[start + 1 : start + 6] == [
+        f"  fmriprep: t1w: missed: no {stem}_desc-preproc_T1w.nii.gz",
+        f"  fmriprep: mask: {stem}_desc-brain_mask.nii.gz",
+        f"  fmriprep: dseg: refused: {stem}_dseg.nii.gz: {other}",
+        f"  fmriprep: probseg: missed: no {stem}_label-GM_probseg.nii.gz",
+        f"  fmriprep: xfm: missed: no {stem}_from-T1w_to-MNI152NLin2009cAsym_mode-image_xfm.h5",
+    ]
+    assert sum(line.startswith("Derivatives of") for line in lines) == 1  # two scans, one T1w
+    assert lines[start + 6 : start + 8] == ["", "Left out: 1"]

@@ -7,6 +7,7 @@ from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
 
 from m2m_bids.interfaces.preprocessing import (
+    AlignTemplate,
     CleanFA,
     ConformT1w,
     CorrectBias,
@@ -14,6 +15,8 @@ from m2m_bids.interfaces.preprocessing import (
     RegisterRigid,
     SegmentTissues,
     StaticReference,
+    TakeMask,
+    TakeTissues,
 )
 from m2m_bids.preprocessing import anatomical, coregistration
 from m2m_bids.spatial.images import ImageError
@@ -47,6 +50,40 @@ def t1w(save, rng):
 @pytest.fixture
 def mask(save):
     return save(np.ones((6, 7, 8), np.uint8), "mask.nii.gz")
+
+
+def test_mask_and_tissues_are_taken_over(t1w, mask, save, tmp_path):
+    conformed = ConformT1w(in_file=t1w).run().outputs.out_file
+    brain = TakeMask(in_file=mask, t1w_file=conformed).run().outputs.out_file
+    assert brain == str(tmp_path / "mask.nii")
+    data = np.asarray(nb.load(t1w).dataobj)
+    ranks = np.digitize(data, np.quantile(data, [1 / 3, 2 / 3]))
+    labels = save(np.array([3, 1, 2], np.uint8)[ranks], "dseg.nii.gz")
+    taken = TakeTissues(in_files=[labels], t1w_file=conformed, mask_file=brain).run().outputs
+    found, t1w_image = nb.load(taken.out_file), nb.load(conformed)
+    assert np.allclose(found.affine, t1w_image.affine)
+    values = np.asarray(t1w_image.dataobj)
+    medians = [np.median(values[np.asarray(found.dataobj) == tissue]) for tissue in (3, 1, 2)]
+    assert medians == sorted(medians)
+
+
+@pytest.mark.parametrize("has_transform", [True, False])
+def test_template_of_a_given_mask(t1w, mask, tmp_path, monkeypatch, has_transform):
+    affine = from_matvec(np.diag([1.1, 0.9, 1.2]), [1, 2, 3])
+    monkeypatch.setattr(
+        anatomical,
+        "align_template",
+        lambda image, mask, random_seed: anatomical.BrainExtraction(
+            mask, affine @ np.diag([random_seed, 1, 1, 1]), True
+        ),
+    )
+    monkeypatch.setattr(anatomical, "affine_of_transform", lambda file, mask: affine)
+    monkeypatch.setattr(anatomical, "is_stripped", lambda image, affine: False)
+    given = {"xfm_file": mask} if has_transform else {}
+    outputs = AlignTemplate(in_file=t1w, mask_file=mask, random_seed=7, **given).run().outputs
+    assert outputs.is_skull_stripped is not has_transform
+    expected = affine if has_transform else affine @ np.diag([7, 1, 1, 1])
+    np.testing.assert_allclose(read_affine(outputs.template2anat), expected)
 
 
 def test_conform_reorders_without_interpolation(t1w, tmp_path):

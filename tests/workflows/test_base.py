@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import networkx as nx
+import nibabel as nb
+import numpy as np
 import pytest
 from nipype.interfaces.base import isdefined
 
@@ -223,6 +225,62 @@ def test_methods_tell_what_runs(settings, scan):
     assert "M2M-Reg" not in text
     assert "#### PET" not in text
     assert "#### Diffusion" in text
+
+
+PIECES = {
+    "desc-preproc_T1w": ("correct_bias", "take_t1w"),
+    "desc-brain_mask": ("extract_brain", "take_mask"),
+    "dseg": ("segment_tissues", "take_tissues"),
+}
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["desc-brain_mask"],
+        ["dseg"],
+        ["desc-preproc_T1w"],
+        ["desc-preproc_T1w", "desc-brain_mask", "dseg"],
+    ],
+)
+def test_precomputed_pieces_replace_steps(settings, scan, pieces):
+    pet = scan("pet")
+    nb.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)).to_filename(pet.t1w)
+    folder = settings.derivative_dirs["dti"] / "sub-01/ses-M000/anat"
+    folder.mkdir(parents=True)
+    files = {piece: folder / f"sub-01_ses-M000_{piece}.nii.gz" for piece in pieces}
+    for file in files.values():
+        nb.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)).to_filename(file)
+    workflow = init_m2m_bids_wf(settings, [pet], options())
+    assert not unset_inputs(workflow)
+    nodes = {node.name: node for node in workflow._get_all_nodes()}
+    for piece, (computed, taken) in PIECES.items():
+        assert (computed in nodes, taken in nodes) == (piece not in pieces, piece in pieces)
+    assert ("align_template" in nodes) == ("desc-brain_mask" in pieces)
+    graph = workflow._create_flat_graph()
+    (register,) = (node for node in graph.nodes if node.name == "register_m2m")
+    sources = {ancestor.name for ancestor in nx.ancestors(graph, register)}
+    used = {PIECES[piece][piece in pieces] for piece in ("desc-preproc_T1w", "desc-brain_mask")}
+    assert used <= sources
+    uri = f"bids:dti:sub-01/ses-M000/anat/sub-01_ses-M000_{pieces[0]}.nii.gz"
+    ds = {"desc-preproc_T1w": "describe_t1w", "desc-brain_mask": "ds_mask", "dseg": "ds_dseg"}
+    node = nodes[ds[pieces[0]]]
+    found = node.inputs.sources if pieces[0] == "desc-preproc_T1w" else node.inputs.meta_dict
+    assert uri in str(found)
+    assert "precomputed" in methods_text(workflow)
+
+
+def test_cohort_levels_compute_the_anatomy_themselves(settings, scan, images):
+    """Labels that methods are evaluated with must not help them."""
+    pet = scan("pet")
+    nb.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)).to_filename(pet.t1w)
+    folder = settings.derivative_dirs["dti"] / "sub-01/ses-M000/anat"
+    folder.mkdir(parents=True)
+    file = folder / "sub-01_ses-M000_dseg.nii.gz"
+    nb.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)).to_filename(file)
+    rigid = options(transform="rigid", weights=None)
+    workflow = init_m2m_bids_wf(settings, [pet], rigid, images=images)
+    assert "take_tissues" not in {node.name for node in workflow._get_all_nodes()}
 
 
 @pytest.mark.parametrize(
