@@ -1,4 +1,4 @@
-"""What is planned for a cohort as Clinica converts ADNI, with all of its oddities, line by line."""
+"""What is planned for a cohort as Clinica converts ADNI, with its oddities, line by line."""
 
 import pytest
 
