@@ -1,6 +1,7 @@
 """Find what fMRIPrep, sMRIPrep or PETPrep made of a T1w image, to use it instead of computing."""
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,6 +103,7 @@ def find_precomputed(
     )
 
 
+@cache  # asked for every T1w of a cohort
 def _has_anatomy(root: Path) -> bool:
     """Tell whether a dataset has images of anatomy at all."""
     return any(root.glob("sub-*/anat/")) or any(root.glob("sub-*/ses-*/anat/"))
