@@ -29,7 +29,7 @@ from m2m_bids.preprocessing.mutual_information import MutualInformation, climb, 
 from m2m_bids.preprocessing.tissues import fit_classes
 from m2m_bids.spatial.conform import to_ras
 from m2m_bids.spatial.images import ImageError, load_image, require_3d
-from m2m_bids.spatial.itk import read_affine, read_composite
+from m2m_bids.spatial.itk import read_chain
 from m2m_bids.spatial.templates import embedded_template
 from m2m_bids.spatial.transforms import map_points
 
@@ -257,8 +257,7 @@ def affine_of_transform(file: Path | str, mask: nb.Nifti1Image) -> np.ndarray:
     """
     brain = _template_copy("mask", 4.0)
     points = nb.affines.apply_affine(brain.affine, np.argwhere(np.asarray(brain.dataobj) > 0.5))
-    is_composite = Path(file).suffix == ".h5"
-    mapped = map_points(read_composite(file) if is_composite else read_affine(file), points)
+    mapped = map_points(read_chain(file), points)
     homogeneous = np.column_stack([points, np.ones(len(points))])
     affine = np.eye(4)
     affine[:3] = np.linalg.lstsq(homogeneous, mapped, rcond=None)[0].T
