@@ -24,6 +24,7 @@ DEFAULT_N_PAIRS = 20
 DEFAULT_BASELINE_SPACING_MM = 1.5
 MODALITIES = ("pet", "fa")
 ANATOMICAL_REFERENCES = ("nearest", "sessionwise", "first-lex")
+BRAIN_EXTRACTIONS = ("auto", "template", "skip")
 TRANSFORMS = ("m2m", "rigid")
 SUVR_REGIONS = (
     *("auto", "none", "cerebellar-grey", "whole-cerebellum", "brainstem"),
@@ -128,6 +129,9 @@ class Settings:
         Folder of network weights; None for those of the package.
     refine : int
         Steps of refinement after the network; 0 for none.
+    brain_extraction : {"auto", "template", "skip"}
+        Whether a T1w is looked at to tell if it came without skull, is taken to have one, or to
+        have none.
     transform : {"m2m", "rigid"}
         The last step of registration.
     output_spaces : tuple of str
@@ -223,6 +227,7 @@ class Settings:
     stop_on_first_crash: bool = False
     weights: Path | None = None
     refine: int = DEFAULT_REFINE_STEPS
+    brain_extraction: Literal["auto", "template", "skip"] = "auto"
     transform: Literal["m2m", "rigid"] = "m2m"
     output_spaces: tuple[str, ...] = (T1W,)
     random_seed: int = DEFAULT_RANDOM_SEED
@@ -498,6 +503,7 @@ def _check_choices(settings: Settings) -> None:
             (settings.subject_anatomical_reference,),
             ANATOMICAL_REFERENCES,
         ),
+        "--brain-extraction": ((settings.brain_extraction,), BRAIN_EXTRACTIONS),
         "--transform": ((settings.transform,), TRANSFORMS),
         "--suvr-region": ((settings.suvr_region,), SUVR_REGIONS),
         "--pvc": ((settings.pvc,), PVC_METHODS),

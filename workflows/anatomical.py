@@ -1,5 +1,7 @@
 """The T1w reference of a session: bias field, brain mask, tissues."""
 
+from typing import Literal
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
@@ -16,6 +18,7 @@ from m2m_bids.interfaces.preprocessing import (
 )
 from m2m_bids.interfaces.reports import AnatomicalFigure
 
+BrainSource = Literal["auto", "template", "skip"]
 _REORDERED = """\
 #### Anatomical reference
 
@@ -29,6 +32,7 @@ _EXTRACTED = {
     "distributed with nilearn) with ANTs.",
     True: "Its brain mask was precomputed.",
 }
+_SKIPPED = "It had come without skull: its brain mask is where it has signal."
 _SEGMENTED = {
     False: "Grey matter, white matter and cerebrospinal fluid were segmented within the mask.",
     True: "Its grey matter, white matter and cerebrospinal fluid were precomputed.",
@@ -40,6 +44,7 @@ def init_anatomical_wf(
     random_seed: int,
     omp_nthreads: int,
     precomputed: Precomputed | None = None,
+    brain_extraction: BrainSource = "auto",
     name: str = "anatomical_wf",
 ) -> Workflow:
     """
@@ -53,6 +58,8 @@ def init_anatomical_wf(
         Threads of one node.
     precomputed : Precomputed, optional
         Files of other programs that are used instead of steps.
+    brain_extraction : {"auto", "template", "skip"}
+        Where the brain is found, if there is no mask yet.
     name : str
         Name of the workflow.
 
@@ -80,7 +87,9 @@ def init_anatomical_wf(
     workflow = Workflow(name=name)
     texts = (
         _REORDERED,
-        _EXTRACTED[bool(given.mask)],
+        _SKIPPED
+        if brain_extraction == "skip" and not given.mask
+        else _EXTRACTED[bool(given.mask)],
         _CORRECTED[bool(given.t1w)],
         _SEGMENTED[bool(given.dseg)],
     )
@@ -121,21 +130,25 @@ def init_anatomical_wf(
         (dseg_buffer, outputnode, [("dseg_file", "dseg_file")]),
         (draw_anatomy, outputnode, [("out_files", "figures")]),
     ])  # fmt: skip
-    _add_brain(workflow, given, random_seed, omp_nthreads)
+    _add_brain(workflow, given, brain_extraction, random_seed, omp_nthreads)
     _add_t1w(workflow, given, omp_nthreads)
     _add_dseg(workflow, given)
     return workflow
 
 
 def _add_brain(
-    workflow: Workflow, given: Precomputed, random_seed: int, omp_nthreads: int
+    workflow: Workflow,
+    given: Precomputed,
+    brain_extraction: BrainSource,
+    random_seed: int,
+    omp_nthreads: int,
 ) -> None:
     """Fill `brain_buffer`: find the brain, or take its mask over and align the template."""
     conform_t1w, brain_buffer = (workflow.get_node(n) for n in ("conform_t1w", "brain_buffer"))
     outputs = [("template2anat", "template2anat"), ("is_skull_stripped", "is_skull_stripped")]
     if given.mask is None:
         extract_brain = pe.Node(
-            ExtractBrain(random_seed=random_seed),
+            ExtractBrain(random_seed=random_seed, source=brain_extraction),
             name="extract_brain",
             mem_gb=2,
             n_procs=omp_nthreads,

@@ -172,6 +172,7 @@ def _init_anatomy(
     """Prepare a scan's T1w, with what other programs have made of it."""
     anatomical_wf = init_anatomical_wf(
         precomputed=precomputed,
+        brain_extraction=settings.brain_extraction,
         random_seed=settings.random_seed,
         omp_nthreads=options.omp_nthreads,
         name=anatomical_wf_name(scan),

@@ -13,6 +13,7 @@ from m2m_bids.cli.plugins import read_plugin_file
 from m2m_bids.settings import (
     ANALYSIS_LEVELS,
     ANATOMICAL_REFERENCES,
+    BRAIN_EXTRACTIONS,
     DEFAULT_BASELINE_SPACING_MM,
     DEFAULT_MAX_STEPS,
     DEFAULT_N_PAIRS,
@@ -265,6 +266,12 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
 
 def _add_registration(group: argparse._ArgumentGroup) -> None:
     """Add options that change results."""
+    group.add_argument(
+        "--brain-extraction",
+        choices=BRAIN_EXTRACTIONS,
+        help="brain of a T1w image: by the registered template ('template'), where it has signal, "
+        "for images without skull ('skip'), or as the image tells ('auto') (default: auto)",
+    )
     group.add_argument(
         "--transform",
         choices=TRANSFORMS,

@@ -41,6 +41,11 @@ class ConformT1w(SimpleInterface):
 
 class _ExtractBrainInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
+    source = traits.Enum(
+        *("auto", "template", "skip"),
+        usedefault=True,
+        desc="tell whether there is a skull, take it that there is one, or that there is none",
+    )
     random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
 
 
@@ -61,7 +66,11 @@ class ExtractBrain(SimpleInterface):
         from m2m_bids.spatial.images import load_image, save_image
         from m2m_bids.spatial.itk import write_affine
 
-        brain = extract_brain(load_image(self.inputs.in_file), random_seed=self.inputs.random_seed)
+        brain = extract_brain(
+            load_image(self.inputs.in_file),
+            source=self.inputs.source,
+            random_seed=self.inputs.random_seed,
+        )
         folder = Path(runtime.cwd)
         self._results["mask_file"] = str(save_image(brain.mask, folder / "mask.nii"))
         xfm = write_affine(brain.template2anat, folder / "template2anat.txt")

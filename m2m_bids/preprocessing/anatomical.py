@@ -7,7 +7,7 @@ symmetric, skull-stripped), so that nothing is downloaded.
 
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import nibabel as nb
 import numpy as np
@@ -158,7 +158,12 @@ def correct_bias_field(
     return nb.Nifti1Image(data, image.affine)
 
 
-def extract_brain(image: nb.Nifti1Image, *, random_seed: int = 0) -> BrainExtraction:
+def extract_brain(
+    image: nb.Nifti1Image,
+    *,
+    source: Literal["auto", "template", "skip"] = "auto",
+    random_seed: int = 0,
+) -> BrainExtraction:
     """
     Find the brain in a T1w image with or without skull, neck and face.
 
@@ -170,6 +175,9 @@ def extract_brain(image: nb.Nifti1Image, *, random_seed: int = 0) -> BrainExtrac
     ----------
     image : Nifti1Image, shape (I, J, K)
         T1w image, bias-corrected or not. Its header may be off by several centimetres.
+    source : {"auto", "template", "skip"}
+        Tell from the image whether it came without skull, or take it that it has one, or that it
+        has none: its mask is then where it has signal.
     random_seed : int
         Seed of ANTs. The mask repeats exactly on one ITK thread, to a Dice of 0.998 on two.
 
@@ -187,7 +195,7 @@ def extract_brain(image: nb.Nifti1Image, *, random_seed: int = 0) -> BrainExtrac
     moving = working_copy(image, WARP_SPACING_MM, data=data)
     fixed, options = _template_brain(random_seed)
     affine = _template_affine(image, data, random_seed)
-    if _is_stripped(moving, affine):
+    if source == "skip" or (source == "auto" and _is_stripped(moving, affine)):
         return BrainExtraction(_signal_mask(image, data), affine, True)
     short = AFFINE_STAGE._replace(convergence="[20x10,1e-6,10]")
     result = register(fixed, moving, [short, WARP_STAGE], fixed2moving=affine, **options)

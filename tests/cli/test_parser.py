@@ -55,6 +55,7 @@ def test_weights_of_the_package_have_a_name(call):
     [
         (["--session-id", "ses-1"], "session_label", ("1",)),
         (["--rec-label", "rec-coregiso", "acdyn"], "rec_label", ("coregiso", "acdyn")),
+        (["--brain-extraction", "skip"], "brain_extraction", "skip"),
         (["--run_label", "run-1"], "run_label", ("1",)),
         (
             ["--subject-anatomical-reference", "first-lex"],

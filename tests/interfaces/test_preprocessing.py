@@ -111,12 +111,13 @@ def test_conform_takes_one_volume_only(save, rng):
 def test_brain_mask_and_affine_of_the_template(t1w, mask, monkeypatch, tmp_path):
     seeds = []
 
-    def extract_brain(image, *, random_seed):
+    def extract_brain(image, *, source, random_seed):
         seeds.append(random_seed)
+        assert source == "skip"
         return anatomical.BrainExtraction(nb.load(mask), OBLIQUE, True)
 
     monkeypatch.setattr(anatomical, "extract_brain", extract_brain)
-    result = ExtractBrain(in_file=t1w, random_seed=5).run().outputs
+    result = ExtractBrain(in_file=t1w, source="skip", random_seed=5).run().outputs
     assert seeds == [5]
     assert result.is_skull_stripped is True
     assert nb.load(result.mask_file).get_fdata().all()

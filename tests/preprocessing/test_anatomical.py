@@ -91,6 +91,19 @@ def test_stripped_image_keeps_its_outline(head, extraction, tools):
     assert distance < 2
 
 
+def test_brain_as_told(head, extraction, tools):
+    """A stripped image is not looked at for "skip", nor one with skull for "template"."""
+    stripped = head.t1w.get_fdata(dtype=np.float32) * inside(head.brain)
+    skipped = extract_brain(nb.Nifti1Image(stripped, head.t1w.affine), source="skip")
+    assert skipped.is_skull_stripped
+    assert tools["dice"](inside(skipped.mask), inside(head.brain)) > 0.98
+    whole = extract_brain(head.t1w, source="skip")
+    assert whole.is_skull_stripped  # as told: the mask is the whole head
+    assert inside(whole.mask).sum() > 1.3 * inside(extraction.mask).sum()
+    forced = extract_brain(nb.Nifti1Image(stripped, head.t1w.affine), source="template")
+    assert not forced.is_skull_stripped
+
+
 def test_template_in_a_given_mask(head, extraction, tools):
     found = align_template(head.t1w, head.brain)
     assert found.mask is head.brain

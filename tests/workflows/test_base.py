@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -268,6 +269,15 @@ def test_precomputed_pieces_replace_steps(settings, scan, pieces):
     found = node.inputs.sources if pieces[0] == "desc-preproc_T1w" else node.inputs.meta_dict
     assert uri in str(found)
     assert "precomputed" in methods_text(workflow)
+
+
+def test_brain_extraction_reaches_its_node(settings, scan):
+    for source in ("auto", "template", "skip"):
+        given = replace(settings, brain_extraction=source)
+        workflow = init_m2m_bids_wf(given, [scan("pet")], options())
+        nodes = {node.name: node for node in workflow._get_all_nodes()}
+        assert nodes["extract_brain"].inputs.source == source
+        assert ("without skull" in methods_text(workflow)) == (source == "skip")
 
 
 def test_cohort_levels_compute_the_anatomy_themselves(settings, scan, images):
