@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from m2m_bids.registration.refinement import Registration
 
 Modality = Literal["pet", "fa"]
-NEAR_MM = 3.0
+NEAR_MM = 3.6
 """Scans that need less, on average, are taken for the T1w's own person's (`RefinementConfig`)."""
 DEFAULT_WEIGHTS = Path(str(files("m2m_bids.data") / "weights" / "default"))
 

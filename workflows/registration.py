@@ -171,15 +171,15 @@ def _add_deformable_step(
 ) -> None:
     """Add M2M-Reg behind the rigid alignment."""
     workflow.__desc__ += """\
-What it left over was estimated by M2M-Reg (Choo et al., MICCAI 2025): a GradICON network
-predicts the map, and the same objective, with the MNI152 template and its simulated counterpart
-as the pre-aligned bridge pair, and with the T1w and what is simulated from its tissues as another,
-refines it for the pair at hand. Where that moves the brain by less than 3 mm on average, as within
-a person, it begins anew from the rigid alignment and bends less. The deformable map was used only
-where it has no folds, agrees with the backward map through the bridge, improves the mono-modal
-similarity, both to the bridge's image and to what is simulated from the T1w's tissues, makes the
-image similar to the bridge's deep inside the brain, and is larger than its own error; otherwise
-the rigid result is the output. Images were interpolated once, with cubic B-splines.
+What it left over was estimated by M2M-Reg (Choo et al., MICCAI 2025): a GradICON network predicts
+the map, and the same objective, with the MNI152 template and its simulated counterpart as the
+pre-aligned bridge pair, and with the T1w and what is simulated from its tissues as another,
+refines it for the pair at hand. Where that moves the brain by less than 3.6 mm on average, as
+within a person, it begins anew from the rigid alignment and bends less. The deformable map was
+used only where it has no folds, agrees with the backward map through the bridge, improves the
+mono-modal similarity, both to the bridge's image and to what is simulated from the T1w's tissues,
+makes the image similar to the bridge's deep inside the brain, and is larger than its own error;
+otherwise the rigid result is the output. Images were interpolated once, with cubic B-splines.
 """
     inputnode, outputnode, register_rigid, draw_registration = (
         workflow.get_node(name)

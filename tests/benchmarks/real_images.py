@@ -1,0 +1,124 @@
+"""Register real scans to real T1w images of other people, and see what lies on their tissues.
+
+    python tests/benchmarks/real_images.py BIDS_DIR RESULTS.jsonl
+
+There is no truth for these pairs. What is measured is whether the scan shows what it should where
+the T1w's own tissues are: FA is high in white matter, PET of perfusion or metabolism in grey. That
+is the area under the ROC curve (AUC) of the scan's voxels in the brain, and, for FA, the Dice
+overlap of FA > 0.25 with white matter. M2M-Reg's refinement looks at these same tissues, and SyN's
+mutual information at the contrast that they make: a high number shows that the scan fits the
+tissues, not that every point is where it belongs. A stopped run goes on.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from m2m_bids.baselines.base import Images, Options
+from m2m_bids.baselines.methods import find_method
+from m2m_bids.preprocessing.anatomical import (
+    correct_bias_field,
+    extract_brain,
+    load_t1w,
+    segment_tissues,
+)
+from m2m_bids.preprocessing.coregistration import register_rigid
+from m2m_bids.preprocessing.diffusion import clean_fa
+from m2m_bids.preprocessing.pet import static_reference
+from m2m_bids.spatial.images import load_image, require_3d
+from m2m_bids.spatial.resampling import resample
+
+METHODS = ("initial", "rigid", "syn-mi", "m2m")
+BRIGHT = {"fa": 2, "pet": 1}
+WHITE_FA = 0.25
+
+
+def load_scan(file: Path, modality: str) -> nb.Nifti1Image:
+    """Load a PET or FA scan as the app does."""
+    image = load_image(file)
+    image.set_filename(str(file))
+    return clean_fa(require_3d(image, file)) if modality == "fa" else static_reference(image).image
+
+
+def area_under_curve(values: np.ndarray, is_bright: np.ndarray) -> float:
+    """Probability that a voxel of the bright tissue is brighter than another one."""
+    n = is_bright.sum()
+    above = rankdata(values)[is_bright].sum() - n * (n + 1) / 2
+    return float(above / (n * (len(values) - n)))
+
+
+def measure(images: Images, chain: tuple) -> dict[str, float]:
+    """Compare a moved scan with the tissues of the T1w."""
+    moved = np.asarray(resample(images.moving, chain, images.fixed, order=1).dataobj)
+    tissues = np.asarray(images.fixed_dseg.dataobj)
+    inside = tissues > 0
+    values, is_bright = moved[inside], tissues[inside] == BRIGHT[images.modality]
+    numbers = {"auc": area_under_curve(values, is_bright)}
+    if images.modality == "fa":
+        is_white = values > WHITE_FA
+        both = is_white & is_bright
+        numbers["dsc"] = float(2 * both.sum() / (is_white.sum() + is_bright.sum()))
+    return numbers
+
+
+def prepare(t1w_file: Path) -> dict:
+    """Prepare a T1w image as the app does."""
+    t1w = load_t1w(t1w_file)
+    brain = extract_brain(t1w)
+    t1w = correct_bias_field(t1w, brain.mask)
+    return {
+        "fixed": t1w,
+        "fixed_mask": brain.mask,
+        "template2fixed": brain.template2anat,
+        "fixed_dseg": segment_tissues(t1w, brain.mask, brain.template2anat),
+    }
+
+
+def main() -> int:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bids_dir", type=Path)
+    parser.add_argument("results", type=Path)
+    args = parser.parse_args()
+    done = args.results.read_text().splitlines() if args.results.exists() else []
+    rows = [json.loads(line) for line in done]
+    finished = {(row["fixed"], row["moving"]) for row in rows}
+    scans = {
+        "fa": sorted(args.bids_dir.rglob("*_param-FA_dwimap.nii.gz")),
+        "pet": sorted(args.bids_dir.rglob("*_pet.nii.gz")),
+    }
+    pairs = [(modality, file) for modality, files in scans.items() for file in files]
+    for t1w_file in sorted(args.bids_dir.rglob("*_T1w.nii.gz")):
+        due = [pair for pair in pairs if (t1w_file.name, pair[1].name) not in finished]
+        anatomy = prepare(t1w_file) if due else {}
+        for modality, file in due:
+            moving = load_scan(file, modality)
+            rigid = register_rigid(moving, anatomy["fixed"], anatomy["fixed_mask"]).fixed2moving
+            images = Images(moving=moving, fixed2moving=rigid, modality=modality, **anatomy)
+            for key in METHODS:
+                outcome = find_method(key).register(images, Options(device="cpu", n_threads=1))
+                rows.append(
+                    {
+                        "fixed": t1w_file.name,
+                        "moving": file.name,
+                        "modality": modality,
+                        "method": key,
+                        "reason": outcome.reason,
+                        **measure(images, outcome.chain),
+                    }
+                )
+            with args.results.open("a") as stream:
+                stream.writelines(json.dumps(row) + "\n" for row in rows[-len(METHODS) :])
+    means = pd.DataFrame(rows).groupby(["modality", "method"], sort=False).mean(numeric_only=True)
+    sys.stdout.write(means.round(3).to_string() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
