@@ -9,7 +9,7 @@ from typing import Any
 from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from m2m_bids.bids.precomputed import Precomputed, find_precomputed
+from m2m_bids.bids.precomputed import Precomputed, find_precomputed, find_template_xfms
 from m2m_bids.bids.quantification import QuantificationOptions, plan_quantification
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import OutputSpace
@@ -302,6 +302,9 @@ def _add_space(
             space=space,
             t1w_file=scan.t1w,
             t1w_entities=scan.t1w_entities,
+            given_xfms=find_template_xfms(
+                scan.t1w_entities, settings.derivative_dirs, space.template
+            ),
             name=name,
             **common,
         )

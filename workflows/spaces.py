@@ -29,10 +29,11 @@ def init_template_wf(
     output_dir: Path,
     datasets: dict[str, Path],
     options: RegistrationOptions,
+    given_xfms: tuple[Path, Path] | None = None,
     name: str = "template_wf",
 ) -> Workflow:
     """
-    Register a T1w to a template, and write the T1w there and the transforms.
+    Register a T1w to a template, unless that is done, and write it there and the transforms.
 
     Parameters
     ----------
@@ -50,6 +51,8 @@ def init_template_wf(
         Datasets that sources are in, by the name in BIDS URIs.
     options : RegistrationOptions
         Seed and threads.
+    given_xfms : tuple of Path, optional
+        Transforms to the template and back that another program has made, to be used instead.
     name : str
         Name of the workflow.
 
@@ -64,11 +67,17 @@ def init_template_wf(
         ITK composites: ``xfm`` carries images from the T1w to the template.
     """
     workflow = Workflow(name=name)
+    found = (
+        "The transform between the T1w and"
+        if given_xfms
+        else "By an affine transform and SyN with ANTs, both by mutual information, the brain of "
+        "the T1w was registered to"
+    )
+    precomputed = " was precomputed" if given_xfms else ""
     workflow.__desc__ = f"""\
 #### Template
 
-The brain of the T1w was registered to the template {space.template} by an affine transform and SyN
-with ANTs, both by mutual information. Images were brought there by the composite of
+{found} the template {space.template}{precomputed}. Images were brought there by the composite of
 all transforms, in one interpolation.
 """
     inputnode = pe.Node(
@@ -79,12 +88,7 @@ all transforms, in one interpolation.
     )
     outputnode = pe.Node(niu.IdentityInterface(fields=["xfm", "inverse_xfm"]), name="outputnode")
     source = _template_inputs(space, templateflow_home)
-    normalize_t1w = pe.Node(
-        NormalizeT1w(random_seed=options.random_seed, **source),
-        name="normalize_t1w",
-        mem_gb=2,
-        n_procs=options.omp_nthreads,
-    )
+    xfm_buffer = pe.Node(niu.IdentityInterface(fields=["xfm", "inverse_xfm"]), name="xfm_buffer")
     make_grid = pe.Node(MakeGrid(**source), name="make_grid", mem_gb=1)
     resample_t1w = pe.Node(ResampleImage(), name="resample_t1w", mem_gb=1.5)
     files = expected_template_outputs(t1w_entities, output_dir, space)
@@ -96,19 +100,28 @@ all transforms, in one interpolation.
         name="save_template",
     )
     workflow.connect([
-        (inputnode, normalize_t1w, [
-            ("t1w_file", "t1w_file"),
-            ("mask_file", "mask_file"),
-            ("template2anat", "template2anat"),
-        ]),
         (inputnode, make_grid, [("t1w_file", "native_file")]),
         (inputnode, resample_t1w, [("t1w_file", "in_file")]),
         (make_grid, resample_t1w, [("out_file", "reference_file")]),
-        (normalize_t1w, resample_t1w, [("xfm", "xfm")]),
+        (xfm_buffer, resample_t1w, [("xfm", "xfm")]),
         (inputnode, save_template, [("is_skull_stripped", "is_skull_stripped")]),
         (resample_t1w, save_template, [("out_file", "image")]),
-        (normalize_t1w, save_template, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
-        (normalize_t1w, outputnode, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
+        (xfm_buffer, save_template, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
+        (xfm_buffer, outputnode, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
+    ])  # fmt: skip
+    if given_xfms:
+        xfm_buffer.inputs.xfm, xfm_buffer.inputs.inverse_xfm = map(str, given_xfms)
+        return workflow
+    normalize_t1w = pe.Node(
+        NormalizeT1w(random_seed=options.random_seed, **source),
+        name="normalize_t1w",
+        mem_gb=2,
+        n_procs=options.omp_nthreads,
+    )
+    fields = ("t1w_file", "mask_file", "template2anat")
+    workflow.connect([
+        (inputnode, normalize_t1w, [(field, field) for field in fields]),
+        (normalize_t1w, xfm_buffer, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
     ])  # fmt: skip
     return workflow
 

@@ -103,6 +103,38 @@ def find_precomputed(
     )
 
 
+def find_template_xfms(
+    t1w_entities: Mapping[str, str], derivatives: Mapping[str, Path], template: str
+) -> tuple[Path, Path] | None:
+    """
+    Find the transforms between a T1w image and a template that another program has made.
+
+    Parameters
+    ----------
+    t1w_entities : mapping of str to str
+        Entities of the T1w's name, short names.
+    derivatives : mapping of str to Path
+        Derivatives datasets by name.
+    template : str
+        Label of the template in file names.
+
+    Returns
+    -------
+    tuple of Path, or None
+        ITK composites (``.h5``) of the first dataset that has both: the one that carries images
+        to the template, and its inverse.
+    """
+    for root in derivatives.values():
+        folder, stem = _folder(root, t1w_entities), _stem(t1w_entities)
+        pair = [
+            folder / f"{stem}_from-{start}_to-{end}_mode-image_xfm.h5"
+            for start, end in (("T1w", template), (template, "T1w"))
+        ]
+        if all(file.is_file() for file in pair):
+            return pair[0], pair[1]
+    return None
+
+
 @cache  # asked for every T1w of a cohort
 def _has_anatomy(root: Path) -> bool:
     """Tell whether a dataset has images of anatomy at all."""

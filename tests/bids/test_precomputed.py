@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from m2m_bids.bids.precomputed import describe_findings, find_precomputed
+from m2m_bids.bids.precomputed import describe_findings, find_precomputed, find_template_xfms
 
 ENTITIES = {"sub": "1", "ses": "M000"}
 STEM = "sub-1_ses-M000"
@@ -150,3 +150,18 @@ def test_subject_without_session(tmp_path):
     found = find_precomputed(t1w, {"sub": "1"}, {"fmriprep": tmp_path / "fmriprep"})
     assert found.mask == mask
     assert "lacks" not in " ".join(found.findings)
+
+
+def test_transforms_to_a_template_are_found_in_both_directions(tmp_path):
+    folder = tmp_path / "fmriprep/sub-01/ses-1/anat"
+    folder.mkdir(parents=True)
+    pair = [
+        folder / f"sub-01_ses-1_from-{start}_to-{end}_mode-image_xfm.h5"
+        for start, end in (("T1w", "MNI152Lin"), ("MNI152Lin", "T1w"))
+    ]
+    arguments = {"sub": "01", "ses": "1"}, {"fmriprep": tmp_path / "fmriprep"}, "MNI152Lin"
+    pair[0].touch()
+    assert find_template_xfms(*arguments) is None
+    pair[1].touch()
+    assert find_template_xfms(*arguments) == tuple(pair)
+    assert find_template_xfms({"sub": "01"}, *arguments[1:]) is None

@@ -10,7 +10,7 @@ import pytest
 from nibabel.affines import from_matvec
 
 from m2m_bids.api import DEFAULT_WEIGHTS
-from m2m_bids.bids.naming import expected_space_outputs
+from m2m_bids.bids.naming import expected_space_outputs, expected_template_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import parse_space
 from m2m_bids.preprocessing.mutual_information import rotation_matrix
@@ -18,7 +18,7 @@ from m2m_bids.spatial.fields import DisplacementField
 from m2m_bids.spatial.itk import read_composite, write_affine, write_composite
 from m2m_bids.spatial.transforms import map_points
 from m2m_bids.workflows.registration import RegistrationOptions
-from m2m_bids.workflows.spaces import init_scan_space_wf
+from m2m_bids.workflows.spaces import init_scan_space_wf, init_template_wf
 
 OPTIONS = RegistrationOptions("m2m", DEFAULT_WEIGHTS, "abc", 7, "cpu", False, 0, 1)
 FORWARD = {
@@ -119,6 +119,35 @@ def test_template_space_is_what_ants_makes_of_the_written_transform(scan, tmp_pa
     assert sidecar["Transform"] == "m2m"
     assert sidecar["Sources"] == ["bids:raw:sub-01/pet/sub-01_pet.nii.gz",
                                   "bids:raw:sub-01/T1w/sub-01_T1w.nii.gz"]  # fmt: skip
+
+
+def test_transforms_of_another_program_are_used(scan, tmp_path, xfms):
+    given = (xfms["template_xfm"], tmp_path / "back.h5")
+    write_composite(np.linalg.inv(FORWARD["template"]), given[1])
+    workflow = init_template_wf(
+        space=parse_space("MNI152NLin2009aSym"),
+        t1w_file=scan.t1w,
+        t1w_entities=scan.t1w_entities,
+        templateflow_home=tmp_path / "no_archive",
+        output_dir=tmp_path / "out",
+        datasets={"raw": tmp_path / "bids"},
+        options=OPTIONS,
+        given_xfms=given,
+    )
+    assert workflow.get_node("normalize_t1w") is None
+    assert "was precomputed" in workflow.__desc__
+    workflow.base_dir = str(tmp_path / "work")
+    inputs = {"t1w_file": scan.t1w, "mask_file": scan.t1w, "template2anat": scan.t1w}
+    for name, value in inputs.items():
+        setattr(workflow.inputs.inputnode, name, str(value))
+    workflow.inputs.inputnode.is_skull_stripped = False
+    workflow.run(plugin="Linear")
+    outputs = expected_template_outputs(
+        scan.t1w_entities, tmp_path / "out", parse_space("MNI152NLin2009aSym")
+    )
+    assert all(file.is_file() for file in outputs.values())
+    assert outputs["xfm"].read_bytes() == given[0].read_bytes()
+    assert outputs["inverse_xfm"].read_bytes() == given[1].read_bytes()
 
 
 def test_native_voxels_in_the_t1w_space(scan, tmp_path, xfms):
