@@ -238,6 +238,11 @@ def _saver(
         "source_metadata": dict(scan.sidecar),
         "description": f"In the space {space}, in one interpolation from the scan's own grid.",
     }
+    if space.resolution == "native":
+        static["resolution"] = "Voxels of the size of the scan's own."
+    elif space.resolution:
+        kind = "The template's resolution number" if space.is_template else "Voxels of, in mm,"
+        static["resolution"] = f"{kind} {space.resolution}."
     if not space.is_template:
         reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
         static["spatial_reference"] = bids_uri(reference, output_dir, datasets)

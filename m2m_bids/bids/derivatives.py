@@ -242,6 +242,7 @@ def image_sidecar(
     spatial_reference: str | None = None,
     provenance: Provenance | None = None,
     description: str | None = None,
+    resolution: str | None = None,
     source_metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
@@ -259,6 +260,8 @@ def image_sidecar(
         For registered images and transforms.
     description : str, optional
         What the output is, in words.
+    resolution : str, optional
+        What its ``res`` means, in words; needed in names with ``res-``.
     source_metadata : mapping, optional
         Fields of the source's sidecar that stay true (tracer, units, frames).
 
@@ -271,6 +274,8 @@ def image_sidecar(
     if description is not None:
         sidecar["Description"] = description
     sidecar["Sources"] = list(sources)
+    if resolution is not None:
+        sidecar["Resolution"] = resolution
     if spatial_reference is not None:
         sidecar["SpatialReference"] = spatial_reference
     if is_skull_stripped is not None:

@@ -117,6 +117,7 @@ def test_template_space_is_what_ants_makes_of_the_written_transform(scan, tmp_pa
     assert np.percentile(np.abs(data - expected)[inside], 99) < 3
     sidecar = json.loads(outputs["image_json"].read_text())
     assert sidecar["Transform"] == "m2m"
+    assert sidecar["Resolution"] == "The template's resolution number 4."  # BIDS asks for it
     assert sidecar["Sources"] == ["bids:raw:sub-01/pet/sub-01_pet.nii.gz",
                                   "bids:raw:sub-01/T1w/sub-01_T1w.nii.gz"]  # fmt: skip
 
@@ -157,6 +158,7 @@ def test_native_voxels_in_the_t1w_space(scan, tmp_path, xfms):
     np.testing.assert_allclose(np.linalg.norm(image.affine[:3, :3], axis=0), (3, 4, 3.5))
     sidecar = json.loads(outputs["image_json"].read_text())
     assert sidecar["SpatialReference"] == "bids::sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"
+    assert sidecar["Resolution"] == "Voxels of the size of the scan's own."
 
 
 def test_a_rejected_step_leaves_nothing_of_an_accepted_one(scan, tmp_path, xfms):
