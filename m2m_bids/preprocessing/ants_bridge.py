@@ -275,6 +275,14 @@ def read_affine(file: Path) -> np.ndarray:
     return RAS2LPS @ matrix @ RAS2LPS
 
 
+def as_rigid(matrix: np.ndarray) -> np.ndarray:
+    """Remove what rounding left of scale and shear from a rigid matrix."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    rigid = matrix.copy()
+    rigid[:3, :3] = left @ right
+    return rigid
+
+
 class Registration(NamedTuple):
     """
     What ``antsRegistration`` estimated.

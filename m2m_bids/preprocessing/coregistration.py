@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from m2m_bids.preprocessing.ants_bridge import (
     Stage,
+    as_rigid,
     finite_data,
     register,
     resample_onto,
@@ -218,12 +219,4 @@ def _refine(
         fixed_mask=region,
         random_seed=random_seed,
     )
-    return _as_rigid(result.fixed2moving)
-
-
-def _as_rigid(matrix: np.ndarray) -> np.ndarray:
-    """Remove what rounding left of scale and shear from a rigid matrix."""
-    left, _, right = np.linalg.svd(matrix[:3, :3])
-    rigid = matrix.copy()
-    rigid[:3, :3] = left @ right
-    return rigid
+    return as_rigid(result.fixed2moving)
