@@ -55,6 +55,7 @@ NOT_REUSED = frozenset(
 _LABEL = re.compile(r"[a-zA-Z0-9+]+")
 _DATASET_NAME = re.compile(r"[a-zA-Z0-9_.+-]+")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_PET_REFERENCE = re.compile(r"auto|twa|sum|frame:\d{1,4}")
 _RUN_UUID = re.compile(r"\d{8}-\d{6}_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -137,6 +138,10 @@ class Settings:
     output_spaces : tuple of str
         Spaces that registered scans are written in, ``NAME[:cohort-LABEL][:res-LABEL]``; the
         T1w's own grid is always among them. See also `further_spaces`.
+    pet_reference : str
+        Static image of a dynamic PET scan: "auto", "twa", "sum" or "frame:N".
+    hmc_off : bool
+        Whether the frames of dynamic PET scans are left as they lie.
     random_seed : int
         Seed of every random number.
     network, network_size, objective : str
@@ -230,6 +235,8 @@ class Settings:
     brain_extraction: Literal["auto", "template", "skip"] = "auto"
     transform: Literal["m2m", "rigid"] = "m2m"
     output_spaces: tuple[str, ...] = (T1W,)
+    pet_reference: str = "auto"
+    hmc_off: bool = False
     random_seed: int = DEFAULT_RANDOM_SEED
     network: str = "gradicon"
     network_size: Literal["compact", "paper"] = "compact"
@@ -517,6 +524,11 @@ def _check_choices(settings: Settings) -> None:
         parse_space(text)
     if not _DEVICE.fullmatch(settings.device):
         raise ValueError(f"--device: {settings.device!r} must be auto, cpu, cuda or cuda:N")
+    if not _PET_REFERENCE.fullmatch(settings.pet_reference):
+        raise ValueError(
+            f"--pet-reference: {settings.pet_reference!r} must be auto, twa, sum or frame:N, "
+            "N from 0"
+        )
     if not _RUN_UUID.fullmatch(settings.run_uuid):
         raise ValueError(f"run_uuid: {settings.run_uuid!r} is not YYYYMMDD-HHMMSS_<uuid4>")
     for option, folders, taken in (

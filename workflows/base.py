@@ -109,7 +109,7 @@ def init_single_subject_wf(
                 _add_anatomical_outputs(
                     workflow, scan, anatomical_wfs[scan.t1w], settings, datasets, given
                 )
-        scan_wf = _add_scan(workflow, scan, anatomical_wfs[scan.t1w], options)
+        scan_wf = _add_scan(workflow, scan, anatomical_wfs[scan.t1w], settings, options)
         if images is None:
             _add_scan_outputs(scan_wf, scan, settings, datasets, options)
             _add_quantification(
@@ -207,13 +207,22 @@ def _add_anatomical_outputs(
 
 
 def _add_scan(
-    workflow: Workflow, scan: Scan, anatomical_wf: Workflow, options: RegistrationOptions
+    workflow: Workflow,
+    scan: Scan,
+    anatomical_wf: Workflow,
+    settings: Settings,
+    options: RegistrationOptions,
 ) -> Workflow:
     """Add the registration of one scan; return its workflow."""
     scan_wf = Workflow(name=scan_wf_name(scan))
     if scan.modality == "pet":
         reference_wf = init_pet_reference_wf(
-            frame_durations_s=_frame_durations_s(scan), name="reference_wf"
+            sidecar=scan.sidecar,
+            kind=settings.pet_reference,
+            has_motion_correction=not settings.hmc_off,
+            random_seed=settings.random_seed,
+            omp_nthreads=options.omp_nthreads,
+            name="reference_wf",
         )
     else:
         reference_wf = init_fa_reference_wf(name="reference_wf")
@@ -401,10 +410,3 @@ def _nested(workflow: Workflow) -> Iterator[Workflow]:
     for node in topological_sort(workflow._graph)[0]:
         if isinstance(node, Workflow):
             yield from _nested(node)
-
-
-def _frame_durations_s(scan: Scan) -> list[float] | None:
-    durations = scan.sidecar.get("FrameDuration")
-    if not isinstance(durations, list):
-        return None
-    return [float(value) for value in durations]

@@ -1,22 +1,44 @@
 """A PET scan to one static reference image."""
 
+from typing import Any
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from m2m_bids.interfaces.preprocessing import StaticReference
+from m2m_bids.interfaces.preprocessing import EstimateMotion, StaticReference
+
+_KINDS = {
+    "auto": "averaged over time, weighted by their duration where that was known",
+    "twa": "averaged over time, weighted by their duration",
+    "sum": "summed",
+}
 
 
 def init_pet_reference_wf(
-    *, frame_durations_s: list[float] | None, name: str = "reference_wf"
+    *,
+    sidecar: dict[str, Any],
+    kind: str = "auto",
+    has_motion_correction: bool = True,
+    random_seed: int = 0,
+    omp_nthreads: int = 1,
+    name: str = "reference_wf",
 ) -> Workflow:
     """
     Make one static image of a PET scan.
 
     Parameters
     ----------
-    frame_durations_s : list of float or None
-        Duration of each frame, seconds.
+    sidecar : dict
+        Metadata of the scan, of which the timing of the frames is used as far as it can be.
+    kind : str
+        As `m2m_bids.preprocessing.pet.static_reference` takes it.
+    has_motion_correction : bool
+        Whether the frames of a dynamic scan are aligned.
+    random_seed : int
+        Seed of ANTs.
+    omp_nthreads : int
+        Threads of one node.
     name : str
         Name of the workflow.
 
@@ -31,21 +53,69 @@ def init_pet_reference_wf(
         3-D image.
     method
         How it was made.
+    frames_file
+        The PET image as it came.
+    frame_xfms
+        ITK affine per frame, reference points to frame points; empty for a 3-D image or without
+        motion correction.
+    motion_file, motion_description
+        Table of motion parameters and its sidecar; undefined where `frame_xfms` is empty.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = """\
-#### PET
-
-Frames, where there were several, were averaged over time, weighted by their duration where that
-was known; negative and not finite voxels were set to zero.
-"""
+    workflow.__desc__ = _description(kind, has_motion_correction)
+    timing = {key: sidecar[key] for key in ("FrameTimesStart", "FrameDuration") if key in sidecar}
     inputnode = pe.Node(niu.IdentityInterface(fields=["in_file"]), name="inputnode")
-    outputnode = pe.Node(niu.IdentityInterface(fields=["out_file", "method"]), name="outputnode")
-    static_reference = pe.Node(StaticReference(), name="static_reference", mem_gb=2)
-    if frame_durations_s:
-        static_reference.inputs.frame_durations_s = frame_durations_s
+    outputnode = pe.Node(
+        niu.IdentityInterface(
+            fields=[
+                *("out_file", "method", "frames_file", "frame_xfms"),
+                *("motion_file", "motion_description"),
+            ]
+        ),
+        name="outputnode",
+    )
+    static_reference = pe.Node(
+        StaticReference(sidecar=timing, kind=kind), name="static_reference", mem_gb=4
+    )
     workflow.connect([
         (inputnode, static_reference, [("in_file", "in_file")]),
+        (inputnode, outputnode, [("in_file", "frames_file")]),
         (static_reference, outputnode, [("out_file", "out_file"), ("method", "method")]),
     ])  # fmt: skip
+    if not has_motion_correction:
+        outputnode.inputs.frame_xfms = []
+        return workflow
+    estimate_motion = pe.Node(
+        EstimateMotion(sidecar=timing, random_seed=random_seed),
+        name="estimate_motion",
+        mem_gb=4,
+        n_procs=omp_nthreads,
+    )
+    workflow.connect([
+        (inputnode, estimate_motion, [("in_file", "in_file")]),
+        (estimate_motion, static_reference, [("frame_xfms", "frame_xfms")]),
+        (estimate_motion, outputnode, [
+            ("frame_xfms", "frame_xfms"),
+            ("motion_file", "motion_file"),
+            ("description", "motion_description"),
+        ]),
+    ])  # fmt: skip
     return workflow
+
+
+def _description(kind: str, has_motion_correction: bool) -> str:
+    """Tell what is done, for the methods section."""
+    aligned = "were not aligned"
+    if has_motion_correction:
+        aligned = (
+            "were aligned by rigid registration (ANTs) of their edges, those that began before "
+            "120 s or had little signal by the transform of the nearest other one,"
+        )
+    number = kind.removeprefix("frame:")
+    used = _KINDS.get(kind, f"frame {number}, counted from 0, was taken for the static image")
+    return f"""\
+#### PET
+
+Frames, where there were several, {aligned} and {used}; negative and not finite voxels were set
+to zero.
+"""

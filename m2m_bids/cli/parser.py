@@ -301,6 +301,18 @@ def _add_registration(group: argparse._ArgumentGroup) -> None:
         "[:res-native|:res-N] of a TemplateFlow archive (default: T1w)",
     )
     group.add_argument(
+        "--pet-reference",
+        metavar="{auto,twa,sum,frame:N}",
+        help="static image of a dynamic PET scan: 'twa' is the mean weighted by the frames' "
+        "durations, 'auto' that or, where they cannot be used, the plain mean; frames count from "
+        "0 (default: auto)",
+    )
+    group.add_argument(
+        "--hmc-off",
+        action="store_true",
+        help="do not correct dynamic PET scans for motion of the head between frames",
+    )
+    group.add_argument(
         "--random-seed",
         type=_whole_number(0),
         metavar="N",

@@ -214,7 +214,11 @@ class SegmentTissues(SimpleInterface):
 
 class _StaticReferenceInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="PET image, 3-D or 4-D")
-    frame_durations_s = traits.List(traits.Float, desc="duration of each frame, seconds")
+    sidecar = traits.Dict(desc="PET metadata, for the timing of the frames")
+    kind = traits.Str("auto", usedefault=True, desc="as in `preprocessing.pet.static_reference`")
+    frame_xfms = traits.List(
+        File(exists=True), desc="ITK affine per frame: reference points to frame points"
+    )
 
 
 class _StaticReferenceOutputSpec(TraitedSpec):
@@ -230,14 +234,77 @@ class StaticReference(SimpleInterface):
 
     def _run_interface(self, runtime):
         from m2m_bids.preprocessing.pet import static_reference
-        from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.images import save_image
+        from m2m_bids.spatial.itk import read_affine
 
-        durations = self.inputs.frame_durations_s
-        image = load_image(self.inputs.in_file)
-        image.set_filename(self.inputs.in_file)  # messages name it
-        reference = static_reference(image, durations if isdefined(durations) else None)
+        inputs = self.inputs
+        image, timing = _load_scan(inputs.in_file, inputs.sidecar)
+        reference = static_reference(
+            image,
+            timing,
+            kind=inputs.kind,
+            reference2frames=[
+                read_affine(file)
+                for file in (inputs.frame_xfms if isdefined(inputs.frame_xfms) else [])
+            ],
+        )
         out_file = save_image(reference.image, Path(runtime.cwd) / "petref.nii")
         self._results.update(out_file=str(out_file), method=reference.method)
+        return runtime
+
+
+def _load_scan(file: str, sidecar: dict):
+    """Load a PET scan and the timing of its frames."""
+    from m2m_bids.preprocessing.pet_timing import frame_timing
+    from m2m_bids.spatial.images import load_image
+
+    image = load_image(file)
+    image.set_filename(file)  # messages name it
+    n_frames = image.shape[3] if image.ndim > 3 else 1
+    return image, frame_timing(sidecar if isdefined(sidecar) else {}, n_frames)
+
+
+class _EstimateMotionInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="PET image, 3-D or 4-D")
+    sidecar = traits.Dict(desc="PET metadata, for the timing of the frames")
+    random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
+
+
+class _EstimateMotionOutputSpec(TraitedSpec):
+    frame_xfms = traits.List(
+        File(), desc="ITK affine per frame: reference points to frame points; empty for a volume"
+    )
+    motion_file = File(desc="table of motion parameters, mm and radians; none for a volume")
+    description = traits.Dict(desc="sidecar of the table")
+
+
+class EstimateMotion(SimpleInterface):
+    """Estimate the motion of the head between the frames of a PET scan, if it has any."""
+
+    input_spec = _EstimateMotionInputSpec
+    output_spec = _EstimateMotionOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.pet import is_dynamic
+        from m2m_bids.preprocessing.pet_motion import (
+            describe_motion,
+            estimate_motion,
+            write_parameters,
+        )
+        from m2m_bids.spatial.itk import write_affine
+
+        image, timing = _load_scan(self.inputs.in_file, self.inputs.sidecar)
+        self._results["frame_xfms"] = []
+        if not is_dynamic(image):
+            return runtime
+        motion = estimate_motion(image, timing, random_seed=self.inputs.random_seed)
+        folder = Path(runtime.cwd)
+        self._results["frame_xfms"] = [
+            str(write_affine(affine, folder / f"frame{index:03d}.txt"))
+            for index, affine in enumerate(motion.reference2frames)
+        ]
+        self._results["motion_file"] = str(write_parameters(motion, folder / "motion.tsv"))
+        self._results["description"] = describe_motion(motion, timing)
         return runtime
 
 

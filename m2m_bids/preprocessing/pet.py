@@ -1,5 +1,6 @@
 """Static reference of a PET scan, 3-D or dynamic."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,9 @@ import nibabel as nb
 import numpy as np
 
 from m2m_bids.preprocessing.ants_bridge import name_of
+from m2m_bids.preprocessing.pet_timing import FrameTiming
 from m2m_bids.spatial.images import ImageError
+from m2m_bids.spatial.resampling import resample
 
 
 class StaticReference(NamedTuple):
@@ -20,30 +23,45 @@ class StaticReference(NamedTuple):
         float32, finite and not negative, in the units of the scan.
     method : str
         How it came about: ``3-D image``, ``mean of N frames, weighted by duration``,
-        ``mean of N frames``, or the last with the reason why the durations were not used.
+        ``mean of N frames, unweighted`` with the reason, ``sum of N frames`` or
+        ``frame I of N, from 0``; with ``, aligned`` where frames were.
     """
 
     image: nb.Nifti1Image
     method: str
 
 
+def is_dynamic(image: nb.Nifti1Image) -> bool:
+    """Tell whether a PET scan has several frames."""
+    return len(image.shape) == 4 and image.shape[3] > 1
+
+
 def static_reference(
-    image: nb.Nifti1Image, frame_durations_s: Sequence[float] | None = None
+    image: nb.Nifti1Image,
+    timing: FrameTiming | None = None,
+    *,
+    kind: str = "auto",
+    reference2frames: Sequence[np.ndarray] = (),
 ) -> StaticReference:
     """
     Reduce a PET scan to one volume.
 
-    A 3-D image, also one stored as (I, J, K, 1), is the main path. A dynamic scan is averaged
-    over time with its frame durations as weights, which is the activity averaged over the scan.
-    Frames are not realigned.
+    A 3-D image, also one stored as (I, J, K, 1), is the main path: it is taken as it is, whatever
+    `kind` says. Frames are aligned one by one, with one interpolation of each.
 
     Parameters
     ----------
     image : Nifti1Image, shape (I, J, K) or (I, J, K, T)
         PET scan; negative voxels (reconstruction noise) and those not finite count as 0.
-    frame_durations_s : sequence of float, length T, optional
-        Durations of the frames, as BIDS ``FrameDuration``. They are not used (and the method says
-        so) if their number is not T, or if one is not a positive number.
+    timing : FrameTiming, optional
+        Timing of the frames.
+    kind : str
+        ``twa`` for the mean weighted by duration, which is the activity averaged over the scan;
+        ``sum`` for the sum of the frames; ``frame:N`` for one of them, from 0; ``auto`` for
+        ``twa`` where the durations can be used, else the plain mean.
+    reference2frames : sequence of ndarray, shape (4, 4), length T, optional
+        Maps of points of the reference to points of each frame, RAS+ mm; without any, frames are
+        taken as they are.
 
     Returns
     -------
@@ -53,7 +71,8 @@ def static_reference(
     Raises
     ------
     ImageError
-        If the image is not 3-D or 4-D, or has no finite positive voxel.
+        If the image is not 3-D or 4-D, or has no finite positive voxel; if the durations are
+        asked for and cannot be used, or the frame is not there.
     """
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
@@ -66,14 +85,14 @@ def static_reference(
     if len(shape) == 3:
         data, method = _positive(np.asarray(image.dataobj).reshape(shape)), "3-D image"
     else:
-        frames = np.asarray(image.dataobj).reshape(shape)
-        weights, method = _weights(shape[3], frame_durations_s)
+        weights, method = _weights(image, shape[3], timing, kind)
         data = np.zeros(shape[:3], dtype=np.float32)
-        for index, weight in enumerate(weights):
-            data += np.float32(weight) * _positive(frames[..., index])
+        for index in np.flatnonzero(weights):
+            data += np.float32(weights[index]) * _aligned_frame(image, index, reference2frames)
+        method += ", aligned" if len(reference2frames) else ""
     if not data.any():
         raise ImageError(
-            f"{name_of(image)}: no finite positive voxel, expected PET activity. "
+            f"{name_of(image)}: no finite positive voxel ({method}), expected PET activity. "
             "Check the reconstruction, or leave this scan out."
         )
     return StaticReference(nb.Nifti1Image(data, image.affine), method)
@@ -85,15 +104,38 @@ def _positive(data: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(data) & (data > 0), data, np.float32(0))
 
 
-def _weights(n_frames: int, durations_s: Sequence[float] | None) -> tuple[np.ndarray, str]:
-    """Return weights that sum to 1, and the method in words."""
-    equal = np.full(n_frames, 1 / n_frames)
-    method = f"mean of {n_frames} frames"
-    if durations_s is None:
-        return equal, method
-    durations = np.asarray(durations_s, dtype=float).ravel()
-    if len(durations) != n_frames:
-        return equal, f"{method}, unweighted: {len(durations)} durations given"
-    if not (np.isfinite(durations).all() and (durations > 0).all()):
-        return equal, f"{method}, unweighted: a duration is not positive"
-    return durations / durations.sum(), f"{method}, weighted by duration"
+def _aligned_frame(
+    image: nb.Nifti1Image, index: int, reference2frames: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Return one frame on the grid of the scan, in the pose of the reference."""
+    data = np.asarray(image.dataobj)[:, :, :, index].reshape(image.shape[:3])
+    if not len(reference2frames) or np.array_equal(reference2frames[index], np.eye(4)):
+        return _positive(data)
+    frame = nb.Nifti1Image(_positive(data), image.affine)
+    return _positive(np.asarray(resample(frame, reference2frames[index], frame).dataobj))
+
+
+def _weights(
+    image: nb.Nifti1Image, n_frames: int, timing: FrameTiming | None, kind: str
+) -> tuple[np.ndarray, str]:
+    """Return the weight of each frame, and the method in words."""
+    if kind == "sum":
+        return np.ones(n_frames), f"sum of {n_frames} frames"
+    if found := re.fullmatch(r"frame:(\d+)", kind):
+        index = int(found[1])
+        if index >= n_frames:
+            raise ImageError(
+                f"{name_of(image)}: {n_frames} frames, --pet-reference {kind} asks for frame "
+                f"{index}. Frames count from 0: give at most frame:{n_frames - 1}."
+            )
+        return np.eye(n_frames)[index], f"frame {index} of {n_frames}, from 0"
+    if timing is not None and timing.durations_s is not None:
+        weights = timing.durations_s / timing.durations_s.sum()
+        return weights, f"mean of {n_frames} frames, weighted by duration"
+    reason = timing.durations_remark if timing is not None else "FrameDuration is not given"
+    if kind == "twa":
+        raise ImageError(
+            f"{name_of(image)}: {reason}, which --pet-reference twa needs. Correct the sidecar, "
+            "or give auto for the plain mean."
+        )
+    return np.full(n_frames, 1 / n_frames), f"mean of {n_frames} frames, unweighted: {reason}"

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import nibabel as nb
 import numpy as np
@@ -148,7 +149,44 @@ def motion_parameters(affine: np.ndarray, centre: Sequence[float]) -> np.ndarray
     return np.concatenate([shift, angles])
 
 
-def frame_of(image: nb.Nifti1Image, index: int) -> nb.Nifti1Image:
+def write_parameters(motion: FrameMotion, file: Path) -> Path:
+    """Write motion parameters as a table (.tsv), a line per frame; return the file."""
+    lines = ["\t".join(PARAMETERS)]
+    # "+ 0.0" spells a negative zero as zero.
+    lines += ["\t".join(f"{value + 0.0:.6f}" for value in row) for row in motion.parameters]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def describe_motion(motion: FrameMotion, timing: FrameTiming) -> dict[str, Any]:
+    """Compose the sidecar of the table of motion parameters."""
+    axes = {"x": "right", "y": "anterior", "z": "superior"}
+    columns = {
+        f"trans_{axis}": {
+            "Description": f"Shift of the centre of the head towards {way} (RAS+ world).",
+            "Units": "mm",
+        }
+        for axis, way in axes.items()
+    }
+    columns |= {
+        f"rot_{axis}": {
+            "Description": f"Rotation of the head about the {axis} axis of the world, through its "
+            "centre, in the order x, y, z about fixed axes.",
+            "Units": "rad",
+        }
+        for axis in axes
+    }
+    remarks = [text for text in (timing.starts_remark, timing.durations_remark) if text]
+    return {
+        "Description": "Motion of the head relative to the reference frame.",
+        "ReferenceFrame": motion.reference_frame,
+        "FramesWithoutEstimate": list(motion.followers),
+        **({"TimingRemarks": remarks} if remarks else {}),
+        **columns,
+    }
+
+
+def _frame(image: nb.Nifti1Image, index: int) -> nb.Nifti1Image:
     """Return one frame of a 4-D image as float32, what is not finite set to 0."""
     data = np.asarray(image.dataobj[..., index], dtype=np.float32)
     return nb.Nifti1Image(np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0), image.affine)
@@ -156,7 +194,7 @@ def frame_of(image: nb.Nifti1Image, index: int) -> nb.Nifti1Image:
 
 def _smoothed(image: nb.Nifti1Image, index: int) -> nb.Nifti1Image:
     """Copy a frame to the grid of the estimation, smoothed."""
-    frame = frame_of(image, index)
+    frame = _frame(image, index)
     zooms = np.linalg.norm(image.affine[:3, :3], axis=0)
     sigma = FWHM_MM / math.sqrt(8 * math.log(2)) / zooms
     data = ndimage.gaussian_filter(np.asarray(frame.dataobj), sigma, mode="constant", truncate=3.0)

@@ -76,6 +76,8 @@ def test_weights_of_the_package_have_a_name(call):
         (["--transform", "rigid"], "transform", "rigid"),
         (["--refine", "0"], "refine", 0),
         (["--random-seed", "5"], "random_seed", 5),
+        (["--pet-reference", "frame:2"], "pet_reference", "frame:2"),
+        (["--hmc-off"], "hmc_off", True),
         (["--stop_on_first_crash"], "stop_on_first_crash", True),
         (["--skip_bids_validation"], "skip_bids_validation", True),
         (["--clean-workdir"], "clean_workdir", True),

@@ -155,8 +155,10 @@ def test_static_reference_weights_frames(save, rng):
     frames = rng.random((4, 5, 6, 2)).astype(np.float32)
     file = save(frames, "sub-01_pet.nii.gz")
     plain = StaticReference(in_file=file).run().outputs
-    assert plain.method == "mean of 2 frames"
-    weighted = StaticReference(in_file=file, frame_durations_s=[60.0, 180.0]).run().outputs
+    assert plain.method == "mean of 2 frames, unweighted: FrameDuration is missing"
+    weighted = (
+        StaticReference(in_file=file, sidecar={"FrameDuration": [60.0, 180.0]}).run().outputs
+    )
     assert weighted.method == "mean of 2 frames, weighted by duration"
     expected = frames @ np.float32([0.25, 0.75])
     np.testing.assert_allclose(nb.load(weighted.out_file).get_fdata(), expected, rtol=1e-6)

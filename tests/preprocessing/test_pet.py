@@ -1,8 +1,11 @@
 import nibabel as nb
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
+from scipy.spatial.transform import Rotation
 
 from m2m_bids.preprocessing.pet import static_reference
+from m2m_bids.preprocessing.pet_timing import frame_timing
 from m2m_bids.spatial.images import ImageError
 
 
@@ -19,28 +22,71 @@ def test_static_scan_passes_through(rng, shape):
     assert reference.method == "3-D image"
 
 
-def test_frames_are_weighted_by_duration(rng):
+def durations(values, n_frames=3):
+    return frame_timing({"FrameDuration": values}, n_frames)
+
+
+@pytest.mark.parametrize("kind", ["auto", "twa"])
+def test_frames_are_weighted_by_duration(rng, kind):
     data = rng.uniform(size=(4, 4, 4, 3))
-    reference = static_reference(image(data), [60, 120, 300])
+    reference = static_reference(image(data), durations([60, 120, 300]), kind=kind)
     expected = np.average(data, axis=3, weights=[60, 120, 300])
     np.testing.assert_allclose(reference.image.get_fdata(), expected, rtol=1e-5)
     assert reference.method == "mean of 3 frames, weighted by duration"
 
 
 @pytest.mark.parametrize(
-    ("durations", "method"),
+    ("timing", "reason"),
     [
-        (None, "mean of 3 frames"),
-        ([60, 60], "mean of 3 frames, unweighted: 2 durations given"),
-        ([60, 0, 60], "mean of 3 frames, unweighted: a duration is not positive"),
-        ([60, np.nan, 60], "mean of 3 frames, unweighted: a duration is not positive"),
+        (None, "FrameDuration is not given"),
+        (durations(None), "FrameDuration is missing"),
+        (durations([60, 60]), "FrameDuration has 2 values for 3 frames"),
+        (durations([60, 0, 60]), "FrameDuration has a value that is not positive"),
     ],
 )
-def test_without_usable_durations_frames_count_alike(rng, durations, method):
+def test_without_usable_durations_frames_count_alike(rng, timing, reason):
     data = rng.uniform(size=(4, 4, 4, 3))
-    reference = static_reference(image(data), durations)
+    reference = static_reference(image(data), timing)
     np.testing.assert_allclose(reference.image.get_fdata(), data.mean(axis=3), rtol=1e-5)
-    assert reference.method == method
+    assert reference.method == f"mean of 3 frames, unweighted: {reason}"
+    with pytest.raises(ImageError, match=f"{reason}, which --pet-reference twa needs"):
+        static_reference(image(data), timing, kind="twa")
+
+
+def test_sum_and_single_frames(rng):
+    data = rng.uniform(size=(4, 4, 4, 3))
+    total = static_reference(image(data), kind="sum")
+    np.testing.assert_allclose(total.image.get_fdata(), data.sum(axis=3), rtol=1e-5)
+    assert total.method == "sum of 3 frames"
+    last = static_reference(image(data), kind="frame:2")
+    np.testing.assert_allclose(last.image.get_fdata(), data[..., 2], rtol=1e-6)
+    assert last.method == "frame 2 of 3, from 0"
+    with pytest.raises(ImageError, match=r"3 frames, --pet-reference frame:3 .* at most frame:2"):
+        static_reference(image(data), kind="frame:3")
+
+
+@pytest.mark.parametrize("kind", ["twa", "sum", "frame:7"])
+def test_kind_is_of_dynamic_scans_alone(rng, kind):
+    data = rng.uniform(size=(4, 5, 6))
+    reference = static_reference(image(data), kind=kind)
+    np.testing.assert_allclose(reference.image.get_fdata(), data, rtol=1e-6)
+    assert reference.method == "3-D image"
+
+
+def test_frames_are_aligned_before_they_are_averaged():
+    """A point that moves by whole voxels along an oblique axis comes to lie on itself."""
+    affine = from_matvec(
+        Rotation.from_euler("xyz", [10, 20, 30], degrees=True).as_matrix() @ np.diag([2, 3, 4]),
+        [5, 6, 7],
+    )
+    data = np.zeros((9, 9, 9, 2), np.float32)
+    data[4, 4, 4, 0] = data[6, 3, 4, 1] = 1
+    forward = from_matvec(np.eye(3), affine[:3, :3] @ (2, -1, 0))
+    scan = nb.Nifti1Image(data, affine)
+    reference = static_reference(scan, reference2frames=[np.eye(4), forward])
+    # Cubic splines through voxel centres give back the voxels, to rounding of their filter.
+    np.testing.assert_allclose(reference.image.get_fdata(), data[..., 0], atol=1e-4)
+    assert reference.method.endswith(", aligned")
 
 
 def test_what_is_negative_or_not_finite_counts_as_zero():

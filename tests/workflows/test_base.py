@@ -165,14 +165,25 @@ def test_subjects_are_apart(settings, scan):
         assert node.config["execution"]["crashdump_dir"] == str(crash_dir)
 
 
-def test_frame_durations_reach_the_pet_reference(settings, scan):
-    for durations, expected in (([60, 120.5], [60.0, 120.5]), ("n/a", None), (None, None)):
-        sidecar = {} if durations is None else {"FrameDuration": durations}
-        pet = scan("pet", sidecar=sidecar)
-        workflow = init_single_subject_wf(settings, [pet], options(), name="sub_01_wf")
-        node = workflow.get_node(f"{scan_wf_name(pet)}.reference_wf.static_reference")
-        found = node.inputs.frame_durations_s
-        assert (found if isdefined(found) else None) == expected
+@pytest.mark.parametrize("durations", [[60, 120.5], [60, "n/a", None], "n/a", -3, {"a": []}])
+def test_timing_reaches_the_pet_reference_whatever_it_is(settings, scan, durations):
+    settings = dataclasses.replace(settings, pet_reference="sum")
+    pet = scan("pet", sidecar={"FrameDuration": durations, "TracerName": "FDG"})
+    workflow = init_single_subject_wf(settings, [pet], options(), name="sub_01_wf")
+    for name in ("static_reference", "estimate_motion"):
+        node = workflow.get_node(f"{scan_wf_name(pet)}.reference_wf.{name}")
+        assert node.inputs.sidecar == {"FrameDuration": durations}
+    node = workflow.get_node(f"{scan_wf_name(pet)}.reference_wf.static_reference")
+    assert node.inputs.kind == "sum"
+    assert not unset_inputs(workflow)
+
+
+def test_motion_correction_can_be_off(settings, scan):
+    settings = dataclasses.replace(settings, hmc_off=True)
+    workflow = init_m2m_bids_wf(settings, [scan("pet")], options())
+    assert not [name for name in workflow.list_node_names() if "estimate_motion" in name]
+    assert "were not aligned" in methods_text(workflow)
+    assert not unset_inputs(workflow)
 
 
 def test_options_reach_every_node(settings, scan):

@@ -61,7 +61,7 @@ def documented(builder, section):
         init_registration_wf(modality="pet", options=options()),
         init_registration_wf(modality="fa", options=options(transform="rigid", weights=None)),
         init_anatomical_wf(random_seed=0, omp_nthreads=2),
-        init_pet_reference_wf(frame_durations_s=[1.0, 2.0]),
+        init_pet_reference_wf(sidecar={}),
         init_fa_reference_wf(),
     ],
     ids=["m2m", "rigid", "anatomical", "pet", "fa"],

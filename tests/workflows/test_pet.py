@@ -1,0 +1,115 @@
+"""The PET reference workflow on small phantoms, run by Nipype."""
+
+import json
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine, from_matvec
+from nipype.interfaces.base import isdefined
+from scipy.spatial.transform import Rotation
+
+from m2m_bids.preprocessing.pet_motion import PARAMETERS
+from m2m_bids.spatial.itk import read_affine
+from m2m_bids.workflows.pet import init_pet_reference_wf
+
+SHAPE = (26, 30, 22)
+AFFINE = from_matvec(
+    Rotation.from_euler("xyz", [8, -6, 10], degrees=True).as_matrix() @ np.diag([-6.0, 6.5, 7.0])
+)
+AFFINE[:3, 3] = -AFFINE[:3, :3] @ (np.array(SHAPE) - 1) / 2
+# Maps points of the head to points of the second frame.
+MOVED = from_matvec(Rotation.from_euler("z", 6, degrees=True).as_matrix(), [4.0, -3.0, 2.0])
+TIMING = {"FrameTimesStart": [0, 300], "FrameDuration": [300, 600]}
+
+
+def activity(points):
+    """Blobs in an ellipsoid."""
+    unit = points / (60.0, 75.0, 55.0)
+    values = 1 / (1 + np.exp(12 * (np.linalg.norm(unit, axis=1) - 1)))
+    places = np.random.default_rng(2).uniform(-0.6, 0.6, (25, 3))
+    for place in places:
+        values += np.exp(-((unit - place) ** 2).sum(axis=1) / 0.03)
+    return values.reshape(SHAPE).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """A still frame, and one that has moved."""
+    points = apply_affine(AFFINE, np.indices(SHAPE).reshape(3, -1).T)
+    still, moved = activity(points), activity(apply_affine(np.linalg.inv(MOVED), points))
+    return np.stack([still, moved], axis=-1) * 1000
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the workflow on voxels; return the outputs of its nodes."""
+
+    def run(data, sidecar, **options):
+        file = tmp_path / "sub-01_trc-FDG_pet.nii.gz"
+        nb.Nifti1Image(data, AFFINE).to_filename(file)
+        workflow = init_pet_reference_wf(sidecar=sidecar, **options)
+        workflow.base_dir = tmp_path / "work"
+        workflow.inputs.inputnode.in_file = str(file)
+        nodes = {node.name: node for node in workflow.run().nodes}
+        return {name: node.result.outputs for name, node in nodes.items() if node.result}
+
+    return run
+
+
+def test_dynamic_scan_is_aligned_and_averaged(run, frames):
+    outputs = run(frames, {**TIMING, "FrameTimesStart": [0, "soon"]})
+    motion, static = outputs["estimate_motion"], outputs["static_reference"]
+    first, second = (read_affine(file) for file in motion.frame_xfms)
+    np.testing.assert_array_equal(second, np.eye(4))  # the longer one is the reference
+    points = np.random.default_rng(0).uniform(-40, 40, (50, 3))
+    error = apply_affine(first, points) - apply_affine(np.linalg.inv(MOVED), points)
+    assert np.linalg.norm(error, axis=1).mean() < 0.3
+    assert static.method == "mean of 2 frames, weighted by duration, aligned"
+    found = nb.load(static.out_file)
+    np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
+    # Without alignment the mean differs by several times as much from the frame it stands for.
+    inside = frames[..., 1] > 700
+    aligned = np.abs(found.get_fdata() - frames[..., 1])[inside].mean()
+    unaligned = np.abs(frames @ np.array([1 / 3, 2 / 3]) - frames[..., 1])[inside].mean()
+    assert aligned < 0.25 * unaligned
+    rows = [line.split("\t") for line in Path(motion.motion_file).read_text().splitlines()]
+    assert rows[0] == list(PARAMETERS)
+    assert np.rad2deg(float(rows[1][5])) == pytest.approx(-6, abs=0.3)
+    assert [float(value) for value in rows[2]] == [0.0] * 6
+    description = json.loads(json.dumps(motion.description))
+    assert description["ReferenceFrame"] == 1
+    assert description["TimingRemarks"] == ["FrameTimesStart has a value that is no finite number"]
+
+
+@pytest.mark.parametrize("options", [{}, {"has_motion_correction": False}])
+def test_volume_is_left_as_it_is(run, frames, options):
+    outputs = run(frames[..., 0], {"FrameDuration": "n/a"}, kind="frame:5", **options)
+    assert outputs["static_reference"].method == "3-D image"
+    image = nb.load(outputs["static_reference"].out_file)
+    np.testing.assert_array_equal(image.get_fdata(), frames[..., 0])
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+    if not options:
+        assert outputs["estimate_motion"].frame_xfms == []
+        assert not isdefined(outputs["estimate_motion"].motion_file)
+
+
+def test_without_motion_correction_frames_stay_where_they_are(run, frames):
+    outputs = run(frames, TIMING, kind="sum", has_motion_correction=False)
+    assert outputs["static_reference"].method == "sum of 2 frames"
+    image = nb.load(outputs["static_reference"].out_file)
+    np.testing.assert_allclose(image.get_fdata(), frames.sum(axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("auto", "weighted by their duration where that"),
+        ("twa", "weighted by their duration"),
+        ("sum", "and summed"),
+        ("frame:3", "frame 3, counted from 0"),
+    ],
+)
+def test_methods_tell_the_options(kind, text):
+    assert text in " ".join(init_pet_reference_wf(sidecar={}, kind=kind).__desc__.split())
