@@ -18,7 +18,7 @@ from m2m_bids.workflows.anatomical import init_anatomical_wf
 from m2m_bids.workflows.cohort import EvaluationImages, TrainingImages, init_images_wf
 from m2m_bids.workflows.diffusion import init_fa_reference_wf
 from m2m_bids.workflows.outputs import init_anatomical_outputs_wf, init_scan_outputs_wf
-from m2m_bids.workflows.pet import init_pet_reference_wf
+from m2m_bids.workflows.pet import init_pet_frames_wf, init_pet_reference_wf
 from m2m_bids.workflows.quantification import init_quantification_wf
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions, init_registration_wf
 from m2m_bids.workflows.spaces import init_scan_space_wf, init_template_wf
@@ -111,6 +111,8 @@ def init_single_subject_wf(
                 )
         scan_wf = _add_scan(workflow, scan, anatomical_wfs[scan.t1w], settings, options)
         if images is None:
+            if scan.modality == "pet":
+                _add_frames(workflow, scan_wf, anatomical_wfs[scan.t1w])
             _add_scan_outputs(scan_wf, scan, settings, datasets, options)
             _add_quantification(
                 workflow, scan_wf, scan, anatomical_wfs[scan.t1w], settings, datasets
@@ -242,6 +244,27 @@ def _add_scan(
     return scan_wf
 
 
+def _add_frames(workflow: Workflow, scan_wf: Workflow, anatomical_wf: Workflow) -> None:
+    """Bring the frames of a PET scan to its T1w, should it have any."""
+    frames_wf = init_pet_frames_wf(name="frames_wf")
+    reference_wf, registration_wf = (
+        scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
+    )
+    scan_wf.connect([
+        (reference_wf, frames_wf, [
+            (f"outputnode.{field}", f"inputnode.{field}")
+            for field in ("frames_file", "frame_xfms", "motion_file")
+        ]),
+        (registration_wf, frames_wf, [
+            (f"outputnode.{field}", f"inputnode.{field}")
+            for field in ("preproc", "best_xfm", "figures")
+        ]),
+    ])  # fmt: skip
+    workflow.connect([
+        (anatomical_wf, scan_wf, [("outputnode.t1w_file", "frames_wf.inputnode.t1w_file")]),
+    ])  # fmt: skip
+
+
 def _add_scan_outputs(
     scan_wf: Workflow,
     scan: Scan,
@@ -260,10 +283,23 @@ def _add_scan_outputs(
     reference_wf, registration_wf = (
         scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
     )
+    framed: tuple[str, ...] = ()
+    if scan.modality == "pet":
+        framed = ("preproc", "figures")
+        scan_wf.connect([
+            (scan_wf.get_node("frames_wf"), outputs_wf, [
+                (f"outputnode.{field}", f"inputnode.{field}") for field in (*framed, "static")
+            ]),
+            (reference_wf, outputs_wf, [
+                (f"outputnode.{field}", f"inputnode.{field}")
+                for field in ("motion_file", "motion_description")
+            ]),
+        ])  # fmt: skip
     scan_wf.connect([
         (reference_wf, outputs_wf, [("outputnode.method", "inputnode.reference_method")]),
         (registration_wf, outputs_wf, [
-            (f"outputnode.{field}", f"inputnode.{field}") for field in OUTPUTS
+            (f"outputnode.{field}", f"inputnode.{field}")
+            for field in OUTPUTS if field not in framed
         ]),
     ])  # fmt: skip
 
@@ -365,8 +401,10 @@ def _add_quantification(
     reference_wf, registration_wf = (
         scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
     )
-    registered = ("preproc", "best_xfm", "best_inverse_xfm")
+    registered = ("best_xfm", "best_inverse_xfm")
+    on_t1w = scan_wf.get_node("frames_wf" if scan.modality == "pet" else "registration_wf")
     scan_wf.connect([
+        (on_t1w, quantification_wf, [("outputnode.preproc", "inputnode.preproc")]),
         (reference_wf, quantification_wf, [("outputnode.out_file", "inputnode.native_file")]),
         (registration_wf, quantification_wf, [
             (f"outputnode.{field}", f"inputnode.{field}") for field in registered

@@ -11,6 +11,7 @@ from m2m_bids.bids.naming import (
     build_stem,
     expected_anat_outputs,
     expected_outputs,
+    frame_outputs,
     output_entities,
 )
 from m2m_bids.bids.precomputed import Precomputed
@@ -18,6 +19,8 @@ from m2m_bids.bids.query import Scan
 from m2m_bids.interfaces.bids import DerivativesDataSink
 from m2m_bids.interfaces.outputs import DescribeT1w, SaveFigures, SaveScan
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions
+
+FRAME_INPUTS = ("static", "motion_file", "motion_description")
 
 
 def init_anatomical_outputs_wf(
@@ -146,13 +149,17 @@ def init_scan_outputs_wf(
     ------
     reference_method
         How the static image was made.
+    static, motion_file, motion_description
+        Registered static image and motion of a dynamic scan (`init_pet_frames_wf`,
+        `init_pet_reference_wf`); undefined for others.
     preproc, rigid, rigid_xfm, rigid_inverse_xfm, rigid_score, rigid_start, m2m_xfms, quality, \
     objections, device_used, sha256, figures
         As `init_registration_wf` gives them.
     """
     workflow = Workflow(name=name)
     inputnode = pe.Node(
-        niu.IdentityInterface(fields=["reference_method", *OUTPUTS]), name="inputnode"
+        niu.IdentityInterface(fields=["reference_method", *FRAME_INPUTS, *OUTPUTS]),
+        name="inputnode",
     )
     is_m2m = options.transform == "m2m"
     reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
@@ -186,7 +193,10 @@ def init_scan_outputs_wf(
         ),
         name="save_figures",
     )
-    saved = ["reference_method", *(name for name in OUTPUTS if name != "figures")]
+    if scan.modality == "pet":
+        files = frame_outputs(scan, output_dir)
+        save_scan.inputs.frame_outputs = {key: str(file) for key, file in files.items()}
+    saved = ["reference_method", *FRAME_INPUTS, *(name for name in OUTPUTS if name != "figures")]
     workflow.connect([
         (inputnode, save_scan, [(field, field) for field in saved]),
         (inputnode, save_figures, [("figures", "in_files")]),

@@ -1,4 +1,4 @@
-"""A PET scan to one static reference image."""
+"""A PET scan to one static reference image, and its frames to the T1w."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.interfaces.preprocessing import EstimateMotion, StaticReference
+from m2m_bids.interfaces.registration import ResampleFrames
+from m2m_bids.interfaces.reports import MotionFigure
 
 _KINDS = {
     "auto": "averaged over time, weighted by their duration where that was known",
@@ -99,6 +101,66 @@ def init_pet_reference_wf(
             ("motion_file", "motion_file"),
             ("description", "motion_description"),
         ]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_pet_frames_wf(*, name: str = "frames_wf") -> Workflow:
+    """
+    Bring the frames of a dynamic scan to the T1w, and plot their motion; leave 3-D scans alone.
+
+    Parameters
+    ----------
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    frames_file, frame_xfms, motion_file
+        As `init_pet_reference_wf` gives them.
+    preproc, best_xfm, figures
+        As `init_registration_wf` gives them.
+    t1w_file
+        As `init_anatomical_wf` gives it.
+
+    Outputs
+    -------
+    preproc
+        The scan on the T1w's grid: all frames of a dynamic one, in one interpolation each.
+    static
+        Registered static image of a dynamic scan; undefined for a 3-D one.
+    figures
+        SVG files, with that of the motion.
+    """
+    workflow = Workflow(name=name)
+    inputnode = pe.Node(
+        niu.IdentityInterface(
+            fields=[
+                *("frames_file", "frame_xfms", "motion_file"),
+                *("preproc", "best_xfm", "figures", "t1w_file"),
+            ]
+        ),
+        name="inputnode",
+    )
+    outputnode = pe.Node(
+        niu.IdentityInterface(fields=["preproc", "static", "figures"]), name="outputnode"
+    )
+    resample_frames = pe.Node(ResampleFrames(), name="resample_frames", mem_gb=4)
+    draw_motion = pe.Node(MotionFigure(), name="draw_motion")
+    list_figures = pe.Node(niu.Merge(2), name="list_figures")
+    workflow.connect([
+        (inputnode, resample_frames, [
+            ("frames_file", "in_file"),
+            ("frame_xfms", "frame_xfms"),
+            ("preproc", "static_file"),
+            ("best_xfm", "xfm"),
+            ("t1w_file", "reference_file"),
+        ]),
+        (inputnode, draw_motion, [("motion_file", "motion_file")]),
+        (inputnode, list_figures, [("figures", "in1")]),
+        (draw_motion, list_figures, [("out_files", "in2")]),
+        (resample_frames, outputnode, [("out_file", "preproc"), ("static_file", "static")]),
+        (list_figures, outputnode, [("out", "figures")]),
     ])  # fmt: skip
     return workflow
 

@@ -45,6 +45,7 @@ BIDSIGNORE = (
     "*_dwimap.*",
     "*_petref.*",
     "*_tacs.*",
+    "*_timeseries.*",
     "*_stat.*",
     "*_pvc-*",
 )

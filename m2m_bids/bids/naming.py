@@ -248,6 +248,33 @@ def expected_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> dict[
     return outputs
 
 
+def frame_outputs(scan: "Scan", out_dir: Path) -> dict[str, Path]:
+    """
+    List what a dynamic PET scan has beside `expected_outputs`.
+
+    Returns
+    -------
+    dict
+        ``static`` (image on the T1w's grid) and ``motion`` (table of motion parameters), both
+        with ``_json``.
+    """
+    described = {
+        "static": ({"space": "T1w"}, "petref", ".nii.gz"),
+        "motion": ({"desc": "confounds"}, "timeseries", ".tsv"),
+    }
+    return {
+        f"{name}{end}": output_path(
+            out_dir,
+            {**output_entities(scan.entities), **entities},
+            datatype="pet",
+            suffix=suffix,
+            extension=".json" if end else extension,
+        )
+        for name, (entities, suffix, extension) in described.items()
+        for end in ("", "_json")
+    }
+
+
 def expected_space_outputs(
     scan: "Scan", out_dir: Path, space: OutputSpace, transform: Transform
 ) -> dict[str, Path]:

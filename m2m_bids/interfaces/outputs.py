@@ -86,7 +86,11 @@ class _SaveScanInputSpec(BaseInterfaceInputSpec):
     objections = traits.List(traits.Str(), desc="why the deformable step was rejected")
     device_used = traits.Str(desc="device of the network")
     sha256 = traits.Str(desc="hash of the weights")
+    static = File(exists=True, desc="static image of a dynamic scan, registered")
+    motion_file = File(exists=True, desc="motion parameters of a dynamic scan")
+    motion_description = traits.Dict(desc="sidecar of the motion parameters")
     outputs = traits.Dict(mandatory=True, desc="paths, as `bids.naming.expected_outputs` gives")
+    frame_outputs = traits.Dict(desc="paths, as `bids.naming.frame_outputs` gives, for PET")
     sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
     provenance = traits.Dict(mandatory=True, desc="fields of `bids.derivatives.Provenance`")
 
@@ -116,8 +120,9 @@ class SaveScan(SimpleInterface):
         for name in {"m2m_xfm", "m2m_inverse_xfm"} & outputs.keys() - files.keys():
             Path(outputs[name]).unlink(missing_ok=True)
         written = [_copy(file, Path(outputs[name])) for name, file in files.items()]
+        written += self._save_frames()
         rigid = Provenance(**{**inputs.provenance, "transform": "rigid"})
-        static = inputs.sidecar
+        static = self._static_sidecar()
         write_json(
             Path(outputs["rigid_json"]),
             image_sidecar(**static, provenance=rigid, description="Rigidly aligned with the T1w."),
@@ -125,6 +130,40 @@ class SaveScan(SimpleInterface):
         write_json(marker, self._sidecar("m2m" if m2m_xfms else "rigid"))
         self._results["out_files"] = [*written, outputs["rigid_json"], str(marker)]
         return runtime
+
+    def _save_frames(self) -> list[str]:
+        """Save what only dynamic scans have; of an earlier run nothing is left."""
+        from m2m_bids.bids.derivatives import image_sidecar, write_json
+
+        inputs = self.inputs
+        outputs = inputs.frame_outputs if isdefined(inputs.frame_outputs) else {}
+        for file in outputs.values():
+            Path(file).unlink(missing_ok=True)
+        written = []
+        if isdefined(inputs.static):
+            written = [_copy(inputs.static, Path(outputs["static"])), outputs["static_json"]]
+            description = f"Static image in the space of the T1w: {inputs.reference_method}."
+            write_json(
+                Path(outputs["static_json"]),
+                image_sidecar(**self._static_sidecar(), description=description),
+            )
+        if isdefined(inputs.motion_file):
+            written += [_copy(inputs.motion_file, Path(outputs["motion"])), outputs["motion_json"]]
+            description = {**inputs.motion_description, "Sources": inputs.sidecar["sources"][:1]}
+            write_json(Path(outputs["motion_json"]), description)
+        return written
+
+    def _static_sidecar(self) -> dict:
+        """Arguments for the sidecars of volumes; of a dynamic scan they have no frames."""
+        inputs = self.inputs
+        if not isdefined(inputs.static):
+            return inputs.sidecar
+        kept = {
+            name: value
+            for name, value in inputs.sidecar["source_metadata"].items()
+            if name not in ("FrameTimesStart", "FrameDuration")
+        }
+        return {**inputs.sidecar, "source_metadata": kept}
 
     def _sidecar(self, transform: str) -> dict:
         from m2m_bids.bids.derivatives import Provenance, image_sidecar

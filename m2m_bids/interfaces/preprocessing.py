@@ -255,12 +255,14 @@ class StaticReference(SimpleInterface):
 
 def _load_scan(file: str, sidecar: dict):
     """Load a PET scan and the timing of its frames."""
+    from m2m_bids.preprocessing.pet import as_frames
     from m2m_bids.preprocessing.pet_timing import frame_timing
     from m2m_bids.spatial.images import load_image
 
     image = load_image(file)
     image.set_filename(file)  # messages name it
-    n_frames = image.shape[3] if image.ndim > 3 else 1
+    image = as_frames(image)
+    n_frames = image.shape[3] if image.ndim == 4 else 1
     return image, frame_timing(sidecar if isdefined(sidecar) else {}, n_frames)
 
 

@@ -130,3 +130,50 @@ class ResampleImage(SimpleInterface):
         out_file = Path(runtime.cwd) / "resampled.nii.gz"
         self._results["out_file"] = str(save_image(image, out_file))
         return runtime
+
+
+class _ResampleFramesInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="PET scan as it came, 3-D or 4-D")
+    frame_xfms = traits.List(
+        File(exists=True), desc="ITK affine per frame, reference to frame points; empty for none"
+    )
+    static_file = File(
+        exists=True, mandatory=True, desc="static image of the scan on the reference grid"
+    )
+    reference_file = File(exists=True, mandatory=True, desc="image on whose grid the output is")
+    xfm = File(exists=True, mandatory=True, desc="ITK transform: reference to static image points")
+
+
+class _ResampleFramesOutputSpec(TraitedSpec):
+    out_file = File(desc="all frames on the reference grid; of a 3-D scan the static image")
+    static_file = File(desc="static image of a 4-D scan; none for a 3-D one")
+
+
+class ResampleFrames(SimpleInterface):
+    """Bring every frame of a dynamic scan through its motion and its registration, at once."""
+
+    input_spec = _ResampleFramesInputSpec
+    output_spec = _ResampleFramesOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.pet import as_frames, is_dynamic
+        from m2m_bids.spatial.images import load_image
+        from m2m_bids.spatial.itk import read_chain
+        from m2m_bids.spatial.resampling import resample_frames
+
+        inputs = self.inputs
+        image = as_frames(load_image(inputs.in_file))
+        if not is_dynamic(image):
+            self._results["out_file"] = inputs.static_file
+            return runtime
+        chain = read_chain(inputs.xfm)
+        # Outermost first: points go from the reference grid to the static image, then the frame.
+        chains = [(*read_chain(file), *chain) for file in inputs.frame_xfms or []]
+        out_file = resample_frames(
+            image,
+            chains or [chain] * image.shape[3],
+            load_image(inputs.reference_file),
+            Path(runtime.cwd) / "frames.nii.gz",
+        )
+        self._results.update(out_file=str(out_file), static_file=inputs.static_file)
+        return runtime

@@ -46,6 +46,29 @@ class AnatomicalFigure(SimpleInterface):
         return runtime
 
 
+class _MotionFigureInputSpec(BaseInterfaceInputSpec):
+    motion_file = File(exists=True, desc="table of motion parameters, mm and radians")
+
+
+class MotionFigure(SimpleInterface):
+    """Plot the motion of the head between frames, if there are any."""
+
+    input_spec = _MotionFigureInputSpec
+    output_spec = _FiguresOutputSpec
+
+    def _run_interface(self, runtime):
+        import numpy as np
+
+        from m2m_bids.reports.motion import motion_figure
+
+        self._results["out_files"] = []
+        if isdefined(self.inputs.motion_file):
+            parameters = np.loadtxt(self.inputs.motion_file, skiprows=1, ndmin=2)
+            figure = motion_figure(parameters, Path(runtime.cwd) / "motion.svg")
+            self._results["out_files"] = [str(figure)]
+        return runtime
+
+
 class _RegistrationFiguresInputSpec(BaseInterfaceInputSpec):
     t1w_file = File(exists=True, mandatory=True, desc="T1w image")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on its grid")

@@ -31,9 +31,34 @@ class StaticReference(NamedTuple):
     method: str
 
 
+def as_frames(image: nb.Nifti1Image) -> nb.Nifti1Image:
+    """
+    Return a scan as one volume or as frames along the fourth axis, which is longer than one.
+
+    Raises
+    ------
+    ImageError
+        If the image is neither 3-D nor 4-D, but for further axes of length one.
+    """
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4):
+        raise ImageError(
+            f"{name_of(image)}: {len(image.shape)}-D image {image.shape}, expected a 3-D or 4-D "
+            "PET scan. Store one volume, or the frames along the fourth axis."
+        )
+    if shape == image.shape:
+        return image
+    squeezed = type(image)(np.asanyarray(image.dataobj).reshape(shape), image.affine, image.header)
+    if file := image.get_filename():
+        squeezed.set_filename(file)  # messages name it
+    return squeezed
+
+
 def is_dynamic(image: nb.Nifti1Image) -> bool:
     """Tell whether a PET scan has several frames."""
-    return len(image.shape) == 4 and image.shape[3] > 1
+    return as_frames(image).ndim == 4
 
 
 def static_reference(
@@ -74,19 +99,12 @@ def static_reference(
         If the image is not 3-D or 4-D, or has no finite positive voxel; if the durations are
         asked for and cannot be used, or the frame is not there.
     """
-    shape = image.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) not in (3, 4):
-        raise ImageError(
-            f"{name_of(image)}: {len(image.shape)}-D image {image.shape}, expected a 3-D or 4-D "
-            "PET scan. Store one volume, or the frames along the fourth axis."
-        )
-    if len(shape) == 3:
-        data, method = _positive(np.asarray(image.dataobj).reshape(shape)), "3-D image"
+    image = as_frames(image)
+    if image.ndim == 3:
+        data, method = _positive(np.asarray(image.dataobj)), "3-D image"
     else:
-        weights, method = _weights(image, shape[3], timing, kind)
-        data = np.zeros(shape[:3], dtype=np.float32)
+        weights, method = _weights(image, image.shape[3], timing, kind)
+        data = np.zeros(image.shape[:3], dtype=np.float32)
         for index in np.flatnonzero(weights):
             data += np.float32(weights[index]) * _aligned_frame(image, index, reference2frames)
         method += ", aligned" if len(reference2frames) else ""
@@ -108,7 +126,7 @@ def _aligned_frame(
     image: nb.Nifti1Image, index: int, reference2frames: Sequence[np.ndarray]
 ) -> np.ndarray:
     """Return one frame on the grid of the scan, in the pose of the reference."""
-    data = np.asarray(image.dataobj)[:, :, :, index].reshape(image.shape[:3])
+    data = np.asarray(image.dataobj)[..., index]
     if not len(reference2frames) or np.array_equal(reference2frames[index], np.eye(4)):
         return _positive(data)
     frame = nb.Nifti1Image(_positive(data), image.affine)

@@ -1,13 +1,16 @@
 """Resampling of images through transforms, with one interpolation."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import nibabel as nb
 import numpy as np
 from nibabel.affines import from_matvec
 
 from m2m_bids.spatial.fields import grid_points
+from m2m_bids.spatial.images import save_image
 from m2m_bids.spatial.interpolation import interpolate, prefilter
 from m2m_bids.spatial.transforms import Transform, as_chain, map_points
 
@@ -71,6 +74,51 @@ def resample(
             values[slab] = frame.sample(ijk, order, cval)
     output = np.moveaxis(output, 0, -1).reshape(*shape, *image.shape[3:])
     return _on_grid_of(reference_image, output, image)
+
+
+def resample_frames(
+    image: nb.Nifti1Image,
+    chains: Sequence[Sequence[Transform]],
+    reference_image: nb.Nifti1Image,
+    file: Path,
+) -> Path:
+    """
+    Bring each frame of an image through a chain of its own, with one cubic interpolation.
+
+    One frame is in memory at a time, as in `resample`; the result grows on disk.
+
+    Parameters
+    ----------
+    image : Nifti1Image, shape (I, J, K, T)
+        Moving image.
+    chains : sequence of sequence of Transform, length T
+        For each frame, chain from points of the reference to points of the frame, outermost
+        first.
+    reference_image : Nifti1Image
+        Gives shape (first three axes) and affine of the output.
+    file : Path
+        Destination, ``.nii`` or ``.nii.gz``.
+
+    Returns
+    -------
+    Path
+        The destination, float32.
+
+    Raises
+    ------
+    ValueError
+        If the image is not 4-D, or there is not one chain per frame.
+    """
+    if image.ndim != 4 or image.shape[3] != len(chains):
+        raise ValueError(f"expected a 4-D image of {len(chains)} frames, got {image.shape}")
+    shape = (*reference_image.shape[:3], len(chains))
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        # In the order of NIfTI, where a frame is one block.
+        output = np.memmap(Path(folder) / "frames", np.float32, "w+", shape=shape, order="F")
+        for index, chain in enumerate(chains):
+            frame = nb.Nifti1Image(np.asanyarray(image.dataobj[..., index]), image.affine)
+            output[..., index] = resample(frame, chain, reference_image).dataobj
+        return save_image(_on_grid_of(reference_image, output, image), file)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from m2m_bids.bids.derivatives import missing_outputs
-from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs
+from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, frame_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.interfaces import outputs as module
 from m2m_bids.interfaces.outputs import DescribeT1w, SaveFigures, SaveScan
@@ -55,7 +55,7 @@ def save(tmp_path, expected, monkeypatch):
                 "sources": ["bids:raw:a"],
                 "spatial_reference": "bids::b",
                 "is_skull_stripped": False,
-                "source_metadata": {"TracerName": "FDG"},
+                "source_metadata": {"TracerName": "FDG", "FrameDuration": [60]},
             },
             provenance={"transform_requested": "m2m", "refine_steps": 10, "random_seed": 1},
             **inputs,
@@ -120,6 +120,41 @@ def test_sidecars(save, expected):
     rigid = json.loads(expected["rigid_json"].read_text())
     assert rigid["Transform"] == "rigid"
     assert not {"WeightsSHA256", "DeformableQuality"} & rigid.keys()
+
+
+def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path):
+    frames = frame_outputs(SCAN, tmp_path / "out")
+    stem = "sub-01_ses-1_trc-FDG_run-02"
+    assert [file.name for file in frames.values()] == [
+        f"{stem}_space-T1w_petref.nii.gz",
+        f"{stem}_space-T1w_petref.json",
+        f"{stem}_desc-confounds_timeseries.tsv",
+        f"{stem}_desc-confounds_timeseries.json",
+    ]
+    outputs = {key: str(file) for key, file in frames.items()}
+    for name in ("static.nii.gz", "motion.tsv"):
+        (tmp_path / "work" / name).write_text(name)
+    save(
+        frame_outputs=outputs,
+        static=str(tmp_path / "work/static.nii.gz"),
+        motion_file=str(tmp_path / "work/motion.tsv"),
+        motion_description={"trans_x": {"Units": "mm"}},
+    )
+    assert set(frames.values()) <= files_of(tmp_path / "out")
+    assert frames["static"].read_text() == "static.nii.gz"
+    assert frames["motion"].read_text() == "motion.tsv"
+    motion = json.loads(frames["motion_json"].read_text())
+    assert motion == {"trans_x": {"Units": "mm"}, "Sources": ["bids:raw:a"]}
+    # Only what has frames tells of their times.
+    assert json.loads(expected["preproc_json"].read_text())["FrameDuration"] == [60]
+    for file in (frames["static_json"], expected["rigid_json"]):
+        sidecar = json.loads(file.read_text())
+        assert sidecar["TracerName"] == "FDG"
+        assert "FrameDuration" not in sidecar
+    # Of the same scan with one frame only, or without motion correction, nothing is left over.
+    save(frame_outputs=outputs)
+    assert not set(frames.values()) & files_of(tmp_path / "out")
+    assert json.loads(expected["rigid_json"].read_text())["FrameDuration"] == [60]
 
 
 def test_rejected_scan_keeps_no_older_deformable_transform(save, expected, tmp_path):

@@ -8,7 +8,11 @@ import pytest
 
 from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, parse_name
 from m2m_bids.bids.query import Scan
-from m2m_bids.workflows.outputs import init_anatomical_outputs_wf, init_scan_outputs_wf
+from m2m_bids.workflows.outputs import (
+    FRAME_INPUTS,
+    init_anatomical_outputs_wf,
+    init_scan_outputs_wf,
+)
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions
 
 RIGID = RegistrationOptions(
@@ -133,7 +137,7 @@ def test_figures_go_to_the_subject_with_the_names_of_the_scan(scan, tmp_path):
 def test_all_that_registration_gives_is_saved(scan, tmp_path):
     workflow = scan_wf(scan, tmp_path)
     fields = set(workflow.get_node("inputnode").inputs.copyable_trait_names())
-    assert fields == {"reference_method", *OUTPUTS}
+    assert fields == {"reference_method", *FRAME_INPUTS, *OUTPUTS}
     doc = " ".join(init_scan_outputs_wf.__doc__.replace("\\\n", " ").split())
     assert all(name in doc for name in fields)
     saved = {

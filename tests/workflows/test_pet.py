@@ -11,8 +11,8 @@ from nipype.interfaces.base import isdefined
 from scipy.spatial.transform import Rotation
 
 from m2m_bids.preprocessing.pet_motion import PARAMETERS
-from m2m_bids.spatial.itk import read_affine
-from m2m_bids.workflows.pet import init_pet_reference_wf
+from m2m_bids.spatial.itk import read_affine, write_affine
+from m2m_bids.workflows.pet import init_pet_frames_wf, init_pet_reference_wf
 
 SHAPE = (26, 30, 22)
 AFFINE = from_matvec(
@@ -24,14 +24,14 @@ MOVED = from_matvec(Rotation.from_euler("z", 6, degrees=True).as_matrix(), [4.0,
 TIMING = {"FrameTimesStart": [0, 300], "FrameDuration": [300, 600]}
 
 
-def activity(points):
+def activity(points, shape=SHAPE):
     """Blobs in an ellipsoid."""
     unit = points / (60.0, 75.0, 55.0)
     values = 1 / (1 + np.exp(12 * (np.linalg.norm(unit, axis=1) - 1)))
     places = np.random.default_rng(2).uniform(-0.6, 0.6, (25, 3))
     for place in places:
         values += np.exp(-((unit - place) ** 2).sum(axis=1) / 0.03)
-    return values.reshape(SHAPE).astype(np.float32)
+    return values.reshape(shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +113,80 @@ def test_without_motion_correction_frames_stay_where_they_are(run, frames):
 )
 def test_methods_tell_the_options(kind, text):
     assert text in " ".join(init_pet_reference_wf(sidecar={}, kind=kind).__desc__.split())
+
+
+# The T1w's grid, and the map of its points to those of the static image.
+T1W_SHAPE = (24, 25, 26)
+T1W_AFFINE = from_matvec(np.diag([5.0, 5.5, 5.0]), [-58.0, -66.0, -60.0])
+BEST = from_matvec(Rotation.from_euler("xyz", [20, -5, 10], degrees=True).as_matrix(), [3, -8, 5])
+
+
+@pytest.fixture
+def run_frames(tmp_path):
+    """Run the workflow of the frames; return the outputs of its nodes."""
+
+    def run(data, frame_xfms, **inputs):
+        files = {
+            name: tmp_path / f"{name}.nii.gz" for name in ("frames_file", "preproc", "t1w_file")
+        }
+        nb.Nifti1Image(data, AFFINE).to_filename(files["frames_file"])
+        grid = nb.Nifti1Image(np.ones(T1W_SHAPE, np.float32), T1W_AFFINE)
+        for name in ("preproc", "t1w_file"):
+            grid.to_filename(files[name])
+        (tmp_path / "rigid.svg").write_text("<svg/>")
+        workflow = init_pet_frames_wf()
+        workflow.base_dir = tmp_path / "work"
+        workflow.inputs.inputnode.trait_set(
+            **{name: str(file) for name, file in files.items()},
+            best_xfm=str(write_affine(BEST, tmp_path / "best.txt")),
+            frame_xfms=[
+                str(write_affine(xfm, tmp_path / f"{index}.txt"))
+                for index, xfm in enumerate(frame_xfms)
+            ],
+            figures=[str(tmp_path / "rigid.svg")],
+            **inputs,
+        )
+        nodes = {node.name: node for node in workflow.run().nodes}
+        return {name: node.result.outputs for name, node in nodes.items() if node.result}
+
+    return run
+
+
+def test_frames_go_through_motion_and_registration_at_once(run_frames, frames, tmp_path):
+    (tmp_path / "motion.tsv").write_text("\t".join(PARAMETERS) + "\n" + 2 * "1\t2\t3\t0\t0\t0.1\n")
+    outputs = run_frames(frames, [np.eye(4), MOVED], motion_file=str(tmp_path / "motion.tsv"))
+    image = nb.load(outputs["resample_frames"].out_file)
+    assert image.shape == (*T1W_SHAPE, 2)
+    assert image.get_data_dtype() == np.float32
+    np.testing.assert_allclose(image.affine, T1W_AFFINE, atol=1e-5)
+    # The registration turns points before the motion does; both frames then show the same head.
+    points = apply_affine(BEST @ T1W_AFFINE, np.indices(T1W_SHAPE).reshape(3, -1).T)
+    expected = activity(points, T1W_SHAPE) * 1000
+    seen = apply_affine(np.linalg.inv(AFFINE) @ MOVED, points).reshape(*T1W_SHAPE, 3)
+    inside = ((seen > 2) & (seen < np.array(SHAPE) - 3)).all(axis=-1)
+    for index in range(2):
+        error = np.abs(image.get_fdata()[..., index] - expected)[inside]
+        # Voxels of 6 to 7 mm: the splines' error at the head's edge, of 5 mm, is a few percent.
+        assert error.mean() < 0.01 * expected.max()
+    assert outputs["resample_frames"].static_file.endswith("preproc.nii.gz")
+    figures = outputs["list_figures"].out
+    assert [Path(file).name for file in figures] == ["rigid.svg", "motion.svg"]
+    text = Path(figures[1]).read_text()
+    assert "<svg" in text
+    assert "rotation z (degrees)" in text
+    assert "5.7 degrees" in text
+
+
+@pytest.mark.parametrize("shape", [(*SHAPE,), (*SHAPE, 1)])
+def test_volume_stays_a_volume(run_frames, frames, shape):
+    outputs = run_frames(frames[..., 0].reshape(shape), [])
+    assert outputs["resample_frames"].out_file.endswith("preproc.nii.gz")
+    assert not isdefined(outputs["resample_frames"].static_file)
+    assert [Path(file).name for file in outputs["list_figures"].out] == ["rigid.svg"]
+
+
+def test_frames_without_motion_correction_are_registered_too(run_frames, frames):
+    still = np.stack([frames[..., 0]] * 2, axis=-1)
+    image = nb.load(run_frames(still, [])["resample_frames"].out_file).get_fdata()
+    np.testing.assert_array_equal(image[..., 0], image[..., 1])
+    assert image.max() > 900
