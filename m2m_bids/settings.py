@@ -298,6 +298,11 @@ class Settings:
         return dict(self.derivatives)
 
     @property
+    def frames_request(self) -> dict[str, Any]:
+        """How the frames of dynamic PET scans are used, as their sidecars tell."""
+        return {"Reference": self.pet_reference, "MotionCorrection": not self.hmc_off}
+
+    @property
     def further_spaces(self) -> list[OutputSpace]:
         """Output spaces beside the T1w's own grid."""
         return [

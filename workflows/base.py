@@ -278,6 +278,7 @@ def _add_scan_outputs(
         output_dir=settings.output_dir,
         datasets=datasets,
         options=options,
+        frames_request=settings.frames_request,
         name="outputs_wf",
     )
     reference_wf, registration_wf = (

@@ -1,6 +1,7 @@
 """Everything that writes into the output dataset."""
 
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
@@ -127,6 +128,7 @@ def init_scan_outputs_wf(
     output_dir: Path,
     datasets: dict[str, Path],
     options: RegistrationOptions,
+    frames_request: dict[str, Any] | None = None,
     name: str = "outputs_wf",
 ) -> Workflow:
     """
@@ -142,6 +144,8 @@ def init_scan_outputs_wf(
         Datasets that sources are in, by the name in BIDS URIs.
     options : RegistrationOptions
         How it was registered.
+    frames_request : dict, optional
+        How frames were to be used, for a PET scan.
     name : str
         Name of the workflow.
 
@@ -195,6 +199,7 @@ def init_scan_outputs_wf(
     )
     if scan.modality == "pet":
         files = frame_outputs(scan, output_dir)
+        save_scan.inputs.frames_request = frames_request or {}
         save_scan.inputs.frame_outputs = {key: str(file) for key, file in files.items()}
     saved = ["reference_method", *FRAME_INPUTS, *(name for name in OUTPUTS if name != "figures")]
     workflow.connect([

@@ -77,7 +77,7 @@ def init_pet_reference_wf(
         name="outputnode",
     )
     static_reference = pe.Node(
-        StaticReference(sidecar=timing, kind=kind), name="static_reference", mem_gb=4
+        StaticReference(sidecar=timing, kind=kind), name="static_reference", mem_gb=2
     )
     workflow.connect([
         (inputnode, static_reference, [("in_file", "in_file")]),
@@ -90,7 +90,7 @@ def init_pet_reference_wf(
     estimate_motion = pe.Node(
         EstimateMotion(sidecar=timing, random_seed=random_seed),
         name="estimate_motion",
-        mem_gb=4,
+        mem_gb=2,
         n_procs=omp_nthreads,
     )
     workflow.connect([
@@ -145,7 +145,8 @@ def init_pet_frames_wf(*, name: str = "frames_wf") -> Workflow:
     outputnode = pe.Node(
         niu.IdentityInterface(fields=["preproc", "static", "figures"]), name="outputnode"
     )
-    resample_frames = pe.Node(ResampleFrames(), name="resample_frames", mem_gb=4)
+    # 0.2 GB, the scan, and what of the frames on disk is not written back yet (0.04 GB of each).
+    resample_frames = pe.Node(ResampleFrames(), name="resample_frames", mem_gb=2)
     draw_motion = pe.Node(MotionFigure(), name="draw_motion")
     list_figures = pe.Node(niu.Merge(2), name="list_figures")
     workflow.connect([

@@ -18,6 +18,7 @@ from m2m_bids.bids.naming import (
     expected_outputs,
     expected_space_outputs,
     expected_template_outputs,
+    frame_outputs,
     parse_name,
     quantification_outputs,
 )
@@ -27,6 +28,8 @@ from m2m_bids.bids.spaces import OutputSpace
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
 
+# How the frames of a dynamic scan are to be used, in the sidecar of its registered image.
+FRAMES_FIELD = "FramesRequested"
 BIDS_VERSION = "1.10.0"
 # What the BIDS schema does not define yet. The validator wants a folder to be ignored in all
 # three ways: as an entry, as a folder, and with its content.
@@ -312,7 +315,8 @@ def missing_outputs(
     made_with : mapping, optional
         Further fields that the sidecar of the registered image must hold, such as
         ``WeightsSHA256``; a scan made with other ones is not finished. The request of a
-        quantification is looked for beside its tables.
+        quantification is looked for beside its tables; that for frames (`FRAMES_FIELD`) matters
+        to dynamic scans alone.
     spaces : sequence of OutputSpace
         Spaces beside the T1w's own in which its image has to be.
     """
@@ -323,13 +327,20 @@ def missing_outputs(
         used = json.loads(sidecar.read_text(encoding="utf-8"))
     wanted = {"TransformRequested": transform, **(made_with or {})}
     request = wanted.pop(REQUEST_FIELD, None)
-    if any(used.get(name) != value for name, value in wanted.items()):
+    frames = wanted.pop(FRAMES_FIELD, None)
+    used_frames = used.get(FRAMES_FIELD)
+    is_other = None not in (frames, used_frames) and frames != used_frames
+    if is_other or any(used.get(name) != value for name, value in wanted.items()):
         return list(outputs.values())
     if used.get("Transform") == "rigid":
         transform = "rigid"
         outputs = expected_outputs(scan, out_dir, "rigid")
     anatomical = expected_anat_outputs(scan.t1w_entities, out_dir)
     needed = [*outputs.values(), *(anatomical[key] for key in ("preproc", "mask"))]
+    if used_frames is not None:
+        made = frame_outputs(scan, out_dir)
+        kinds = ("static", "motion") if used_frames["MotionCorrection"] else ("static",)
+        needed += [made[f"{kind}{end}"] for kind in kinds for end in ("", "_json")]
     for space in spaces:
         needed += expected_space_outputs(scan, out_dir, space, transform).values()
         if space.is_template:

@@ -182,10 +182,14 @@ def _registration_options(
 
 
 def _made_with(settings: Settings, options: "RegistrationOptions") -> dict[str, Any]:
+    from m2m_bids.bids.derivatives import FRAMES_FIELD
     from m2m_bids.bids.quantification import REQUEST_FIELD
     from m2m_bids.workflows.base import quantification_options
 
-    request = {REQUEST_FIELD: quantification_options(settings).request()}
+    request = {
+        REQUEST_FIELD: quantification_options(settings).request(),
+        FRAMES_FIELD: settings.frames_request,
+    }
     if settings.transform == "rigid":
         return request
     used = {"WeightsSHA256": options.weights_sha256, "RefinementSteps": settings.refine}

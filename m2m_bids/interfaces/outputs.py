@@ -90,6 +90,7 @@ class _SaveScanInputSpec(BaseInterfaceInputSpec):
     motion_file = File(exists=True, desc="motion parameters of a dynamic scan")
     motion_description = traits.Dict(desc="sidecar of the motion parameters")
     outputs = traits.Dict(mandatory=True, desc="paths, as `bids.naming.expected_outputs` gives")
+    frames_request = traits.Dict(desc="how frames are to be used, for dynamic scans")
     frame_outputs = traits.Dict(desc="paths, as `bids.naming.frame_outputs` gives, for PET")
     sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
     provenance = traits.Dict(mandatory=True, desc="fields of `bids.derivatives.Provenance`")
@@ -166,7 +167,7 @@ class SaveScan(SimpleInterface):
         return {**inputs.sidecar, "source_metadata": kept}
 
     def _sidecar(self, transform: str) -> dict:
-        from m2m_bids.bids.derivatives import Provenance, image_sidecar
+        from m2m_bids.bids.derivatives import FRAMES_FIELD, Provenance, image_sidecar
 
         inputs = self.inputs
         known = {"weights_sha256": inputs.sha256, "device": inputs.device_used}
@@ -180,6 +181,7 @@ class SaveScan(SimpleInterface):
             "RigidScore": inputs.rigid_score,
             "RigidStart": inputs.rigid_start,
             "DeformableQuality": inputs.quality,
+            **({FRAMES_FIELD: inputs.frames_request} if isdefined(inputs.static) else {}),
         }
         return {
             **sidecar,

@@ -7,7 +7,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from m2m_bids.bids.derivatives import missing_outputs
+from m2m_bids.bids.derivatives import FRAMES_FIELD, missing_outputs
 from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, frame_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.interfaces import outputs as module
@@ -132,10 +132,12 @@ def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path
         f"{stem}_desc-confounds_timeseries.json",
     ]
     outputs = {key: str(file) for key, file in frames.items()}
+    request = {"Reference": "auto", "MotionCorrection": True}
     for name in ("static.nii.gz", "motion.tsv"):
         (tmp_path / "work" / name).write_text(name)
     save(
         frame_outputs=outputs,
+        frames_request=request,
         static=str(tmp_path / "work/static.nii.gz"),
         motion_file=str(tmp_path / "work/motion.tsv"),
         motion_description={"trans_x": {"Units": "mm"}},
@@ -151,9 +153,22 @@ def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path
         sidecar = json.loads(file.read_text())
         assert sidecar["TracerName"] == "FDG"
         assert "FrameDuration" not in sidecar
+    for path in expected_anat_outputs(SCAN.t1w_entities, tmp_path / "out").values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def missing(request):
+        made_with = {FRAMES_FIELD: request}
+        return missing_outputs(SCAN, tmp_path / "out", "m2m", made_with=made_with)
+
+    assert missing({**request, "Reference": "sum"})
+    assert not missing(request)
+    frames["motion"].unlink()
+    assert missing(request) == [frames["motion"]]
     # Of the same scan with one frame only, or without motion correction, nothing is left over.
     save(frame_outputs=outputs)
     assert not set(frames.values()) & files_of(tmp_path / "out")
+    assert not missing({**request, "Reference": "sum"})
     assert json.loads(expected["rigid_json"].read_text())["FrameDuration"] == [60]
 
 

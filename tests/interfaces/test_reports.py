@@ -6,7 +6,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from m2m_bids.interfaces.reports import AnatomicalFigure, RegistrationFigures
+from m2m_bids.interfaces.reports import AnatomicalFigure, MotionFigure, RegistrationFigures
 
 AFFINE = np.diag([8.0, 8, 8, 1])
 AFFINE[:3, 3] = (-80, -100, -70)
@@ -62,3 +62,15 @@ def test_rigid_run_draws_two_states(files):
     outputs = RegistrationFigures(**files, modality="fa").run().outputs
     assert stems(outputs) == ["initial", "rigid"]
     assert "FA" in Path(outputs.out_files[0]).read_text()
+
+
+def test_motion_is_plotted_where_there_are_frames(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert MotionFigure().run().outputs.out_files == []
+    table = tmp_path / "motion.tsv"
+    table.write_text("trans_x\ttrans_y\ttrans_z\trot_x\trot_y\trot_z\n0\t3\t-4\t0\t0.1\t0\n")
+    outputs = MotionFigure(motion_file=str(table)).run().outputs
+    assert stems(outputs) == ["motion"]
+    text = Path(outputs.out_files[0]).read_text()
+    assert "the largest shift is 5.0 mm, the largest rotation about an axis 5.7 degrees" in text
+    assert all(f"rotation {axis} (degrees)" in text for axis in "xyz")

@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from m2m_bids.spatial.fields import DisplacementField, grid_points
-from m2m_bids.spatial.resampling import resample
+from m2m_bids.spatial.resampling import resample, resample_frames
 from m2m_bids.spatial.transforms import map_points
 
 ROTATION = Rotation.from_euler("xyz", [25, -15, 40], degrees=True).as_matrix()
@@ -176,3 +176,26 @@ def test_five_axes_are_rejected(rng):
     image = nb.Nifti1Image(np.zeros((4, 4, 4, 1, 3), "f4"), np.eye(4))
     with pytest.raises(ValueError, match="3-D or 4-D"):
         resample(image, (), image)
+
+
+@pytest.mark.parametrize("name", ["frames.nii", "frames.nii.gz"])
+def test_frames_have_chains_of_their_own(rng, tmp_path, name):
+    """As `resample` gives for each frame; only the file is put together here."""
+    image = moving_image(rng, (28, 30, 26, 2), np.int16)
+    image.header.set_zooms((2.5, 2, 3, 60))
+    image.header.set_xyzt_units("mm", "sec")
+    chains = [(RIGID, wave_field()), (np.eye(4),)]
+    output = nb.load(resample_frames(image, chains, fixed_image(), tmp_path / name))
+    for index, chain in enumerate(chains):
+        frame = nb.Nifti1Image(image.dataobj[..., index], image.affine)
+        expected = resample(frame, chain, fixed_image())
+        np.testing.assert_array_equal(output.dataobj[..., index], expected.dataobj)
+    np.testing.assert_allclose(output.affine, FIXED_AFFINE, atol=1e-5)
+    assert output.header.get_zooms()[3] == 60
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_every_frame_needs_a_chain(rng, tmp_path):
+    image = moving_image(rng, (28, 30, 26, 2))
+    with pytest.raises(ValueError, match="4-D image of 1 frames"):
+        resample_frames(image, [(RIGID,)], fixed_image(), tmp_path / "frames.nii")
