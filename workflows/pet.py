@@ -171,8 +171,8 @@ def _description(kind: str, has_motion_correction: bool) -> str:
     aligned = "were not aligned"
     if has_motion_correction:
         aligned = (
-            "were aligned by rigid registration (ANTs) of their edges, those that began before "
-            "120 s or had little signal by the transform of the nearest other one,"
+            "were aligned by rigid registration (ANTs) of their edges, those before "
+            "120 s or with little signal by the transform of the nearest other one,"
         )
     number = kind.removeprefix("frame:")
     used = _KINDS.get(kind, f"frame {number}, counted from 0, was taken for the static image")
@@ -180,5 +180,5 @@ def _description(kind: str, has_motion_correction: bool) -> str:
 #### PET
 
 Frames, where there were several, {aligned} and {used}; negative and not finite voxels were set
-to zero.
+to zero. Each frame was brought to the T1w from its own grid in one interpolation.
 """

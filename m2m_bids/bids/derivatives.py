@@ -339,7 +339,7 @@ def missing_outputs(
     needed = [*outputs.values(), *(anatomical[key] for key in ("preproc", "mask"))]
     if used_frames is not None:
         made = frame_outputs(scan, out_dir)
-        kinds = ("static", "motion") if used_frames["MotionCorrection"] else ("static",)
+        kinds = ("static", "motion") if used_frames.get("MotionCorrection") else ("static",)
         needed += [made[f"{kind}{end}"] for kind in kinds for end in ("", "_json")]
     for space in spaces:
         needed += expected_space_outputs(scan, out_dir, space, transform).values()

@@ -22,8 +22,8 @@ from m2m_bids.preprocessing.pet_timing import FrameTiming
 from m2m_bids.spatial.images import ImageError
 
 SPACING_MM = 4.0
-# PETPrep, too, leaves out what starts before 120 s.
 FWHM_MM = 6.0
+# As in PETPrep, but for the middle of a frame: long first frames are as good as any.
 EARLY_S = 120.0
 # Frames with less than this share of the best frame's signal follow their neighbours.
 LOWEST_SHARE = 0.05
@@ -71,8 +71,8 @@ def estimate_motion(
 
     The edges of smoothed frames are registered rigidly (ANTs, mutual information) to those of the
     frame of the most signal, and then, from there, to the mean of what is aligned so, which has
-    less noise. Frames that start before 120 s or have little signal are not registered: they take
-    the transform of the frame nearest in time that was.
+    less noise. Frames whose middle is before 120 s or that have little signal are not
+    registered: they take the transform of the frame nearest in time that was.
 
     Parameters
     ----------
@@ -211,16 +211,23 @@ def _usable_frames(signal: np.ndarray, timing: FrameTiming) -> list[int]:
     """List the frames to register: with signal and, if there are any such, not early."""
     enough = signal >= LOWEST_SHARE * signal.max()
     if timing.starts_s is not None:
-        late = enough & (timing.starts_s - timing.starts_s[0] >= EARLY_S)
+        late = enough & (_times(len(signal), timing) >= EARLY_S)
         enough = late if late.any() else enough
     return [int(index) for index in np.flatnonzero(enough)]
 
 
+def _times(n_frames: int, timing: FrameTiming) -> np.ndarray:
+    """Return the middle of each frame, or its start (seconds), or its place among the frames."""
+    if timing.starts_s is None:
+        return np.arange(n_frames)
+    if timing.durations_s is None:
+        return timing.starts_s
+    return timing.starts_s + timing.durations_s / 2
+
+
 def _nearest(usable: Sequence[int], n_frames: int, timing: FrameTiming) -> list[int]:
-    """Give each frame the usable frame nearest in time: by its middle, its start or its place."""
-    times = np.arange(n_frames) if timing.starts_s is None else timing.starts_s
-    if timing.starts_s is not None and timing.durations_s is not None:
-        times = timing.starts_s + timing.durations_s / 2
+    """Give each frame the usable frame nearest in time."""
+    times = _times(n_frames, timing)
     return [min(usable, key=lambda other: abs(times[other] - time)) for time in times]
 
 
@@ -228,7 +235,9 @@ def _edges(copy: nb.Nifti1Image) -> nb.Nifti1Image:
     """Return the magnitude of the gradient, the largest value 1."""
     data = np.asarray(copy.dataobj)
     data = ndimage.gaussian_gradient_magnitude(data, EDGE_SIGMA_MM / SPACING_MM, mode="nearest")
-    return nb.Nifti1Image((data / data.max()).astype(np.float32), copy.affine)
+    return nb.Nifti1Image(
+        (data / max(data.max(), np.finfo(np.float32).tiny)).astype(np.float32), copy.affine
+    )
 
 
 def _register_frames(

@@ -39,6 +39,7 @@ def motion_figure(parameters: np.ndarray, file: Path) -> Path:
         "degrees.",
         x_label="frame, from 0",
         y_label="mm or degrees",
+        x_ticks={index: str(index) for index in frames[:: max(1, len(frames) // 10)]},
     )
     file.write_text(svg, encoding="utf-8")
     return file

@@ -4,7 +4,12 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
-from m2m_bids.preprocessing.pet_motion import estimate_motion, motion_parameters
+from m2m_bids.preprocessing.pet_motion import (
+    _nearest,
+    _usable_frames,
+    estimate_motion,
+    motion_parameters,
+)
 from m2m_bids.preprocessing.pet_timing import frame_timing
 from m2m_bids.spatial.images import ImageError
 
@@ -122,8 +127,24 @@ def test_without_timing_frames_of_little_signal_follow_by_their_place():
     np.testing.assert_array_equal(motion.reference2frames[0], motion.reference2frames[1])
 
 
+@pytest.mark.parametrize("starts", [[0, 300, 600], [3000, 3300, 3600]])
+def test_long_first_frames_are_registered(starts):
+    """Also of scans that begin long after the injection."""
+    times = frame_timing({"FrameTimesStart": starts, "FrameDuration": [300] * 3}, 3)
+    assert _usable_frames(np.ones(3), times) == [0, 1, 2]
+    assert _usable_frames(np.array([1.0, 0.04, 1.0]), times) == [0, 2]
+
+
+def test_frame_nearest_in_time():
+    times = frame_timing({"FrameTimesStart": [0, 10, 1000], "FrameDuration": [10, 990, 10]}, 3)
+    assert _nearest([0, 2], 3, times) == [0, 0, 2]
+    starts = frame_timing({"FrameTimesStart": [0, 900, 1000]}, 3)
+    assert _nearest([0, 2], 3, starts) == [0, 2, 2]
+    assert _nearest([1], 3, frame_timing({}, 3)) == [1, 1, 1]
+
+
 def test_short_scans_are_registered_from_their_start():
-    """Where no frame starts after 120 s, signal alone decides."""
+    """Where all frames are before 120 s, signal alone decides."""
     times = frame_timing({"FrameTimesStart": [0, 30, 60], "FrameDuration": [30, 30, 30]}, 3)
     assert estimate_motion(scan([POSES[0]] * 3, noise=0.01), times).followers == (0,)
 
