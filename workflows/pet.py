@@ -179,6 +179,7 @@ def _description(kind: str, has_motion_correction: bool) -> str:
     return f"""\
 #### PET
 
-Frames, where there were several, {aligned} and {used}; negative and not finite voxels were set
-to zero. Each frame was brought to the T1w from its own grid in one interpolation.
+Frames, where there were several, {aligned} and {used}; in that static image negative and not
+finite voxels were set to zero. Each frame was brought to the T1w from its own grid in one
+interpolation.
 """
