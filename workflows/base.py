@@ -16,7 +16,12 @@ from m2m_bids.bids.spaces import OutputSpace
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.anatomical import init_anatomical_wf
 from m2m_bids.workflows.cohort import EvaluationImages, TrainingImages, init_images_wf
-from m2m_bids.workflows.diffusion import init_fa_reference_wf
+from m2m_bids.workflows.diffusion import (
+    MAPS,
+    init_diffusivities_wf,
+    init_fa_fit_wf,
+    init_fa_reference_wf,
+)
 from m2m_bids.workflows.outputs import init_anatomical_outputs_wf, init_scan_outputs_wf
 from m2m_bids.workflows.pet import init_pet_frames_wf, init_pet_reference_wf
 from m2m_bids.workflows.quantification import init_quantification_wf
@@ -114,6 +119,8 @@ def init_single_subject_wf(
             if scan.modality == "pet":
                 _add_frames(workflow, scan_wf, anatomical_wfs[scan.t1w])
             _add_scan_outputs(scan_wf, scan, settings, datasets, options)
+            if scan.diffusivities:
+                _add_diffusivities(workflow, scan, anatomical_wfs[scan.t1w], settings, options)
             _add_quantification(
                 workflow, scan_wf, scan, anatomical_wfs[scan.t1w], settings, datasets
             )
@@ -226,6 +233,14 @@ def _add_scan(
             omp_nthreads=options.omp_nthreads,
             name="reference_wf",
         )
+    elif scan.gradients is not None:
+        reference_wf = init_fa_fit_wf(
+            gradients=scan.gradients,
+            is_raw=scan.source == "raw",
+            random_seed=options.random_seed,
+            omp_nthreads=options.omp_nthreads,
+            name="reference_wf",
+        )
     else:
         reference_wf = init_fa_reference_wf(name="reference_wf")
     reference_wf.inputs.inputnode.in_file = str(scan.file)
@@ -302,6 +317,41 @@ def _add_scan_outputs(
             (f"outputnode.{field}", f"inputnode.{field}")
             for field in OUTPUTS if field not in framed
         ]),
+    ])  # fmt: skip
+
+
+def _add_diffusivities(
+    workflow: Workflow,
+    scan: Scan,
+    anatomical_wf: Workflow,
+    settings: Settings,
+    options: RegistrationOptions,
+) -> None:
+    """Write the diffusivities of an FA scan, those given or those fitted with it."""
+    diffusivities_wf = init_diffusivities_wf(
+        scan=scan,
+        output_dir=settings.output_dir,
+        datasets=settings.datasets,
+        options=options,
+        name="diffusivities_wf",
+    )
+    scan_wf = workflow.get_node(scan_wf_name(scan))
+    reference_wf, registration_wf = (
+        scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
+    )
+    scan_wf.connect([
+        (registration_wf, diffusivities_wf, [
+            (f"outputnode.{field}", f"inputnode.{field}") for field in ("best_xfm", "m2m_xfms")
+        ]),
+    ])  # fmt: skip
+    if scan.gradients is not None:
+        scan_wf.connect([
+            (reference_wf, diffusivities_wf, [
+                (f"outputnode.{field}", f"inputnode.{field}") for field in MAPS
+            ]),
+        ])  # fmt: skip
+    workflow.connect([
+        (anatomical_wf, scan_wf, [("outputnode.t1w_file", "diffusivities_wf.inputnode.t1w_file")]),
     ])  # fmt: skip
 
 

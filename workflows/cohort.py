@@ -72,7 +72,10 @@ class EvaluationImages:
 
     def description(self, scan: Scan) -> dict[str, Any]:
         """Say what the images of a scan are made of: they are made anew when that changes."""
-        return {"name": scan.name, "scan": stamp(scan.file), "t1w": stamp(scan.t1w)}
+        made_of = {"name": scan.name, "scan": stamp(scan.file), "t1w": stamp(scan.t1w)}
+        if scan.gradients is not None:
+            made_of["gradients"] = [stamp(file) for file in scan.gradients]
+        return made_of
 
     def has(self, scan: Scan) -> bool:
         """Tell whether the images of a scan are there, and made of the files as they are."""

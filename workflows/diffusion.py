@@ -1,10 +1,36 @@
-"""A map of fractional anisotropy, cleaned."""
+"""A map of fractional anisotropy, fitted where there is none, and cleaned; its diffusivities."""
+
+from pathlib import Path
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from m2m_bids.interfaces.preprocessing import CleanFA
+from m2m_bids.bids.derivatives import bids_uri
+from m2m_bids.bids.diffusion import DIFFUSIVITIES, GradientFiles
+from m2m_bids.bids.naming import expected_anat_outputs, expected_diffusivity_outputs
+from m2m_bids.bids.query import Scan
+from m2m_bids.interfaces.outputs import SaveInSpace
+from m2m_bids.interfaces.preprocessing import CleanFA, FitTensor
+from m2m_bids.interfaces.registration import ResampleImage
+from m2m_bids.workflows.registration import RegistrationOptions
+
+MAPS = ("md_file", "ad_file", "rd_file")
+_CLEANING = """\
+Maps of fractional anisotropy were cleaned: not finite and negative values were set to zero, values
+above one replaced by the median of their neighbours, and what is not connected to the brain
+removed.
+"""
+_FIT = """\
+A tensor was fitted to the diffusion-weighted images by weighted least squares (DIPY), to the
+volumes with b-values of at most 1200 s/mm², in a mask (median_otsu) of the mean of those without
+diffusion weighting.
+"""
+_MOTION = """\
+Before, each volume was aligned rigidly with the first one without diffusion weighting (mutual
+information, ANTs), and its gradient rotated accordingly. Eddy currents and susceptibility
+distortion were not corrected.
+"""
 
 
 def init_fa_reference_wf(*, name: str = "reference_wf") -> Workflow:
@@ -29,18 +55,167 @@ def init_fa_reference_wf(*, name: str = "reference_wf") -> Workflow:
         What was done.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = """\
-#### Diffusion
-
-Maps of fractional anisotropy were cleaned: not finite and negative values were set to zero, values
-above one replaced by the median of their neighbours, and what is not connected to the brain
-removed.
-"""
+    workflow.__desc__ = f"#### Diffusion\n\n{_CLEANING}"
     inputnode = pe.Node(niu.IdentityInterface(fields=["in_file"]), name="inputnode")
-    outputnode = pe.Node(niu.IdentityInterface(fields=["out_file", "method"]), name="outputnode")
+    outputnode = pe.Node(
+        niu.IdentityInterface(fields=["out_file", "method", *MAPS]), name="outputnode"
+    )
     clean_fa = pe.Node(CleanFA(), name="clean_fa", mem_gb=1)
     workflow.connect([
         (inputnode, clean_fa, [("in_file", "in_file")]),
         (clean_fa, outputnode, [("out_file", "out_file"), ("method", "method")]),
     ])  # fmt: skip
     return workflow
+
+
+def init_fa_fit_wf(
+    *,
+    gradients: GradientFiles,
+    is_raw: bool,
+    random_seed: int,
+    omp_nthreads: int,
+    name: str = "reference_wf",
+) -> Workflow:
+    """
+    Fit a tensor to a diffusion-weighted image, and clean its FA map.
+
+    Parameters
+    ----------
+    gradients : GradientFiles
+        Gradients of the image.
+    is_raw : bool
+        Whether motion between its volumes is corrected first.
+    random_seed : int
+        Seed of ANTs.
+    omp_nthreads : int
+        Threads of one node.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    in_file
+        Diffusion-weighted image.
+
+    Outputs
+    -------
+    out_file
+        FA in [0, 1], zero outside the brain.
+    method
+        What was done.
+    md_file, ad_file, rd_file
+        Mean, axial and radial diffusivity, mm^2/s.
+    """
+    workflow = init_fa_reference_wf(name=name)
+    kind, motion = ("raw", _MOTION) if is_raw else ("preprocessed", "")
+    workflow.__desc__ = f"#### Diffusion, {kind} images\n\n{_FIT}{motion}{_CLEANING}"
+    inputnode, outputnode, clean_fa = (
+        workflow.get_node(node) for node in ("inputnode", "outputnode", "clean_fa")
+    )
+    workflow.disconnect([(inputnode, clean_fa, [("in_file", "in_file")])])
+    fit_tensor = pe.Node(
+        FitTensor(
+            bval_file=str(gradients.bval),
+            bvec_file=str(gradients.bvec),
+            is_raw=is_raw,
+            random_seed=random_seed,
+        ),
+        name="fit_tensor",
+        mem_gb=4,
+        n_procs=omp_nthreads,
+    )
+    workflow.connect([
+        (inputnode, fit_tensor, [("in_file", "in_file")]),
+        (fit_tensor, clean_fa, [("out_file", "in_file"), ("method", "fit_method")]),
+        (fit_tensor, outputnode, [(field, field) for field in MAPS]),
+    ])  # fmt: skip
+    return workflow
+
+
+def init_diffusivities_wf(
+    *,
+    scan: Scan,
+    output_dir: Path,
+    datasets: dict[str, Path],
+    options: RegistrationOptions,
+    name: str = "diffusivities_wf",
+) -> Workflow:
+    """
+    Bring the diffusivities of an FA scan to its T1w by FA's transform, and write them.
+
+    Parameters
+    ----------
+    scan : Scan
+        FA scan.
+    output_dir : Path
+        Root of the output dataset.
+    datasets : dict of str to Path
+        Datasets that sources are in, by the name in BIDS URIs.
+    options : RegistrationOptions
+        How FA was registered.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    t1w_file
+        As `init_anatomical_wf` gives it.
+    best_xfm, m2m_xfms
+        As `init_registration_wf` gives them.
+    md_file, ad_file, rd_file
+        As `init_fa_fit_wf` gives them; set here where the scan has them as files.
+    """
+    workflow = Workflow(name=name)
+    inputnode = pe.Node(
+        niu.IdentityInterface(fields=["t1w_file", "best_xfm", "m2m_xfms", *MAPS]),
+        name="inputnode",
+    )
+    for parameter, file in scan.diffusivities.items():
+        field, key = f"{parameter.lower()}_file", parameter.lower()
+        if file is not None:
+            setattr(inputnode.inputs, field, str(file))
+        resample = pe.Node(ResampleImage(), name=f"resample_{key}", mem_gb=1.5)
+        save = pe.Node(
+            _diffusivity_saver(scan, parameter, output_dir, datasets, options), name=f"save_{key}"
+        )
+        workflow.connect([
+            (inputnode, resample, [
+                (field, "in_file"), ("t1w_file", "reference_file"), ("best_xfm", "xfm"),
+            ]),
+            (inputnode, save, [("m2m_xfms", "m2m_xfms")]),
+            (resample, save, [("out_file", "image")]),
+        ])  # fmt: skip
+    return workflow
+
+
+def _diffusivity_saver(
+    scan: Scan,
+    parameter: str,
+    output_dir: Path,
+    datasets: dict[str, Path],
+    options: RegistrationOptions,
+) -> SaveInSpace:
+    """Make the interface that writes a diffusivity."""
+    files = expected_diffusivity_outputs(scan, output_dir, parameter)
+    outputs = {key: str(file) for key, file in files.items()}
+    reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
+    file = scan.diffusivities[parameter]
+    sources = scan.sources if file is None else [file, *scan.sources]
+    # Of maps that others have made the unit is not known.
+    units = {"Units": "mm^2/s"} if file is None else {}
+    return SaveInSpace(
+        outputs={"m2m": outputs, "rigid": outputs},
+        sidecar={
+            "sources": [bids_uri(source, output_dir, datasets) for source in sources],
+            "spatial_reference": bids_uri(reference, output_dir, datasets),
+            "is_skull_stripped": True,
+            "source_metadata": {**scan.sidecar, **units},
+            "description": f"{DIFFUSIVITIES[parameter]} diffusivity, brought to the T1w by the "
+            "transform of FA, in one interpolation.",
+        },
+        provenance={
+            "transform_requested": options.transform,
+            "refine_steps": options.n_refine if options.transform == "m2m" else None,
+            "random_seed": options.random_seed,
+        },
+    )

@@ -173,9 +173,7 @@ def init_scan_outputs_wf(
                 key: str(file) for key, file in expected_outputs(scan, output_dir, "m2m").items()
             },
             sidecar={
-                "sources": [
-                    bids_uri(file, output_dir, datasets) for file in (scan.file, scan.t1w)
-                ],
+                "sources": [bids_uri(file, output_dir, datasets) for file in scan.sources],
                 "spatial_reference": bids_uri(reference, output_dir, datasets),
                 "is_skull_stripped": scan.modality == "fa",
                 "source_metadata": dict(scan.sidecar),

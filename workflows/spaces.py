@@ -233,7 +233,7 @@ def _saver(
         used: expected_space_outputs(scan, output_dir, space, used) for used in ("m2m", "rigid")
     }
     static = {
-        "sources": [bids_uri(file, output_dir, datasets) for file in (scan.file, scan.t1w)],
+        "sources": [bids_uri(file, output_dir, datasets) for file in scan.sources],
         "is_skull_stripped": scan.modality == "fa",
         "source_metadata": dict(scan.sidecar),
         "description": f"In the space {space}, in one interpolation from the scan's own grid.",

@@ -15,6 +15,7 @@ from m2m_bids import __version__
 from m2m_bids.bids.naming import (
     Transform,
     expected_anat_outputs,
+    expected_diffusivity_outputs,
     expected_outputs,
     expected_space_outputs,
     expected_template_outputs,
@@ -341,6 +342,8 @@ def missing_outputs(
         made = frame_outputs(scan, out_dir)
         kinds = ("static", "motion") if used_frames.get("MotionCorrection") else ("static",)
         needed += [made[f"{kind}{end}"] for kind in kinds for end in ("", "_json")]
+    for parameter in scan.diffusivities:
+        needed += expected_diffusivity_outputs(scan, out_dir, parameter).values()
     for space in spaces:
         needed += expected_space_outputs(scan, out_dir, space, transform).values()
         if space.is_template:

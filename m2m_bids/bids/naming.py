@@ -308,6 +308,21 @@ def expected_space_outputs(
     return outputs
 
 
+def expected_diffusivity_outputs(scan: "Scan", out_dir: Path, parameter: str) -> dict[str, Path]:
+    """
+    List what there is of a map of the tensor beside FA.
+
+    Returns
+    -------
+    dict
+        ``image``, on the T1w's grid, and ``image_json``.
+    """
+    return {
+        name: _scan_image(scan, out_dir, extension, space="T1w", param=parameter, desc="preproc")
+        for name, extension in (("image", ".nii.gz"), ("image_json", ".json"))
+    }
+
+
 def _scan_image(scan: "Scan", out_dir: Path, extension: str, **entities: str | None) -> Path:
     """Path of an image of a scan, or of its sidecar."""
     is_pet = scan.modality == "pet"

@@ -10,6 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2m_bids.bids.database import open_index
+from m2m_bids.bids.diffusion import (
+    DIFFUSIVITIES,
+    DWI_QUERY,
+    RAW_FIT,
+    GradientFiles,
+    GradientIndex,
+    is_dwi,
+    maps_beside,
+    why_not_fitted,
+)
 from m2m_bids.bids.layout import (
     IMAGE_EXTENSIONS,
     PET_METADATA,
@@ -78,12 +88,14 @@ class Scan:
     reason : str
         Why the scan is left out; empty for a scan to register.
     sidecar : dict
-        PET metadata from JSON sidecars; empty for FA and where there are none.
+        PET metadata from JSON sidecars; of FA that is fitted to a raw image, what was corrected.
     t1w_choice : str
         The rule by which the T1w image was chosen.
     is_alternative : bool
         Whether this is a further version of a scan (another space, dataset or compression),
         whose outputs would be mistaken for that scan's. Alternatives are always left out.
+    gradients : GradientFiles or None
+        Of a diffusion-weighted image, to which FA is to be fitted; None for other images.
     """
 
     modality: Modality
@@ -96,6 +108,20 @@ class Scan:
     sidecar: dict[str, Any] = field(default_factory=dict)
     t1w_choice: str = ""
     is_alternative: bool = False
+    gradients: GradientFiles | None = None
+
+    @property
+    def diffusivities(self) -> dict[str, Path | None]:
+        """Maps of the tensor of FA: files by their parameter, None for those to be fitted."""
+        if self.modality == "pet":
+            return {}
+        return dict.fromkeys(DIFFUSIVITIES) if self.gradients else dict(maps_beside(self.file))
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files that outputs are computed from, the scan's first and the T1w last."""
+        files = (self.file, *(self.gradients or ()), self.t1w)
+        return [file for file in files if file is not None]
 
     @property
     def name(self) -> str:
@@ -141,7 +167,9 @@ def query(
     Find the scans of a dataset, and the T1w image of each.
 
     Sessions are read from file names. PET scans and T1w images come from the raw dataset; FA
-    maps from the derivatives datasets and, as ``_FA`` images in ``dwi/``, from the raw one.
+    maps from the derivatives datasets and, as ``_FA`` images in ``dwi/``, from the raw one. For a
+    session without a map, one is to be fitted to a preprocessed diffusion-weighted image of a
+    derivative, or else to raw ones.
 
     Parameters
     ----------
@@ -189,6 +217,7 @@ def query(
     for modality in modalities:
         found = _find_scans(modality, layouts, filters.get(modality, {}))
         if modality == "fa":
+            found += _find_dwi(layouts, filters.get("fa", {}), found)
             _warn_without_fa(found, layouts)
         if modality == "pet":
             found = _add_metadata(found, layouts["raw"])
@@ -297,6 +326,34 @@ def _find_scans(
             if parsed and (modality == "pet" or _is_fa(parsed)):
                 scan = Scan(modality, file, parsed.entities, source=source)
                 scans.append(_check_usable(scan))
+    return scans
+
+
+def _find_dwi(
+    layouts: Mapping[str, "BIDSLayout"], filters: Mapping[str, Any], maps: Sequence[Scan]
+) -> list[Scan]:
+    """Find the images that FA is to be fitted to, in sessions without a usable map."""
+    with_map = {(scan.subject, scan.session) for scan in maps if not scan.reason}
+    preprocessed: dict[tuple[str, str | None], Scan] = {}
+    scans = []
+    for source in [*(name for name in layouts if name != "raw"), "raw"]:
+        index = GradientIndex(layouts[source])
+        for file in find_files(layouts[source], {**filters, **DWI_QUERY}):
+            parsed = _parse(file)
+            if not parsed or not is_dwi(parsed, source):
+                continue
+            scan = Scan("fa", file, parsed.entities, source=source, gradients=index.of(file))
+            session = scan.subject, scan.session
+            if session in with_map:
+                continue
+            scan = _check_usable(scan)
+            scan = replace(scan, reason=scan.reason or why_not_fitted(parsed, scan.gradients))
+            if source != "raw" and not scan.reason:
+                preprocessed.setdefault(session, scan)
+            elif source == "raw" and (better := preprocessed.get(session)):
+                why = f"FA is fitted to the preprocessed {better.file} ({better.source})"
+                scan = replace(scan, reason=scan.reason or why, is_alternative=True)
+            scans.append(replace(scan, sidecar=dict(RAW_FIT)) if source == "raw" else scan)
     return scans
 
 
@@ -515,7 +572,7 @@ def _nothing_found(
     names = " or ".join({"pet": "PET", "fa": "FA"}[modality] for modality in modalities)
     looked = {
         "pet": f"pet/*_pet.nii[.gz] in {bids_dir}",
-        "fa": "dwi/*_param-FA_dwimap.nii[.gz] and dwi/*_FA.nii[.gz] in "
+        "fa": "dwi/*_param-FA_dwimap.nii[.gz], dwi/*_FA.nii[.gz] and dwi/*_dwi.nii[.gz] in "
         + ", ".join(layout.root for layout in layouts.values()),
     }
     message = f"No {names} scan was found"

@@ -41,7 +41,7 @@ def dry_run_table(
             scan.name,
             f"  {scan.modality:8s}{_shown(scan.file, settings)}",
             f"  {'T1w':8s}{_shown(scan.t1w, settings)} ({scan.t1w_choice})",
-            f"  {'from':8s}{_dataset(scan.source)}",
+            f"  {'from':8s}{_dataset(scan.source)}{_fit(scan)}",
             f"  {'weights':8s}{_weights(scan, settings, weights or {})}",
         ]
     if anatomy := precomputed_lines(used, settings):
@@ -93,6 +93,18 @@ def _shown(file: Path | None, settings: Settings) -> str:
 def _dataset(source: str) -> str:
     """Name the dataset that a scan is of."""
     return "the BIDS dataset" if source == "raw" else f"derivatives dataset {source}"
+
+
+def _fit(scan: "Scan") -> str:
+    """Say that a map is to be fitted, and to what."""
+    if scan.gradients is None:
+        return ""
+    if scan.source != "raw":
+        return "; FA is to be fitted to this preprocessed image"
+    return (
+        "; FA is to be fitted to this raw image: motion is corrected, eddy currents and "
+        "susceptibility distortion are not"
+    )
 
 
 def _weights(scan: "Scan", settings: Settings, weights: Mapping[str, str]) -> str:

@@ -310,8 +310,54 @@ class EstimateMotion(SimpleInterface):
         return runtime
 
 
+class _FitTensorInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="diffusion-weighted image, 4-D")
+    bval_file = File(exists=True, mandatory=True, desc="b-values, FSL's form")
+    bvec_file = File(exists=True, mandatory=True, desc="directions, FSL's form")
+    is_raw = traits.Bool(mandatory=True, desc="whether motion is corrected")
+    random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
+
+
+class _FitTensorOutputSpec(_StaticReferenceOutputSpec):
+    md_file = File(desc="mean diffusivity, mm^2/s")
+    ad_file = File(desc="axial diffusivity, mm^2/s")
+    rd_file = File(desc="radial diffusivity, mm^2/s")
+
+
+class FitTensor(SimpleInterface):
+    """Fit a tensor to a diffusion-weighted image, and make maps of it."""
+
+    input_spec = _FitTensorInputSpec
+    output_spec = _FitTensorOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.tensor import fit_dwi
+        from m2m_bids.spatial.images import load_image, save_image
+
+        inputs = self.inputs
+        image = load_image(inputs.in_file)
+        image.set_filename(inputs.in_file)  # messages name it
+        maps = fit_dwi(
+            image,
+            inputs.bval_file,
+            inputs.bvec_file,
+            is_raw=inputs.is_raw,
+            random_seed=inputs.random_seed,
+        )
+        folder = Path(runtime.cwd)
+        self._results.update(
+            out_file=str(save_image(maps.fa, folder / "fitted.nii")),
+            md_file=str(save_image(maps.md, folder / "md.nii")),
+            ad_file=str(save_image(maps.ad, folder / "ad.nii")),
+            rd_file=str(save_image(maps.rd, folder / "rd.nii")),
+            method=maps.method,
+        )
+        return runtime
+
+
 class _CleanFAInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="FA map as it came")
+    fit_method = traits.Str(desc="how it was fitted, if it was")
 
 
 class CleanFA(SimpleInterface):
@@ -329,9 +375,10 @@ class CleanFA(SimpleInterface):
         image.set_filename(file)  # messages name it
         image = clean_fa(require_3d(image, file))
         self._results["out_file"] = str(save_image(image, Path(runtime.cwd) / "fa.nii"))
-        self._results["method"] = (
-            "FA map: not finite and negative values 0, above 1 the median of their neighbours"
-        )
+        method = "FA map: not finite and negative values 0, above 1 the median of their neighbours"
+        if isdefined(self.inputs.fit_method):
+            method = f"{self.inputs.fit_method}; {method}"
+        self._results["method"] = method
         return runtime
 
 

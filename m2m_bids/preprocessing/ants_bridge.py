@@ -115,7 +115,7 @@ def resample_onto(
     target : ndarray, shape (4, 4)
         Voxel-to-world affine of the target grid.
     order : int
-        Order of the spline, 0 or 1.
+        Order of the spline.
 
     Returns
     -------

@@ -86,3 +86,19 @@ def test_derivatives_of_the_anatomy(tmp_path):
     ]
     assert sum(line.startswith("Derivatives of") for line in lines) == 1  # two scans, one T1w
     assert lines[start + 6 : start + 8] == ["", "Left out: 1"]
+
+
+def test_fits_are_told(tmp_path):
+    options = cohort(tmp_path)
+    for root, stem in (
+        (options["bids_dir"], "sub-3/dwi/sub-3_dwi"),
+        (tmp_path / "dti", "sub-1/ses-M000/dwi/sub-1_ses-M000_desc-preproc_dwi"),
+    ):
+        for end in (".nii.gz", ".bval", ".bvec"):
+            file = root / f"{stem}{end}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("0 1000")
+    text = table(Settings(**options))
+    raw = "eddy currents and susceptibility distortion are not"
+    assert f"to this raw image: motion is corrected, {raw}" in text
+    assert "derivatives dataset dti; FA is to be fitted to this preprocessed image" in text

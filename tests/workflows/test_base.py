@@ -12,6 +12,7 @@ import pytest
 from nipype.interfaces.base import isdefined
 
 from m2m_bids.api import DEFAULT_WEIGHTS
+from m2m_bids.bids.diffusion import GradientFiles
 from m2m_bids.bids.query import Scan
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.base import (
@@ -358,3 +359,52 @@ def test_images_to_evaluate_are_made_anew_from_another_file(scan, tmp_path):
     assert images.has(pet)
     pet.t1w.write_bytes(b"other")
     assert not images.has(pet)
+
+
+def test_fa_is_fitted_where_the_scan_is_diffusion_weighted(settings, scan):
+    gradients = GradientFiles(settings.bids_dir / "a.bval", settings.bids_dir / "a.bvec")
+    for file in gradients:
+        file.touch()
+    fitted = replace(scan("fa"), gradients=gradients, source="raw")
+    workflow = init_single_subject_wf(settings, [fitted], options(), name="sub_01_wf")
+    reference_wf = workflow.get_node(scan_wf_name(fitted)).get_node("reference_wf")
+    inputs = reference_wf.get_node("fit_tensor").inputs
+    assert (inputs.bval_file, inputs.bvec_file) == tuple(map(str, gradients))
+    assert (inputs.is_raw, inputs.random_seed) == (True, 5)
+    assert reference_wf.inputs.inputnode.in_file == str(fitted.file)
+    assert "Eddy currents" in methods_text(workflow)
+    save_scan = workflow.get_node(scan_wf_name(fitted)).get_node("outputs_wf.save_scan")
+    sources = save_scan.inputs.sidecar["sources"]
+    assert len(sources) == 4
+    assert sources[1:3] == ["bids:raw:a.bval", "bids:raw:a.bvec"]
+    scan_wf = workflow.get_node(scan_wf_name(fitted))
+    diffusivities_wf = scan_wf.get_node("diffusivities_wf")
+    assert {name for name in diffusivities_wf.list_node_names() if name.startswith("save")} == {
+        "save_md", "save_ad", "save_rd",
+    }  # fmt: skip
+    given = [field for _, field in scan_wf._graph.edges[reference_wf, diffusivities_wf]["connect"]]
+    assert sorted(given) == [f"inputnode.{field}" for field in ("ad_file", "md_file", "rd_file")]
+
+
+def test_images_of_a_cohort_are_made_of_the_gradients_too(settings, scan, tmp_path):
+    gradients = GradientFiles(settings.bids_dir / "a.bval", settings.bids_dir / "a.bvec")
+    for file in gradients:
+        file.touch()
+    fa, images = scan("fa"), EvaluationImages(tmp_path / "images")
+    fitted = replace(fa, gradients=gradients, source="raw")
+    before = images.description(fitted)
+    gradients.bvec.write_text("1 0 0")
+    assert images.description(fitted) != before
+    assert "gradients" not in images.description(fa)
+
+
+def test_diffusivities_of_a_map_come_along_where_there_are_any(settings, scan):
+    fa = scan("fa")
+    workflow = init_single_subject_wf(settings, [fa], options(), name="sub_01_wf")
+    assert workflow.get_node(scan_wf_name(fa)).get_node("diffusivities_wf") is None
+    md_file = fa.file.with_name(fa.file.name.replace("param-FA", "param-MD"))
+    md_file.touch()
+    workflow = init_single_subject_wf(settings, [fa], options(), name="sub_01_wf")
+    diffusivities_wf = workflow.get_node(scan_wf_name(fa)).get_node("diffusivities_wf")
+    assert diffusivities_wf.inputs.inputnode.md_file == str(md_file)
+    assert diffusivities_wf.get_node("save_ad") is None

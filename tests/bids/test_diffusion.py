@@ -1,0 +1,179 @@
+import pytest
+
+from m2m_bids.bids.derivatives import missing_outputs
+from m2m_bids.bids.diffusion import RAW_FIT, maps_beside
+from m2m_bids.bids.query import query
+
+STEM = "sub-01/ses-1/dwi/sub-01_ses-1"
+SPACE = f"{STEM}_space-ACPC"
+PREPROC = f"{SPACE}_desc-preproc_dwi"
+
+
+def add(root, *names, content="0 1000 1000"):
+    for name in names:
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return root
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A session with a T1w and a raw diffusion-weighted image."""
+    names = [f"{STEM}_dwi{end}" for end in (".nii.gz", ".bval", ".bvec", ".json")]
+    return add(tmp_path / "bids", "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz", *names)
+
+
+@pytest.fixture
+def qsiprep(tmp_path):
+    names = [f"{PREPROC}{end}" for end in (".nii.gz", ".bval", ".bvec")]
+    return add(tmp_path / "qsiprep", *names)
+
+
+def used(scans):
+    return [scan for scan in scans if not scan.reason]
+
+
+def test_fa_is_fitted_to_a_raw_image(raw):
+    (scan,) = query(raw)
+    assert scan.name == "sub-01_ses-1_param-FA_dwimap"
+    assert (scan.modality, scan.source, scan.reason) == ("fa", "raw", "")
+    assert scan.gradients == (raw / f"{STEM}_dwi.bval", raw / f"{STEM}_dwi.bvec")
+    assert scan.sidecar == RAW_FIT
+    assert scan.sources == [scan.file, *scan.gradients, scan.t1w]
+    assert scan.t1w_choice == "same session"
+
+
+def test_preprocessed_image_is_preferred(raw, qsiprep):
+    scans = query(raw, derivatives={"qsiprep": qsiprep})
+    (scan,) = used(scans)
+    assert scan.file == qsiprep / f"{PREPROC}.nii.gz"
+    assert scan.gradients == (qsiprep / f"{PREPROC}.bval", qsiprep / f"{PREPROC}.bvec")
+    assert scan.name == "sub-01_ses-1_param-FA_dwimap"
+    assert scan.sidecar == {}
+    (other,) = [scan for scan in scans if scan.reason]
+    assert "fitted to the preprocessed" in other.reason
+    assert other.is_alternative
+
+
+@pytest.mark.parametrize("place", ["derivative", "raw"])
+def test_map_is_preferred_to_any_fit(raw, qsiprep, place):
+    if place == "raw":
+        map_file = add(raw, f"{STEM}_FA.nii.gz") / f"{STEM}_FA.nii.gz"
+    else:
+        name = f"{STEM}_space-ACPC_model-tensor_param-fa_dwimap.nii.gz"
+        map_file = add(qsiprep, name) / name
+    (scan,) = query(raw, derivatives={"qsiprep": qsiprep})
+    assert scan.file == map_file
+    assert scan.gradients is None
+    assert scan.sources == [map_file, scan.t1w]
+
+
+def test_map_of_another_session_or_space_is_no_reason_against_a_fit(raw, qsiprep):
+    other = "sub-01/ses-2/dwi/sub-01_ses-2_FA.nii.gz"
+    add(raw, other)
+    add(qsiprep, f"{STEM}_space-MNI152NLin2009cAsym_param-FA_dwimap.nii.gz")
+    (qsiprep / f"{PREPROC}.nii.gz").unlink()
+    found = used(query(raw, derivatives={"qsiprep": qsiprep}))
+    assert [scan.file for scan in found] == [raw / f"{STEM}_dwi.nii.gz", raw / other]
+
+
+def test_preprocessed_image_in_a_standard_space_is_left_out(raw, tmp_path):
+    stem = f"{STEM}_space-MNI152NLin2009cAsym_desc-preproc_dwi"
+    root = add(tmp_path / "d", *(f"{stem}{end}" for end in (".nii.gz", ".bval", ".bvec")))
+    scans = query(raw, derivatives={"d": root})
+    assert [scan.source for scan in used(scans)] == ["raw"]
+    assert any("standard space" in scan.reason for scan in scans)
+
+
+def test_other_images_of_derivatives_are_no_input(raw, tmp_path):
+    names = [f"{STEM}_desc-denoised_dwi{end}" for end in (".nii.gz", ".bval", ".bvec")]
+    root = add(tmp_path / "d", *names, f"{STEM}_dwiref.nii.gz")
+    (scan,) = query(raw, derivatives={"d": root})
+    assert scan.source == "raw"
+
+
+def test_gradients_are_inherited(raw):
+    """The nearest folder's, and of one folder the most specific that agree with the image."""
+    for end in ("bval", "bvec"):
+        (raw / f"{STEM}_dwi.{end}").unlink()
+    add(raw, "dwi.bval", "dwi.bvec", "sub-01/sub-01_acq-b_dwi.bvec", "sub-01/sub-01_dwi.bval")
+    (scan,) = query(raw)
+    assert scan.gradients == (raw / "sub-01/sub-01_dwi.bval", raw / "dwi.bvec")
+    add(raw, "sub-01/ses-1/sub-01_ses-1_dwi.bval")
+    assert query(raw)[0].gradients.bval == raw / "sub-01/ses-1/sub-01_ses-1_dwi.bval"
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [(["bval"], "no .bval file"), (["bvec"], "no .bvec file"),
+     (["bval", "bvec"], "no .bval and .bvec file")],
+)  # fmt: skip
+def test_image_without_gradients_is_left_out(raw, lost, message):
+    for end in lost:
+        (raw / f"{STEM}_dwi.{end}").unlink()
+    (scan,) = query(raw)
+    assert message in scan.reason
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("0 0 0", "no volume with diffusion weighting"), ("0\n5\n50", "no volume with"),
+     ("0 b 1000", "cannot be read as b-values"), ("", "no volume with")],
+)  # fmt: skip
+def test_image_without_weighting_is_left_out(raw, content, message):
+    """A reversed b0 image, of a name of its own, beside the image that is used."""
+    names = [f"{STEM}_dir-PA_dwi{end}" for end in (".nii.gz", ".bval", ".bvec")]
+    add(raw, *names, content=content)
+    scans = query(raw)
+    assert [scan.name for scan in used(scans)] == ["sub-01_ses-1_param-FA_dwimap"]
+    (reversed_b0,) = [scan for scan in scans if scan.reason]
+    assert reversed_b0.name == "sub-01_ses-1_dir-PA_param-FA_dwimap"
+    assert message in reversed_b0.reason
+
+
+def test_phases_are_left_out(raw):
+    add(raw, *(f"{STEM}_part-phase_dwi{end}" for end in (".nii.gz", ".bval", ".bvec")))
+    assert len(used(query(raw))) == 1
+    assert any("magnitudes" in scan.reason for scan in query(raw))
+
+
+def test_link_without_content_is_left_out(raw):
+    file = raw / f"{STEM}_dwi.bvec"
+    file.unlink()
+    file.symlink_to("absent")
+    (scan,) = query(raw)
+    assert "link without its content" in scan.reason
+
+
+@pytest.mark.parametrize(
+    ("fa", "others"),
+    [
+        (f"{SPACE}_model-tensor_param-fa_dwimap.nii.gz", "_model-tensor_param-{}_dwimap"),
+        (f"{SPACE}_param-FA_desc-fa_dwimap.nii.gz", "_param-{}_desc-fa_dwimap"),
+        (f"{SPACE}_desc-FA_dwi.nii.gz", "_desc-{}_dwi"),
+        (f"{SPACE}_desc-preproc_FA.nii.gz", "_desc-preproc_{}"),
+    ],
+)
+def test_diffusivities_of_the_same_name_belong_to_a_map(tmp_path, fa, others):
+    labels = ("md", "ad") if "param-fa_dwimap" in fa else ("MD", "AD")
+    names = [f"{SPACE}{others.format(label)}.nii.gz" for label in labels]
+    add(tmp_path, fa, *names, f"{STEM}_param-RD_dwimap.nii.gz")
+    found = maps_beside(tmp_path / fa)
+    assert found == dict(zip(("MD", "AD"), (tmp_path / name for name in names), strict=True))
+
+
+def test_diffusivities_are_outputs(raw, qsiprep, tmp_path):
+    (fitted,) = query(raw)
+    assert fitted.diffusivities == {"MD": None, "AD": None, "RD": None}
+    out = tmp_path / "out"
+    stem = "sub-01/ses-1/dwi/sub-01_ses-1_space-T1w"
+    expected = {out / f"{stem}_param-{p}_desc-preproc_dwimap.nii.gz" for p in ("MD", "AD", "RD")}
+    add(
+        out, f"{stem}_param-FA_desc-preproc_dwimap.json", content='{"TransformRequested": "rigid"}'
+    )
+    assert expected <= set(missing_outputs(fitted, out, "rigid"))
+    add(raw, f"{STEM}_FA.nii.gz", f"{STEM}_MD.nii.gz")
+    (given,) = query(raw)
+    assert given.diffusivities == {"MD": raw / f"{STEM}_MD.nii.gz"}
+    assert len(expected & set(missing_outputs(given, out, "rigid"))) == 1
