@@ -53,6 +53,8 @@ def init_fa_reference_wf(*, name: str = "reference_wf") -> Workflow:
         FA in [0, 1], zero outside the brain.
     method
         What was done.
+    md_file, ad_file, rd_file
+        Not set: a fit gives them (`init_fa_fit_wf`).
     """
     workflow = Workflow(name=name)
     workflow.__desc__ = f"#### Diffusion\n\n{_CLEANING}"

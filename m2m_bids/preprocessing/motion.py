@@ -6,7 +6,13 @@ import nibabel as nb
 import numpy as np
 from nibabel.affines import apply_affine
 
-from m2m_bids.preprocessing.ants_bridge import Stage, register, resample_onto, working_copy
+from m2m_bids.preprocessing.ants_bridge import (
+    Stage,
+    as_rigid,
+    register,
+    resample_onto,
+    working_copy,
+)
 from m2m_bids.preprocessing.gradients import Gradients
 
 SPACING_MM = 3.0
@@ -107,7 +113,4 @@ def estimate_motion(
     result = register(
         fixed, moving, [RIGID_STAGE], fixed2moving=np.eye(4), random_seed=random_seed
     )
-    pose = result.fixed2moving.copy()
-    left, _, right = np.linalg.svd(pose[:3, :3])
-    pose[:3, :3] = left @ right
-    return pose
+    return as_rigid(result.fixed2moving)
