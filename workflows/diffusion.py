@@ -215,9 +215,5 @@ def _diffusivity_saver(
             "description": f"{DIFFUSIVITIES[parameter]} diffusivity, brought to the T1w by the "
             "transform of FA, in one interpolation.",
         },
-        provenance={
-            "transform_requested": options.transform,
-            "refine_steps": options.n_refine if options.transform == "m2m" else None,
-            "random_seed": options.random_seed,
-        },
+        provenance=options.provenance,
     )

@@ -165,7 +165,6 @@ def init_scan_outputs_wf(
         niu.IdentityInterface(fields=["reference_method", *FRAME_INPUTS, *OUTPUTS]),
         name="inputnode",
     )
-    is_m2m = options.transform == "m2m"
     reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
     save_scan = pe.Node(
         SaveScan(
@@ -178,11 +177,7 @@ def init_scan_outputs_wf(
                 "is_skull_stripped": scan.modality == "fa",
                 "source_metadata": dict(scan.sidecar),
             },
-            provenance={
-                "transform_requested": options.transform,
-                "refine_steps": options.n_refine if is_m2m else None,
-                "random_seed": options.random_seed,
-            },
+            provenance=options.provenance,
         ),
         name="save_scan",
     )

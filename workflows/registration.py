@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
@@ -46,6 +46,15 @@ class RegistrationOptions:
     use_gpu: bool
     random_seed: int
     omp_nthreads: int
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What sidecars say of a registration as it was asked for: fields of `Provenance`."""
+        return {
+            "transform_requested": self.transform,
+            "refine_steps": self.n_refine if self.transform == "m2m" else None,
+            "random_seed": self.random_seed,
+        }
 
 
 OUTPUTS = (

@@ -6,7 +6,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from m2m_bids.bids.derivatives import bids_uri
+from m2m_bids.bids.derivatives import bids_uri, without_frames
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
     expected_space_outputs,
@@ -232,11 +232,13 @@ def _saver(
     files = {
         used: expected_space_outputs(scan, output_dir, space, used) for used in ("m2m", "rigid")
     }
+    timings = (scan.sidecar.get(name) for name in ("FrameDuration", "FrameTimesStart"))
+    has_frames = any(isinstance(values, list) and len(values) > 1 for values in timings)
     static = {
         "sources": [bids_uri(file, output_dir, datasets) for file in scan.sources],
         "is_skull_stripped": scan.modality == "fa",
-        "source_metadata": dict(scan.sidecar),
-        "description": f"In the space {space}, in one interpolation from the scan's own grid.",
+        "source_metadata": without_frames(scan.sidecar) if has_frames else dict(scan.sidecar),
+        "description": f"In the space {space}; of a dynamic scan the static image.",
     }
     if space.resolution == "native":
         static["resolution"] = "Voxels of the size of the scan's own."
@@ -251,9 +253,5 @@ def _saver(
             used: {key: str(file) for key, file in named.items()} for used, named in files.items()
         },
         sidecar=static,
-        provenance={
-            "transform_requested": options.transform,
-            "refine_steps": options.n_refine if options.transform == "m2m" else None,
-            "random_seed": options.random_seed,
-        },
+        provenance=options.provenance,
     )

@@ -240,6 +240,15 @@ def software_versions() -> dict[str, str]:
     return versions
 
 
+def without_frames(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what metadata say of frames, for a static image of a dynamic scan."""
+    return {
+        name: value
+        for name, value in metadata.items()
+        if name not in ("FrameTimesStart", "FrameDuration")
+    }
+
+
 def image_sidecar(
     sources: Sequence[str],
     *,

@@ -240,8 +240,8 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         action="extend",
         type=_derivative,
         metavar="NAME=PATH",
-        help="derivatives datasets with FA maps, or with labels to evaluate with; a PATH alone is "
-        "named after its folder (default: those in the BIDS dataset's derivatives/)",
+        help="derivatives datasets with FA maps, preprocessed DWI, anatomy or labels; a PATH "
+        "alone is named after its folder (default: those in the BIDS dataset's derivatives/)",
     )
     group.add_argument(
         "--bids-filter-file",

@@ -156,14 +156,12 @@ class SaveScan(SimpleInterface):
 
     def _static_sidecar(self) -> dict:
         """Arguments for the sidecars of volumes; of a dynamic scan they have no frames."""
+        from m2m_bids.bids.derivatives import without_frames
+
         inputs = self.inputs
         if not isdefined(inputs.static):
             return inputs.sidecar
-        kept = {
-            name: value
-            for name, value in inputs.sidecar["source_metadata"].items()
-            if name not in ("FrameTimesStart", "FrameDuration")
-        }
+        kept = without_frames(inputs.sidecar["source_metadata"])
         return {**inputs.sidecar, "source_metadata": kept}
 
     def _sidecar(self, transform: str) -> dict:

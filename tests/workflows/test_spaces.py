@@ -1,6 +1,7 @@
 """Outputs in other spaces: the graph, and what is written against ANTs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import ants
@@ -159,6 +160,14 @@ def test_native_voxels_in_the_t1w_space(scan, tmp_path, xfms):
     sidecar = json.loads(outputs["image_json"].read_text())
     assert sidecar["SpatialReference"] == "bids::sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"
     assert sidecar["Resolution"] == "Voxels of the size of the scan's own."
+
+
+def test_static_image_of_a_dynamic_scan_has_no_frame_times(scan, tmp_path, xfms):
+    timing = {"FrameTimesStart": [0, 60], "FrameDuration": [60, 60], "TracerName": "FDG"}
+    outputs = run(replace(scan, sidecar=timing), tmp_path, "T1w:res-native", xfms)
+    sidecar = json.loads(outputs["image_json"].read_text())
+    assert sidecar["TracerName"] == "FDG"
+    assert not {"FrameTimesStart", "FrameDuration"} & set(sidecar)
 
 
 def test_a_rejected_step_leaves_nothing_of_an_accepted_one(scan, tmp_path, xfms):
