@@ -77,8 +77,8 @@ def init_template_wf(
     workflow.__desc__ = f"""\
 #### Template
 
-{found} the template {space.template}{precomputed}. Images were brought there by the composite of
-all transforms, in one interpolation.
+{found} the template {space.template}{precomputed}. Images, of dynamic scans
+the static one, were brought there by the composite of all transforms.
 """
     inputnode = pe.Node(
         niu.IdentityInterface(
