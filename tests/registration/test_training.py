@@ -344,7 +344,8 @@ def test_killed_training_ends_as_the_undisturbed_one(tmp_path):
 
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher = [*torchrun, "--master-port", "29533", "--no-python", sys.executable]
+    # On a free port, chosen by the launcher.
+    launcher = [*torchrun, "--standalone", "--no-python", sys.executable]
     subprocess.run(
         [*launcher, *program(tmp_path / "two", batch_size=1)],
         check=True,
