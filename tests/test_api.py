@@ -254,6 +254,7 @@ def test_tracers_are_told_apart_after_the_network(weights, pair, dseg, tmp_path,
     assert found[1] == FDG_WEIGHTS
 
 
+@pytest.mark.slow
 def test_a_tracer_of_white_matter_is_recognised(estimate, dseg):
     """Where white matter is brighter than grey, both bridges are, if the tissues are known."""
     moving, _, mask, warp = make_pair((0.6, 1.0, 0.1))

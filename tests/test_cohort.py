@@ -265,8 +265,17 @@ def real_scans(tmp_path):
     return find_training_scans(tmp_path / "real", names)
 
 
-@pytest.mark.parametrize("network", ["gradicon", "transmorph", "corrmlp"])
-@pytest.mark.parametrize("objective", ["lncc", "m2m+gcc"])
+@pytest.mark.parametrize(
+    ("network", "objective"),
+    [
+        ("gradicon", "lncc"),
+        ("gradicon", "m2m+gcc"),
+        ("transmorph", "m2m+gcc"),
+        ("corrmlp", "lncc"),
+        pytest.param("transmorph", "lncc", marks=pytest.mark.slow),
+        pytest.param("corrmlp", "m2m+gcc", marks=pytest.mark.slow),
+    ],
+)
 def test_training_gives_weights(real_scans, tmp_path, network, objective):
     options = TrainingOptions(
         network=network,

@@ -87,7 +87,7 @@ def test_given_transforms(images, error_mm):
     [
         "syn-mi",
         "niftyreg-lncc",
-        pytest.param("fireants-mi", marks=needs_fireants),
+        pytest.param("fireants-mi", marks=[needs_fireants, pytest.mark.slow]),
         pytest.param("fireants-lncc", marks=needs_fireants),
     ],
 )

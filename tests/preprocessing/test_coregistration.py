@@ -36,6 +36,7 @@ def test_fa_onto_an_oblique_t1w(head, tools):
     assert tools["mean_distance_mm"](found.fixed2moving, true, moved(head.brain, turn)) < 1.5
 
 
+@pytest.mark.slow
 def test_slab_without_cerebellum(head, tools):
     true = tools["rigid_matrix"]((10, -15, 25), (5, 8, -6))
     data = head.fa.get_fdata().astype(np.float32)[:, :, 34:]
