@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from m2m_bids.registration.sampling import CycleSampler, TrainingScan
     from m2m_bids.registration.training import Predict, Processes
+    from m2m_bids.registration.weights import WeightsCard
 
 SPLITS_NAME = "splits.tsv"
 SPLITS = ("train", "validation", "test")
@@ -431,10 +432,10 @@ def train_network(
     from m2m_bids.registration.m2m import objective_losses
     from m2m_bids.registration.presets import preset
     from m2m_bids.registration.training import TrainingConfig, TrainingTask, fit
-    from m2m_bids.registration.weights import WeightsCard, save_weights
+    from m2m_bids.registration.weights import save_weights
 
     name, network = _network(options)
-    size, spacing_mm = training_grid(options)
+    _, spacing_mm = training_grid(options)
     objective = preset(name, options.objective, spacing_mm=spacing_mm).objective
     splits = _splits(scans, options, run_dir)
     record_splits(splits, run_dir / SPLITS_NAME)
@@ -449,38 +450,21 @@ def train_network(
         validate_every=min(options.validate_every, options.n_iterations),
         **_optimisation(options),
     )
-    described = asdict(options) | {"start_from": str(options.start_from or "")}
-    for free in ("n_iterations", "use_bfloat16", "validate_every"):
-        del described[free]
     task = TrainingTask(
         network,
         lambda predict, pairs: objective_losses(predict, pairs, objective)[0],
         cycles,
         CohortValidation(by_split["validation"], seed=options.seed),
-        {**described, "scans": _digest(by_split["train"])},
+        {**_same_when_resumed(options), "scans": _digest(by_split["train"])},
     )
     trained, _ = fit(task, config, run_dir, processes=processes, shows_progress=shows_progress)
     weights_dir = run_dir / "weights"
     if is_first_process():
-        card = WeightsCard(
-            network=name,
-            config=asdict(trained.config),
-            grid_size=size,
-            spacing_mm=spacing_mm,
-            modalities=tuple(sorted({scan.modality for scan in scans})),
-            training_data=f"{len(by_split['train'])} scans of"
-            f" {len({scan.subject for scan in by_split['train']})} participants",
-            training_command=training_command,
-            details={
-                "objective": asdict(objective),
-                "pre_aligned_subjects": len(cycles.config.pre_aligned),
-                "training_subjects": len({scan.subject for scan in by_split["train"]}),
-                "iterations": options.n_iterations,
-                "start_from": described["start_from"],
-                "torch": importlib.metadata.version("torch"),
-                "python": platform.python_version(),
-            },
-        )
+        details = {
+            "objective": asdict(objective),
+            "pre_aligned_subjects": len(cycles.config.pre_aligned),
+        }
+        card = _card(name, trained, by_split["train"], options, details, training_command)
         save_weights(trained, card, weights_dir)
     return weights_dir
 
@@ -529,6 +513,45 @@ def _cycles(scans: "Sequence[TrainingScan]", options: TrainingOptions) -> "Cycle
         aligned_share=options.aligned_share,
     )
     return CycleSampler(scans, sampling)
+
+
+def _same_when_resumed(options: TrainingOptions) -> dict[str, object]:
+    """Give the options that a training which goes on must share with the one that was stopped."""
+    free = ("n_iterations", "use_bfloat16", "validate_every")
+    described = {name: value for name, value in asdict(options).items() if name not in free}
+    return {**described, "start_from": str(options.start_from or "")}
+
+
+def _card(
+    name: str,
+    network: "nn.Module",
+    scans: "Sequence[TrainingScan]",
+    options: TrainingOptions,
+    details: dict[str, object],
+    training_command: str,
+) -> "WeightsCard":
+    """Say what was trained, and on what."""
+    from m2m_bids.registration.weights import WeightsCard
+
+    size, spacing_mm = training_grid(options)
+    n_subjects = len({scan.subject for scan in scans})
+    return WeightsCard(
+        network=name,
+        config=asdict(network.config),
+        grid_size=size,
+        spacing_mm=spacing_mm,
+        modalities=tuple(sorted({scan.modality for scan in scans})),
+        training_data=f"{len(scans)} scans of {n_subjects} participants",
+        training_command=training_command,
+        details={
+            **details,
+            "training_subjects": n_subjects,
+            "iterations": options.n_iterations,
+            "start_from": str(options.start_from or ""),
+            "torch": importlib.metadata.version("torch"),
+            "python": platform.python_version(),
+        },
+    )
 
 
 def _digest(scans: "Sequence[TrainingScan]") -> str:
