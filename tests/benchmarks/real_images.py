@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.baselines.base import Images, Options
 from m2m_bids.baselines.methods import find_method
 from m2m_bids.preprocessing.anatomical import (
@@ -34,7 +35,7 @@ from m2m_bids.preprocessing.pet import static_reference
 from m2m_bids.spatial.images import load_image, require_3d
 from m2m_bids.spatial.resampling import resample
 
-METHODS = ("initial", "rigid", "syn-mi", "m2m")
+METHODS = ("initial", "rigid", "syn-mi", "m2m:default")
 BRIGHT = {"fa": 2, "pet": 1}
 WHITE_FA = 0.25
 
@@ -102,7 +103,8 @@ def main() -> int:
             rigid = register_rigid(moving, anatomy["fixed"], anatomy["fixed_mask"]).fixed2moving
             images = Images(moving=moving, fixed2moving=rigid, modality=modality, **anatomy)
             for key in METHODS:
-                outcome = find_method(key).register(images, Options(device="cpu", n_threads=1))
+                method = find_method(key, DEFAULT_WEIGHTS)
+                outcome = method.register(images, Options(device="cpu", n_threads=1))
                 rows.append(
                     {
                         "fixed": t1w_file.name,
