@@ -7,7 +7,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -102,6 +102,27 @@ class Quality:
     max_jacobian: float
     likeness: float | None = None
     likeness_gain: float | None = None
+
+    @property
+    def margin(self) -> float:
+        """
+        Say how far the step is from being decided upon otherwise.
+
+        Returns
+        -------
+        float
+            Of the limits of ``data/quality.json`` the one that is nearest, or passed furthest:
+            0 on it, 1 as far inside as a typical good scan is, negative beyond. Minus infinity
+            with folds. It is no probability.
+        """
+        if not self.folding_percent <= quality_limits()["folding_percent"]["limit"]:
+            return -np.inf
+        values = asdict(self)
+        return min(
+            (values[name] - entry["limit"]) / (entry["typical"] - entry["limit"])
+            for name, entry in quality_limits().items()
+            if "typical" in entry and values[name] is not None
+        )
 
     def objections(self) -> list[str]:
         """

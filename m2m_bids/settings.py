@@ -31,7 +31,7 @@ SUVR_REGIONS = (
     "eroded-white-matter",
 )
 PVC_METHODS = ("none", "gtm", "rbv")
-ANALYSIS_LEVELS = ("participant", "train", "evaluate")
+ANALYSIS_LEVELS = ("participant", "group", "train", "evaluate")
 NETWORK_SIZES = ("compact", "paper")
 PRECISIONS = ("auto", "bfloat16", "float32")
 # What --config-file does not bring back: where a run reads and writes is said anew, and an
@@ -87,8 +87,9 @@ class Settings:
     ----------
     bids_dir, output_dir : Path
         Raw BIDS dataset, and root of the output dataset.
-    analysis_level : {"participant", "train", "evaluate"}
-        Register scans, train a network on them, or compare methods of registration on them.
+    analysis_level : {"participant", "group", "train", "evaluate"}
+        Register scans, look at all that were registered, train a network on them, or compare
+        methods of registration on them.
     participant_label, session_label, tracer_label : tuple of str
         Labels to process; empty for all.
     rec_label, run_label : tuple of str

@@ -157,7 +157,7 @@ def init_scan_outputs_wf(
         Registered static image and motion of a dynamic scan (`init_pet_frames_wf`,
         `init_pet_reference_wf`); undefined for others.
     preproc, rigid, rigid_xfm, rigid_inverse_xfm, rigid_score, rigid_start, m2m_xfms, quality, \
-    objections, device_used, sha256, figures
+    objections, device_used, sha256, measures, figures
         As `init_registration_wf` gives them.
     """
     workflow = Workflow(name=name)

@@ -9,6 +9,7 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.interfaces.preprocessing import RegisterRigid
+from m2m_bids.interfaces.quality import MeasureScan
 from m2m_bids.interfaces.registration import RegisterImages, ResampleImage
 from m2m_bids.interfaces.reports import RegistrationFigures
 
@@ -69,6 +70,7 @@ OUTPUTS = (
     "objections",
     "device_used",
     "sha256",
+    "measures",
     "figures",
 )
 BEST_XFMS = ("best_xfm", "best_inverse_xfm")
@@ -115,6 +117,8 @@ def init_registration_wf(
         Numbers of the deformable step, and why it was rejected.
     device_used, sha256
         Device of the network and hash of its weights.
+    measures
+        Numbers of ``data/qc.json``, the decision, and warnings.
     figures
         SVG files.
     best_xfm, best_inverse_xfm
@@ -144,6 +148,7 @@ refined with ANTs).
     draw_registration = pe.Node(
         RegistrationFigures(modality=modality), name="draw_registration", mem_gb=1.5
     )
+    measure_scan = pe.Node(MeasureScan(modality=modality), name="measure_scan", mem_gb=1.5)
     anatomy = [("t1w_file", "t1w_file"), ("mask_file", "mask_file"), ("dseg_file", "dseg_file")]
 
     workflow.connect([
@@ -152,6 +157,11 @@ refined with ANTs).
         ]),
         (inputnode, resample_rigid, [("moving_file", "in_file"), ("t1w_file", "reference_file")]),
         (inputnode, draw_registration, [("moving_file", "native_file"), *anatomy]),
+        (inputnode, measure_scan, [
+            ("moving_file", "moving_file"), ("template2anat", "template2anat"), *anatomy,
+        ]),
+        (register_rigid, measure_scan, [("xfm", "rigid_xfm")]),
+        (measure_scan, outputnode, [("measures", "measures")]),
         (register_rigid, resample_rigid, [("xfm", "xfm")]),
         (resample_rigid, draw_registration, [("out_file", "rigid_file")]),
         (register_rigid, outputnode, [
@@ -169,6 +179,7 @@ refined with ANTs).
             (register_rigid, outputnode, [
                 ("xfm", "best_xfm"), ("inverse_xfm", "best_inverse_xfm"),
             ]),
+            (register_rigid, measure_scan, [("xfm", "best_xfm")]),
         ])  # fmt: skip
         return workflow
     _add_deformable_step(workflow, modality, options)
@@ -190,9 +201,12 @@ mono-modal similarity, both to the bridge's image and to what is simulated from 
 makes the image similar to the bridge's deep inside the brain, and is larger than its own error;
 otherwise the rigid result is the output. Images were interpolated once, with cubic B-splines.
 """
-    inputnode, outputnode, register_rigid, draw_registration = (
+    inputnode, outputnode, register_rigid, draw_registration, measure_scan = (
         workflow.get_node(name)
-        for name in ("inputnode", "outputnode", "register_rigid", "draw_registration")
+        for name in (
+            *("inputnode", "outputnode"),
+            *("register_rigid", "draw_registration", "measure_scan"),
+        )
     )
     register_m2m = pe.Node(
         RegisterImages(
@@ -223,6 +237,9 @@ otherwise the rigid result is the output. Images were interpolated once, with cu
             ("xfm", "rigid_xfm"), ("inverse_xfm", "rigid_inverse_xfm"),
         ]),
         (register_m2m, resample_m2m, [("best_xfm", "xfm")]),
+        (register_m2m, measure_scan, [
+            (field, field) for field in ("best_xfm", "quality", "objections")
+        ]),
         (register_m2m, draw_registration, [
             ("objections", "objections"), ("jacobian_file", "jacobian_file"),
         ]),

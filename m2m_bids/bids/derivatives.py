@@ -51,6 +51,8 @@ BIDSIGNORE = (
     "*_tacs.*",
     "*_timeseries.*",
     "*_stat.*",
+    "*_qc.json",
+    "group*",
     "*_pvc-*",
 )
 _PACKAGES = (

@@ -233,8 +233,9 @@ def expected_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> dict[
     -------
     dict
         ``preproc`` and ``rigid`` (images on the T1w's grid), both with ``_json``;
-        ``rigid_xfm`` and ``rigid_inverse_xfm`` (ITK affines); with "m2m" also ``m2m_xfm`` and
-        ``m2m_inverse_xfm`` (ITK composites). ``*_xfm`` carry images from the scan to the T1w.
+        ``rigid_xfm`` and ``rigid_inverse_xfm`` (ITK affines); ``qc_json``; with "m2m" also
+        ``m2m_xfm`` and ``m2m_inverse_xfm`` (ITK composites). ``*_xfm`` carry images from the scan
+        to the T1w.
     """
     outputs = {
         name: _scan_image(scan, out_dir, extension, space="T1w", desc=desc)
@@ -245,7 +246,7 @@ def expected_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> dict[
         extension = ".txt" if desc == "rigid" else ".h5"
         forward, inverse = _scan_xfms(scan, out_dir, extension, to="T1w", desc=desc)
         outputs |= {f"{desc}_xfm": forward, f"{desc}_inverse_xfm": inverse}
-    return outputs
+    return outputs | {"qc_json": qc_file(scan.name, out_dir)}
 
 
 def frame_outputs(scan: "Scan", out_dir: Path) -> dict[str, Path]:
@@ -332,6 +333,41 @@ def _scan_image(scan: "Scan", out_dir: Path, extension: str, **entities: str | N
         datatype="pet" if is_pet else "dwi",
         suffix="pet" if is_pet else "dwimap",
         extension=extension,
+    )
+
+
+def qc_file(name: str, out_dir: Path) -> Path:
+    """
+    Return the path of a scan's numbers for quality control.
+
+    Parameters
+    ----------
+    name : str
+        Name of the scan, as `scan_name` makes it.
+    out_dir : Path
+        Root of the output dataset.
+
+    Raises
+    ------
+    ValueError
+        If that is not the name of a scan.
+
+    Examples
+    --------
+    >>> qc_file("sub-02_ses-M012_param-FA_dwimap", Path("out")).as_posix()
+    'out/sub-02/ses-M012/dwi/sub-02_ses-M012_param-FA_desc-preproc_qc.json'
+    """
+    entities, suffix, _ = parse_name(name)
+    datatypes = {"pet": "pet", "dwimap": "dwi"}
+    if suffix not in datatypes:
+        raise ValueError(f"{name}: expected the name of a PET scan or an FA map")
+    return output_path(
+        out_dir,
+        entities,
+        datatype=datatypes[suffix],
+        suffix="qc",
+        extension=".json",
+        desc="preproc",
     )
 
 

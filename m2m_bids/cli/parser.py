@@ -39,6 +39,7 @@ examples:
   m2m-bids /data/bids /data/out participant -d qsirecon=/data/qsirecon
   m2m-bids /data/bids /data/out participant --participant-label 01 02 --modalities pet
   m2m-bids /data/bids /data/out participant --dry-run
+  m2m-bids /data/bids /data/out group
   m2m-bids /data/bids /data/out train --modality pet --pre-aligned 10% --max-steps 20000
   m2m-bids /data/bids /data/out participant --weights /data/out/training/gradicon-m2m+gcc/weights
   m2m-bids /data/bids /data/out evaluate --fs-subjects-dir /data/freesurfer --n-pairs 50
@@ -159,9 +160,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "analysis_level",
         type=_analysis_level,
-        metavar="{participant,train,evaluate}",
-        help="'participant' registers scans; 'train' trains a network on them; 'evaluate' "
-        "compares methods of registration on them",
+        metavar="{participant,group,train,evaluate}",
+        help="'participant' registers scans; 'group' collects the quality of all that were "
+        "registered; 'train' trains a network on them; 'evaluate' compares methods of "
+        "registration on them",
     )
     _add_selection(parser.add_argument_group("which scans"))
     _add_registration(parser.add_argument_group("registration"))

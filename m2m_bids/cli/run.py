@@ -61,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: Settings) -> int:
+    if settings.analysis_level == "group":
+        from m2m_bids.cli.group import run_group
+
+        return run_group(settings)
     if settings.analysis_level == "train":
         from m2m_bids.cli.train import run_training
 

@@ -86,6 +86,7 @@ class _SaveScanInputSpec(BaseInterfaceInputSpec):
     objections = traits.List(traits.Str(), desc="why the deformable step was rejected")
     device_used = traits.Str(desc="device of the network")
     sha256 = traits.Str(desc="hash of the weights")
+    measures = traits.Dict(mandatory=True, desc="numbers for quality control")
     static = File(exists=True, desc="static image of a dynamic scan, registered")
     motion_file = File(exists=True, desc="motion parameters of a dynamic scan")
     motion_description = traits.Dict(desc="sidecar of the motion parameters")
@@ -128,8 +129,10 @@ class SaveScan(SimpleInterface):
             Path(outputs["rigid_json"]),
             image_sidecar(**static, provenance=rigid, description="Rigidly aligned with the T1w."),
         )
+        write_json(Path(outputs["qc_json"]), inputs.measures)
         write_json(marker, self._sidecar("m2m" if m2m_xfms else "rigid"))
-        self._results["out_files"] = [*written, outputs["rigid_json"], str(marker)]
+        written += [outputs["rigid_json"], outputs["qc_json"], str(marker)]
+        self._results["out_files"] = written
         return runtime
 
     def _save_frames(self) -> list[str]:

@@ -24,6 +24,7 @@ def test_outputs_of_a_pet_scan():
         "rigid_json": f"{stem}_space-T1w_desc-rigid_pet.json",
         "rigid_xfm": f"{stem}_{there}_desc-rigid_xfm.txt",
         "rigid_inverse_xfm": f"{stem}_{back}_desc-rigid_xfm.txt",
+        "qc_json": f"{stem}_desc-preproc_qc.json",
     }
     m2m = {
         "m2m_xfm": f"{stem}_{there}_desc-m2m_xfm.h5",

@@ -48,6 +48,7 @@ def save(tmp_path, expected, monkeypatch):
             rigid_inverse_xfm=file("rigid_inverse.txt"),
             rigid_score=0.6,
             rigid_start="header",
+            measures={"decision": "m2m", "nmi": 1.1, "side_gap": None, "warnings": []},
             reference_method="3-D image",
             m2m_xfms=[file(name) for name in m2m_xfms],
             outputs={key: str(path) for key, path in expected.items()},
@@ -92,6 +93,12 @@ def test_accepted_scan_is_complete(save, expected, tmp_path):
         "m2m_xfm": "m2m.h5",
         "m2m_inverse_xfm": "m2m_inverse.h5",
     }
+
+
+def test_numbers_for_quality_control(save, expected):
+    accepted(save)
+    numbers = json.loads(expected["qc_json"].read_text())
+    assert numbers == {"decision": "m2m", "nmi": 1.1, "side_gap": None, "warnings": []}
 
 
 def test_sidecars(save, expected):

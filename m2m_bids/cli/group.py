@@ -1,0 +1,277 @@
+"""The level ``group``: tables, a page and mean images of all scans that were registered."""
+
+import json
+import logging
+import shlex
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from m2m_bids.bids.derivatives import (
+    file_uri,
+    image_sidecar,
+    software_versions,
+    write_dataset_files,
+    write_json,
+    write_text,
+)
+from m2m_bids.bids.naming import parse_name, qc_file
+from m2m_bids.bids.status import StatusRow, read_status
+from m2m_bids.quality.averages import Average, average_images
+from m2m_bids.quality.cohort import outliers
+from m2m_bids.quality.limits import column_names, definitions, warnings_of
+from m2m_bids.reports.group import AveragePicture, write_group_report
+from m2m_bids.settings import Settings
+from m2m_bids.spatial.images import save_image
+
+LOGGER = logging.getLogger("m2m_bids")
+REGISTERED = ("done", "rigid only")
+SUFFIXES = {"pet": "pet", "fa": "dwimap"}
+STATES = {
+    "initial": "before registration",
+    "rigid": "after rigid alignment",
+    "used": "by the transform that was used",
+    "native": "of the scan as it came",
+    "deformable": "of the deformable step, used or not",
+}
+FIXED_COLUMNS = {
+    "participant_id": "Participant.",
+    "session_id": "Session; n/a where there is none.",
+    "scan": "Unique name of the scan.",
+    "t1w": "T1w image that it was registered to.",
+    "status": "done, rigid only, skipped or failed.",
+    "reason": "Why it is not done.",
+    "seconds": "Wall time.",
+    "decision": "Transform that was used: m2m or rigid.",
+}
+FLAGS = "Why the scan should be looked at, separated by semicolons."
+
+
+def run_group(settings: Settings) -> int:
+    """
+    Collect all scans of an output dataset.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the participants and modalities that it selects.
+
+    Returns
+    -------
+    int
+        0.
+
+    Raises
+    ------
+    ValueError
+        If no scan is in ``logs/status.tsv``.
+    """
+    rows = [row for row in read_status(settings.output_dir) if _is_selected(row, settings)]
+    if not rows:
+        raise ValueError(
+            f"{settings.output_dir / 'logs' / 'status.tsv'}: no scan of the selected participants"
+            " is in it; run the level 'participant' first"
+        )
+    write_dataset_files(settings.output_dir, settings.datasets)
+    scans = [_scan(row, settings.output_dir) for row in rows]
+    _add_outliers(scans)
+    written = [
+        file
+        for modality in settings.modalities
+        if (file := _write_table(scans, modality, settings.output_dir)) is not None
+    ]
+    averages = list(_averages(scans, settings))
+    counts = Counter(scan["status"] for scan in scans)
+    n_flagged = sum(bool(scan["flags"]) for scan in scans)
+    page = write_group_report(
+        settings.output_dir / "group.html",
+        scans,
+        _shown_columns(),
+        averages=averages,
+        averages_note="There are no images in a template's space of two or more scans. Run the"
+        " level 'participant' with --output-spaces MNI152NLin2009aSym:res-2 to have them.",
+        facts={
+            "Scans": ", ".join(f"{number} {status}" for status, number in counts.items()),
+            "To look at": f"{n_flagged} of {len(scans)}",
+            "Participants": len({scan["participant_id"] for scan in scans}),
+            "Tables": [file.name for file in written],
+        },
+        software=software_versions(),
+        command=shlex.join(["m2m-bids", *sys.argv[1:]]),
+    )
+    lines = [f"{len(scans)} scans, {n_flagged} to look at"]
+    lines += [f"Table: {file}" for file in written]
+    sys.stdout.write("\n".join([*lines, f"Page: {page}"]) + "\n")
+    return 0
+
+
+def _is_selected(row: StatusRow, settings: Settings) -> bool:
+    labels = settings.participant_label
+    is_wanted = not labels or row.participant_id.removeprefix("sub-") in labels
+    return is_wanted and row.modality in settings.modalities
+
+
+def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
+    """Say all that is known of a scan; nothing is left out, whatever is missing of it."""
+    report = output_dir / f"{row.participant_id}.html"
+    scan: dict[str, Any] = {
+        **{name: getattr(row, name) for name in FIXED_COLUMNS if name != "decision"},
+        "modality": row.modality,
+        "kind": row.modality.upper(),
+        "reason": "" if row.reason == "n/a" else row.reason,
+        "decision": "n/a",
+        "report": report.name if report.is_file() else None,
+        "flags": [],
+        "odd": [],
+        "numbers": {},
+    }
+    if row.status not in REGISTERED:
+        scan["flags"] = [row.reason] if row.status == "failed" else []
+        return scan
+    try:
+        tracer = parse_name(row.scan).entities.get("trc")
+        scan["kind"] = f"PET {tracer}" if tracer else scan["kind"]
+        content = json.loads(qc_file(row.scan, output_dir).read_text(encoding="utf-8"))
+        scan["numbers"] = {name: _finite(content.get(name)) for name in column_names()}
+        scan["decision"] = str(content["decision"])
+        found = warnings_of(scan["numbers"])
+        scan["flags"], scan["odd"] = list(found.values()), list(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        LOGGER.debug("", exc_info=True)
+        scan["flags"] = [f"its numbers cannot be read ({type(error).__name__}): run it again"]
+    return scan
+
+
+def _finite(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < float("inf") else None
+
+
+def _add_outliers(scans: Sequence[dict[str, Any]]) -> None:
+    """Flag what is far from the other scans of its kind."""
+    kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for scan in scans:
+        kinds[scan["kind"]].append(scan)
+    for own in kinds.values():
+        for scan, found in zip(own, outliers([scan["numbers"] for scan in own]), strict=True):
+            new = {name: text for name, text in found.items() if name not in scan["odd"]}
+            scan["flags"] += new.values()
+            scan["odd"] += new
+
+
+def _write_table(
+    scans: Sequence[Mapping[str, Any]], modality: str, output_dir: Path
+) -> Path | None:
+    """Write ``group_<modality>.tsv`` and the description of its columns."""
+    own = [scan for scan in scans if scan["modality"] == modality]
+    if not own:
+        return None
+    columns = column_names()
+    lines = ["\t".join([*FIXED_COLUMNS, *columns, "flags"])]
+    for scan in own:
+        numbers = [scan["numbers"].get(name) for name in columns]
+        cells = [
+            *(_cell(scan[name]) for name in FIXED_COLUMNS),
+            *("n/a" if number is None else f"{number:.6g}" for number in numbers),
+            _cell("; ".join(scan["flags"])),
+        ]
+        lines.append("\t".join(cells))
+    file = output_dir / f"group_{modality}.tsv"
+    write_text(file, "\n".join(lines) + "\n")
+    described: dict[str, dict[str, str]] = {
+        name: {"Description": text} for name, text in FIXED_COLUMNS.items()
+    }
+    for column, name in columns.items():
+        definition = definitions()[name]
+        unit = {"Units": definition.unit} if definition.unit else {}
+        described[column] = {
+            "LongName": _title(column, name),
+            "Description": f"{definition.meaning} Good: {definition.good}"
+            f" When to worry: {definition.worry}",
+            **unit,
+        }
+    write_json(file.with_suffix(".json"), {**described, "flags": {"Description": FLAGS}})
+    return file
+
+
+def _cell(value: object) -> str:
+    """Write a text in one cell, whatever is in it."""
+    return " ".join(str(value).split()) or "n/a"
+
+
+def _title(column: str, name: str) -> str:
+    """Title of a column: of its number, and of the state that it is of."""
+    definition = definitions()[name]
+    state = column.removeprefix(name).lstrip("_")
+    return f"{definition.title}, {STATES[state]}" if state else definition.title
+
+
+def _shown_columns() -> list[dict[str, str]]:
+    """Describe the numbers of the page; the tables have those before registration too."""
+    return [
+        {
+            "name": column,
+            **{
+                field: getattr(definitions()[name], field)
+                for field in ("title", "unit", "meaning", "good", "worry")
+            },
+        }
+        for column, name in column_names(are_final=True).items()
+    ]
+
+
+def _averages(scans: Sequence[Mapping[str, Any]], settings: Settings) -> Iterator[AveragePicture]:
+    """Average the images in each template's space, and write mean and standard deviation."""
+    for key, files in sorted(_template_images(scans, settings.output_dir).items()):
+        kind, modality, space = key
+        average = average_images(files, modality)
+        if average is None:
+            continue
+        for reason in average.left_out:
+            LOGGER.warning("left out of the mean image: %s", reason)
+        _save_average(average, key, files, settings)
+        scaled = " each divided by its mean in the brain," if modality == "pet" else ""
+        note = f"{average.n} images,{scaled} {len(average.left_out)} left out."
+        yield AveragePicture(f"{kind} in {space}", modality, average.mean, average.sd, note)
+
+
+def _template_images(
+    scans: Sequence[Mapping[str, Any]], output_dir: Path
+) -> dict[tuple[str, str, str], list[Path]]:
+    """Find registered images in templates' spaces by kind, modality and space."""
+    images: dict[tuple[str, str, str], list[Path]] = defaultdict(list)
+    for scan in scans:
+        if scan["status"] not in REGISTERED:
+            continue
+        modality = scan["modality"]
+        own = parse_name(scan["scan"]).entities
+        folder = qc_file(scan["scan"], output_dir).parent
+        for file in sorted(folder.glob(f"*_space-*_desc-preproc_{SUFFIXES[modality]}.nii.gz")):
+            entities = parse_name(file).entities
+            space = entities.pop("space")
+            parts = [f"{k}-{entities.pop(k)}" for k in ("cohort", "res") if k in entities]
+            is_own = {**entities, "desc": None} == {**own, "desc": None}
+            if is_own and space != "T1w":
+                images[scan["kind"], modality, "_".join([space, *parts])].append(file)
+    return images
+
+
+def _save_average(
+    average: Average, key: tuple[str, str, str], files: Sequence[Path], settings: Settings
+) -> None:
+    kind, modality, space = key
+    folder = settings.output_dir / "group"
+    tracer = f"trc-{kind.removeprefix('PET ')}_" if kind.startswith("PET ") else ""
+    parameter = "param-FA_" if modality == "fa" else ""
+    sources = [file_uri(file, settings.output_dir, settings.datasets) for file in files]
+    for name, image in (("mean", average.mean), ("sd", average.sd)):
+        stem = f"{tracer}space-{space}_{parameter}desc-{name}_{SUFFIXES[modality]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(image, folder / f"{stem}.nii.gz")
+        description = f"{'Mean' if name == 'mean' else 'Standard deviation'} of {average.n} images"
+        if modality == "pet":
+            description += ", each divided by its mean in the brain"
+        content = image_sidecar(sources, description=f"{description}.")
+        write_json(folder / f"{stem}.json", {**content, "LeftOut": average.left_out})

@@ -1,0 +1,237 @@
+"use strict";
+// Draws the scans of the cohort from the JSON in the page. Every string is set as text, never as HTML.
+(() => {
+  const { scans, columns } = JSON.parse(document.getElementById("data").textContent);
+  const PAGE_SIZE = 50;
+  const RATINGS = ["", "good", "doubtful", "bad"];
+  const SVG = "http://www.w3.org/2000/svg";
+  const byId = (id) => document.getElementById(id);
+
+  function element(name, attributes = {}, ...children) {
+    const node = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.append(...children);
+    return node;
+  }
+
+  function drawn(name, attributes, ...children) {
+    const node = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.append(...children);
+    return node;
+  }
+
+  const shown = (value) => (typeof value === "number" ? String(Number(value.toPrecision(4))) : value ?? "-");
+  const link = (scan) => (scan.report ? element("a", { href: scan.report }, scan.scan) : scan.scan);
+
+  // Ratings are kept by the browser, under the path of this page.
+  const store = `m2m-bids ratings of ${location.pathname}`;
+  let ratings = {};
+  try {
+    ratings = JSON.parse(localStorage.getItem(store)) ?? {};
+  } catch {
+    // A browser may keep no storage for files: ratings then last as long as the page.
+  }
+
+  function rate(scan, change) {
+    ratings[scan.scan] = { ...ratings[scan.scan], ...change, time: new Date().toISOString() };
+    try {
+      localStorage.setItem(store, JSON.stringify(ratings));
+    } catch {
+      // As above.
+    }
+  }
+
+  function ratingCells(scan) {
+    const known = ratings[scan.scan] ?? {};
+    const choice = element("select", { "aria-label": `Rating of ${scan.scan}` });
+    for (const rating of RATINGS) choice.append(element("option", { value: rating }, rating || "-"));
+    choice.value = known.rating ?? "";
+    choice.addEventListener("change", () => rate(scan, { rating: choice.value }));
+    const note = element("input", { "aria-label": `Note on ${scan.scan}`, type: "text" });
+    note.value = known.note ?? "";
+    note.addEventListener("change", () => rate(scan, { note: note.value }));
+    return [element("td", {}, choice), element("td", {}, note)];
+  }
+
+  function saveRatings() {
+    const clean = (value) => String(value ?? "").replace(/\s+/g, " ").trim() || "n/a";
+    const rows = [["participant_id", "session_id", "scan", "rating", "note", "time"]];
+    for (const scan of scans) {
+      const known = ratings[scan.scan];
+      if (known && (known.rating || known.note)) {
+        rows.push([scan.participant_id, scan.session_id, scan.scan, known.rating, known.note, known.time].map(clean));
+      }
+    }
+    const content = rows.map((row) => row.join("\t")).join("\n") + "\n";
+    const address = URL.createObjectURL(new Blob([content], { type: "text/tab-separated-values" }));
+    element("a", { href: address, download: "ratings.tsv" }).click();
+    URL.revokeObjectURL(address);
+  }
+
+  // The table: all scans that are chosen, sorted, a page at a time.
+  const fields = [
+    { name: "scan", title: "scan", value: (scan) => scan.scan },
+    { name: "status", title: "status", value: (scan) => scan.status },
+    { name: "flags", title: "why to look", value: (scan) => scan.flags.length },
+    ...columns.map(({ name, title, unit }) => ({
+      name, title: unit ? `${title} (${unit})` : title, value: (scan) => scan.numbers[name], isNumber: true,
+    })),
+  ];
+  let order = { name: "flags", isDown: true };
+  let page = 0;
+
+  function chosen() {
+    const words = byId("find").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const status = byId("status").value;
+    const kind = byId("kind").value;
+    return scans.filter((scan) => {
+      const content = [scan.scan, scan.status, scan.reason, ...scan.flags].join(" ").toLowerCase();
+      return (!status || scan.status === status) && (!kind || scan.kind === kind)
+        && (!byId("only-flagged").checked || scan.flags.length > 0)
+        && words.every((word) => content.includes(word));
+    });
+  }
+
+  function sorted(rows) {
+    const { value } = fields.find((field) => field.name === order.name);
+    const sign = order.isDown ? -1 : 1;
+    const isMissing = (x) => x === null || x === undefined;
+    return [...rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (isMissing(x) || isMissing(y)) return isMissing(x) - isMissing(y);
+      return sign * (typeof x === "string" ? x.localeCompare(y) : x - y);
+    });
+  }
+
+  function header() {
+    const row = element("tr", {}, ...["rating", "note"].map((title) => element("th", { scope: "col" }, title)));
+    for (const { name, title } of fields) {
+      const button = element("button", { type: "button" }, title);
+      button.addEventListener("click", () => {
+        order = { name, isDown: order.name === name ? !order.isDown : false };
+        draw();
+        byId("scans").querySelector(`[data-name="${CSS.escape(name)}"] button`).focus();
+      });
+      const cell = element("th", { scope: "col", "data-name": name }, button);
+      if (order.name === name) cell.setAttribute("aria-sort", order.isDown ? "descending" : "ascending");
+      row.append(cell);
+    }
+    return element("thead", {}, row);
+  }
+
+  function tableRow(scan) {
+    const row = element("tr", {}, ...ratingCells(scan), element("th", { scope: "row" }, link(scan)));
+    const reason = scan.reason ? [element("br"), element("small", {}, scan.reason)] : [];
+    row.append(element("td", { class: "m2m-long" }, scan.status, ...reason));
+    row.append(element("td", { class: "m2m-flags" }, scan.flags.join("; ") || "-"));
+    for (const { name } of columns) {
+      const css = scan.odd.includes(name) ? "m2m-value m2m-odd" : "m2m-value";
+      row.append(element("td", { class: css }, shown(scan.numbers[name])));
+    }
+    return row;
+  }
+
+  function draw() {
+    const rows = sorted(chosen());
+    const nPages = Math.max(1, Math.ceil(rows.length / PAGE_SIZE));
+    page = Math.min(Math.max(page, 0), nPages - 1);
+    const part = rows.slice(page * PAGE_SIZE, (page + 1) * PAGE_SIZE);
+    byId("scans").replaceChildren(header(), element("tbody", {}, ...part.map(tableRow)));
+    byId("count").textContent = `${rows.length} of ${scans.length} scans`;
+    byId("page").textContent = `page ${page + 1} of ${nPages}`;
+    byId("previous").disabled = page === 0;
+    byId("next").disabled = page === nPages - 1;
+  }
+
+  function drawFlagged() {
+    const flagged = scans.filter((scan) => scan.flags.length > 0);
+    if (flagged.length === 0) {
+      byId("flagged").append(element("p", {}, "No number asks for a look. That does not replace looking."));
+      return;
+    }
+    const list = element("ul");
+    for (const scan of flagged.slice(0, 100)) {
+      list.append(element("li", {}, link(scan), ` (${scan.status}): ${scan.flags.join("; ")}`));
+    }
+    byId("flagged").append(element("p", {}, `${flagged.length} of ${scans.length} scans:`), list);
+    if (flagged.length > 100) byId("flagged").append(element("p", {}, "The others are in the table of all scans."));
+  }
+
+  // Distributions: a panel for each number, a row in it for each kind of scan.
+  const kinds = [...new Set(scans.map((scan) => scan.kind))].sort();
+  const WIDTH = 460;
+  const LEFT = 110;
+  const ROW = 46;
+
+  function panel(column) {
+    const known = scans.filter((scan) => typeof scan.numbers[column.name] === "number");
+    const values = known.map((scan) => scan.numbers[column.name]);
+    const [low, high] = values.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]);
+    const range = high - low || Math.abs(high) || 1;
+    const x = (value) => LEFT + 8 + ((value - low) / range) * (WIDTH - LEFT - 20);
+    const rows = kinds.filter((kind) => known.some((scan) => scan.kind === kind));
+    const height = rows.length * ROW + 24;
+    const label = `${column.title}: ${values.length} scans, ${shown(low)} to ${shown(high)}. The values are in the table of all scans.`;
+    const svg = drawn("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "group", "aria-label": label });
+    rows.forEach((kind, index) => {
+      const middle = index * ROW + ROW / 2;
+      const own = known.filter((scan) => scan.kind === kind);
+      const ordered = own.map((scan) => scan.numbers[column.name]).sort((a, b) => a - b);
+      const median = ordered[Math.floor(ordered.length / 2)];
+      svg.append(
+        drawn("line", { x1: LEFT, x2: WIDTH - 8, y1: middle, y2: middle }),
+        drawn("line", { class: "m2m-median", x1: x(median), x2: x(median), y1: middle - 16, y2: middle + 16 }),
+        drawn("text", { x: 2, y: middle + 4 }, kind.slice(0, 18)),
+      );
+      own.forEach((scan, number) => {
+        const value = scan.numbers[column.name];
+        // Spread by number, so that equal values are seen apart.
+        const y = middle + (((number * 7) % 13) - 6) * 2.2;
+        const words = `${scan.scan}: ${shown(value)}${column.unit ? ` ${column.unit}` : ""}`;
+        const isOdd = scan.odd.includes(column.name);
+        const circle = drawn("circle", { cx: x(value), cy: y, r: isOdd ? 5 : 3.5 }, drawn("title", {}, words));
+        // By the keyboard scans are reached in the table, not one point after the other.
+        const point = scan.report
+          ? drawn("a", { href: scan.report, tabindex: "-1", "aria-label": words }, circle) : drawn("a", {}, circle);
+        if (isOdd) point.setAttribute("class", "m2m-odd");
+        svg.append(point);
+      });
+    });
+    for (const [value, anchor] of [[low, "start"], [high, "end"]]) {
+      svg.append(drawn("text", { x: x(value), y: height - 6, "text-anchor": anchor }, shown(value)));
+    }
+    return svg;
+  }
+
+  function drawPanels() {
+    // Each when it is scrolled to: a thousand scans have tens of thousands of points.
+    const watcher = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (!isIntersecting) continue;
+        watcher.unobserve(target);
+        target.append(panel(columns.find((column) => column.name === target.dataset.name)));
+      }
+    }, { rootMargin: "200px" });
+    for (const column of columns) {
+      if (!scans.some((scan) => typeof scan.numbers[column.name] === "number")) continue;
+      const title = column.unit ? `${column.title} (${column.unit})` : column.title;
+      const box = element("div", { class: "m2m-panel", "data-name": column.name }, element("h3", {}, title));
+      byId("panels").append(box);
+      watcher.observe(box);
+    }
+  }
+
+  for (const status of [...new Set(scans.map((scan) => scan.status))]) byId("status").append(element("option", {}, status));
+  for (const kind of kinds) byId("kind").append(element("option", {}, kind));
+  for (const id of ["find", "status", "kind", "only-flagged"]) {
+    byId(id).addEventListener("input", () => { page = 0; draw(); });
+  }
+  byId("controls").addEventListener("submit", (event) => event.preventDefault());
+  byId("previous").addEventListener("click", () => { page -= 1; draw(); });
+  byId("next").addEventListener("click", () => { page += 1; draw(); });
+  byId("export").addEventListener("click", saveRatings);
+  drawFlagged();
+  drawPanels();
+  draw();
+})();

@@ -1,0 +1,207 @@
+"""Write the page of a cohort: distributions, sortable table, ratings; one file, no network."""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nb
+import numpy as np
+
+from m2m_bids.reports.fragments import about_html, summary_html
+from m2m_bids.reports.mosaic import make_mosaic
+from m2m_bids.reports.svg import data_uri
+
+TITLE = "Cohort"
+STYLES = ("bootstrap.min.css", "report.css", "evaluation.css", "group.css")
+N_SLICES = 5
+COLOR_MAPS = {"pet": "inferno", "fa": "gray"}
+
+
+class AveragePicture(NamedTuple):
+    """
+    Mean and standard deviation of a kind of scans, to be shown.
+
+    Parameters
+    ----------
+    title : str
+        Kind and space.
+    modality : str
+        "pet" or "fa".
+    mean, sd : Nifti1Image
+        On one grid.
+    note : str
+        Number of images, what was left out, how they were scaled.
+    """
+
+    title: str
+    modality: str
+    mean: nb.Nifti1Image
+    sd: nb.Nifti1Image
+    note: str
+
+
+def write_group_report(
+    out_file: Path,
+    scans: Sequence[Mapping[str, Any]],
+    columns: Sequence[Mapping[str, Any]],
+    *,
+    averages: Sequence[AveragePicture] = (),
+    averages_note: str = "",
+    facts: Mapping[str, object] | None = None,
+    software: Mapping[str, object] | None = None,
+    command: str = "",
+) -> Path:
+    """
+    Write the page of a cohort.
+
+    The page is one file and loads nothing. Scans are drawn by the script in it, from the data in
+    it, as text: nothing in a name or reason is read as HTML.
+
+    Parameters
+    ----------
+    out_file : Path
+        HTML file to write.
+    scans : sequence of mapping
+        For each scan ``participant_id``, ``session_id``, ``scan``, ``kind`` (modality and tracer),
+        ``status``, ``reason``, ``decision``, ``report`` (relative link, or None), ``flags`` (list
+        of str) and ``numbers`` (by column).
+    columns : sequence of mapping
+        For each number ``name``, ``title``, ``unit``, ``meaning``, ``good``, ``worry``.
+    averages : sequence of AveragePicture
+    averages_note : str
+        Said where there are none.
+    facts, software : mapping, optional
+        What was collected, and versions.
+    command : str
+
+    Returns
+    -------
+    Path
+        `out_file`.
+    """
+    sections = {
+        "In short": summary_html(facts or {}) + _noscript(),
+        "Scans to look at": '<div id="flagged"></div>',
+        "Distributions": '<div id="panels" class="m2m-panels"></div>',
+        "All scans": _table_frame(),
+        "Cohort images": _averages_html(averages, averages_note),
+        "What the numbers mean": _definitions(columns),
+        "Software": about_html(software or {}, command=command),
+    }
+    data = _embedded({"scans": list(scans), "columns": list(columns)})
+    out_file = Path(out_file)
+    beside = out_file.with_name(f".{out_file.name}.partial")
+    beside.write_text(_page(sections, data), "UTF-8", errors="replace")
+    os.replace(beside, out_file)
+    return out_file
+
+
+def _embedded(data: Mapping[str, Any]) -> str:
+    """Write JSON that cannot end the element it is in."""
+    return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+
+
+def _page(sections: Mapping[str, str], data: str) -> str:
+    folder = files("m2m_bids.data").joinpath("report")
+    style = "\n".join(folder.joinpath(name).read_text("UTF-8") for name in STYLES)
+    script = folder.joinpath("group.js").read_text("UTF-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The browser itself then keeps the page from loading anything, and from running anything else.
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    policy = f"{policy}; script-src 'sha256-{digest}'"
+    anchors = {name: name.lower().replace(" ", "-") for name in sections}
+    links = "".join(f'<a href="#{anchor}">{name}</a>' for name, anchor in anchors.items())
+    body = "\n".join(
+        f'<section aria-labelledby="{anchors[name]}"><h2 id="{anchors[name]}">{name}</h2>\n'
+        f"{content}</section>"
+        for name, content in sections.items()
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{TITLE}</title><style>{style}</style></head>\n"
+        f'<body class="m2m-page"><header><h1>{TITLE}</h1></header>\n'
+        f'<nav aria-label="Sections">{links}</nav>\n<main>{body}</main>\n'
+        f'<script type="application/json" id="data">{data}</script>\n'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _noscript() -> str:
+    return (
+        '<noscript><p class="alert alert-warning">Plots and tables need JavaScript; the same'
+        " numbers are in the tables beside this page.</p></noscript>"
+    )
+
+
+def _table_frame() -> str:
+    return (
+        '<form class="m2m-controls" id="controls" aria-label="Which scans">'
+        '<label>Find <input type="search" id="find" autocomplete="off"></label>'
+        '<label>Status <select id="status"><option value="">all</option></select></label>'
+        '<label>Kind <select id="kind"><option value="">all</option></select></label>'
+        '<label><input type="checkbox" id="only-flagged"> only those to look at</label>'
+        '<button type="button" class="btn btn-primary btn-sm" id="export">Save ratings (TSV)'
+        "</button></form>"
+        '<p id="count" role="status" aria-live="polite"></p>'
+        '<div class="m2m-wide" tabindex="0" role="region" aria-label="Table of all scans">'
+        '<table class="table table-sm m2m-evaluation m2m-scans" id="scans"></table></div>'
+        '<div class="m2m-pages"><button type="button" class="btn btn-outline-secondary btn-sm"'
+        ' id="previous">Previous</button> <span id="page"></span> <button type="button"'
+        ' class="btn btn-outline-secondary btn-sm" id="next">Next</button></div>'
+        '<p class="elem-caption">Ratings and notes stay in this browser until they are saved.</p>'
+    )
+
+
+def _definitions(columns: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for column in columns:
+        unit = f" ({escape(column['unit'])})" if column["unit"] else ""
+        parts.append(
+            f"<dt>{escape(column['title'])}{unit} <code>{escape(column['name'])}</code></dt>"
+            f"<dd>{escape(column['meaning'])} <em>Good:</em> {escape(column['good'])}"
+            f" <em>Worry:</em> {escape(column['worry'])}</dd>"
+        )
+    return f"<dl>{''.join(parts)}</dl>"
+
+
+def _averages_html(averages: Sequence[AveragePicture], note: str) -> str:
+    if not averages:
+        return f"<p>{escape(note)}</p>"
+    parts = []
+    for average in averages:
+        pictures = "".join(
+            f"<figure>{_picture(image, average, what)}<figcaption>{what}</figcaption></figure>"
+            for what, image in (("Mean", average.mean), ("Standard deviation", average.sd))
+        )
+        parts.append(
+            f'<h3>{escape(average.title)}</h3><p class="elem-caption">{escape(average.note)}</p>'
+            f'<div class="m2m-panels">{pictures}</div>'
+        )
+    return "".join(parts)
+
+
+def _picture(image: nb.Nifti1Image, average: AveragePicture, what: str) -> str:
+    """Draw slices of an image, from zero to its 99.5th percentile in the head."""
+    from matplotlib import colormaps
+
+    mean = np.asarray(average.mean.dataobj)
+    head = (mean > 0.1 * np.percentile(mean, 99)).astype(np.uint8)
+    if not head.any():
+        return "<p>Nothing is above zero.</p>"
+    mosaic = make_mosaic(nb.Nifti1Image(head, average.mean.affine), n_slices=N_SLICES)
+    top = np.percentile(np.asarray(image.dataobj)[head > 0], 99.5) or 1.0
+    colors = colormaps[COLOR_MAPS[average.modality]]
+    tiles = [
+        (255 * colors(np.clip(tile / top, 0, 1))[..., :3]).astype(np.uint8)
+        for tile in mosaic.sample(image)
+    ]
+    alt = escape(f"{what} of {average.title}: axial, coronal and sagittal slices, 0 to {top:.3g}")
+    return f'<img alt="{alt}" src="{data_uri(mosaic.canvas(tiles))}">'

@@ -1,0 +1,244 @@
+import json
+import shutil
+
+import nibabel as nb
+import numpy as np
+import pandas as pd
+import pytest
+
+from m2m_bids.bids.naming import qc_file
+from m2m_bids.bids.status import StatusRow, update_status
+from m2m_bids.cli.run import main
+from m2m_bids.quality.limits import column_names, definitions
+
+RANDOM = np.random.default_rng(1)
+GOOD = {
+    "brain_dice": 0.92,
+    "nmi": 1.12,
+    "edge_agreement": 0.5,
+    "white_above_grey": 0.3,
+    "side_gap": 0.1,
+    "fov_cut_percent": 0.5,
+    "noise_percent": 4.0,
+    "header_shift_mm": 12.0,
+    "mean_displacement_mm": 2.0,
+    "decision_margin": 0.8,
+}
+
+
+def write_scan(out, subject, status="done", *, modality="pet", reason="n/a", **numbers):
+    """Write the row and the numbers of a scan as the level participant does."""
+    end = "trc-18FFDG_pet" if modality == "pet" else "param-FA_dwimap"
+    name = f"sub-{subject}_ses-M000_{end}"
+    row = StatusRow(f"sub-{subject}", "ses-M000", modality, name, "T1w.nii.gz", status, reason)
+    if status in ("done", "rigid only"):
+        known = {name: value * RANDOM.normal(1, 0.03) for name, value in GOOD.items()}
+        file = qc_file(name, out)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"decision": "m2m" if status == "done" else "rigid", **known, **numbers}
+        file.write_text(json.dumps({**content, "warnings": []}))
+        (out / f"sub-{subject}.html").write_text("report")
+    return row
+
+
+def write_cohort(out, n_subjects):
+    """Write a cohort of good scans, and one of each kind of others."""
+    rows = [write_scan(out, f"{number:04}") for number in range(n_subjects)]
+    rows += [write_scan(out, f"{n:04}", modality="fa") for n in range(n_subjects)]
+    others = [
+        write_scan(out, "swapped", side_gap=-0.08),
+        write_scan(out, "cut", fov_cut_percent=31.0),
+        write_scan(out, "odd", nmi=1.001),
+        write_scan(out, "unknown", nmi=None),
+        write_scan(out, "stiff", "rigid only", reason="it adds <b>nothing</b>"),
+        write_scan(out, "alone", "skipped", reason="no T1w image"),
+        write_scan(out, "torn", "failed", reason="a.nii.gz: truncated <script>alert(1)</script>"),
+    ]
+    update_status(out, rows + others)
+    return len(rows) + len(others)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    bids = tmp_path / "bids"
+    bids.mkdir()
+    (bids / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    return bids, tmp_path / "out"
+
+
+def run(dataset, *options):
+    return main([*map(str, dataset), "group", *options])
+
+
+def test_no_scan_is_lost(dataset, capsys):
+    n_scans = write_cohort(dataset[1], 12)
+    assert run(dataset) == 0
+    out = dataset[1]
+    pet, fa = (pd.read_csv(out / f"group_{m}.tsv", sep="\t") for m in ("pet", "fa"))
+    assert len(pet) + len(fa) == n_scans
+    assert set(pet.status) == {"done", "rigid only", "skipped", "failed"}
+    flags = pet.set_index("participant_id")["flags"].dropna()
+    assert "left-right evidence is -0.08 (worry below 0)" in flags["sub-swapped"]
+    assert flags["sub-cut"].startswith("brain outside the field of view is 31 %")
+    assert "mutual information is 1, low in this cohort (median 1.1" in flags["sub-odd"]
+    assert flags["sub-torn"] == "a.nii.gz: truncated <script>alert(1)</script>"
+    assert {"sub-alone", "sub-unknown", "sub-stiff"}.isdisjoint(flags.index)
+    data = page_data(out)
+    assert [scan["scan"] for scan in data["scans"]] == sorted(
+        [*pet.scan, *fa.scan], key=[scan["scan"] for scan in data["scans"]].index
+    )
+    assert len(data["scans"]) == n_scans
+    assert capsys.readouterr().out.startswith(f"{n_scans} scans, ")
+
+
+def page_data(out):
+    page = (out / "group.html").read_text()
+    start = page.index('id="data">') + len('id="data">')
+    return json.loads(page[start : page.index("</script>", start)])
+
+
+def test_texts_stay_texts(dataset):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    page = (dataset[1] / "group.html").read_text()
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
+    assert "<b>nothing" not in page
+
+
+def test_columns_are_described(dataset):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    for modality in ("pet", "fa"):
+        table = pd.read_csv(dataset[1] / f"group_{modality}.tsv", sep="\t")
+        described = json.loads((dataset[1] / f"group_{modality}.json").read_text())
+        assert list(table.columns) == list(described)
+    assert described["header_shift_mm"]["Units"] == "mm"
+    assert described["nmi_rigid"]["LongName"].endswith("after rigid alignment")
+
+
+def test_selection(dataset):
+    write_cohort(dataset[1], 3)
+    run(dataset, "--participant-label", "0001", "cut", "--modality", "pet")
+    table = pd.read_csv(dataset[1] / "group_pet.tsv", sep="\t")
+    assert list(table.participant_id) == ["sub-0001", "sub-cut"]
+    assert not (dataset[1] / "group_fa.tsv").exists()
+
+
+def test_unreadable_numbers_are_told(dataset):
+    out = dataset[1]
+    row = write_scan(out, "01")
+    qc_file(row.scan, out).write_text("{")
+    gone = write_scan(out, "02")
+    qc_file(gone.scan, out).unlink()
+    update_status(out, [row, gone])
+    run(dataset)
+    flags = pd.read_csv(out / "group_pet.tsv", sep="\t")["flags"]
+    assert flags.str.contains("its numbers cannot be read").all()
+
+
+def test_nothing_was_run(dataset, capsys):
+    assert run(dataset) == 2
+    assert "run the level 'participant' first" in capsys.readouterr().err
+
+
+def test_mean_images(dataset):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02", "03")])
+    affine = np.diag([-2.0, 2, 2, 1])
+    shape = (12, 14, 10)
+    brain = np.zeros(shape)
+    brain[3:9, 3:11, 2:8] = 1
+    for label, factor in (("01", 1.0), ("02", 30.0), ("03", 5.0)):
+        stem = f"sub-{label}_ses-M000_trc-18FFDG_space-MNI152NLin2009aSym_res-2_desc-preproc_pet"
+        data = factor * (
+            brain + 0.5 * (label == "02") * brain * (np.arange(12) < 6)[:, None, None]
+        )
+        grid = affine if label != "03" else np.eye(4)
+        image = nb.Nifti1Image(data.astype(np.float32), grid)
+        image.to_filename(out / f"sub-{label}/ses-M000/pet/{stem}.nii.gz")
+    run(dataset)
+    stem = "trc-18FFDG_space-MNI152NLin2009aSym_res-2_desc-{}_pet"
+    mean, sd = (nb.load(out / "group" / f"{stem.format(n)}.nii.gz") for n in ("mean", "sd"))
+    # The second image, half of it 1.5 times as bright, is divided by its mean of 1.25.
+    np.testing.assert_allclose(mean.get_fdata()[4, 5, 5], (1 + 1.2) / 2, rtol=1e-6)
+    np.testing.assert_allclose(mean.get_fdata()[7, 5, 5], (1 + 0.8) / 2, rtol=1e-6)
+    np.testing.assert_allclose(sd.get_fdata()[4, 5, 5], 0.2 / np.sqrt(2), rtol=1e-5)
+    np.testing.assert_array_equal(mean.affine, affine)
+    sidecar = json.loads((out / "group" / f"{stem.format('mean')}.json").read_text())
+    assert len(sidecar["LeftOut"]) == 1
+    assert "its grid" in sidecar["LeftOut"][0]
+    assert "Standard deviation of PET 18FFDG" in (out / "group.html").read_text()
+
+
+def test_definitions_are_whole():
+    for name, definition in definitions().items():
+        assert definition.meaning.endswith("."), name
+        assert definition.worse in ("low", "high", "both")
+        assert set(definition.limits) <= {"low", "high"}
+    assert "nmi_initial" in column_names()
+    assert "nmi_initial" not in column_names(are_final=True)
+    assert column_names()["brain_dice_rigid"] == "brain_dice"
+
+
+@pytest.mark.slow
+def test_page_of_a_thousand_subjects_in_a_browser(dataset, tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    n_scans = write_cohort(dataset[1], 1000)
+    run(dataset)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        context = browser.new_context(viewport={"width": 1366, "height": 768}, offline=True)
+        page = context.new_page()
+        problems = []
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("requestfailed", lambda request: problems.append(request.url[:200]))
+        page.goto((dataset[1] / "group.html").as_uri())
+        assert page.inner_text("#count") == f"{n_scans} of {n_scans} scans"
+        assert page.locator("#scans tbody tr").count() == 50
+        # Sorted by reasons to look; the names of scans and reasons are texts.
+        assert (
+            page.locator("#scans tbody tr")
+            .first.locator(".m2m-flags")
+            .inner_text()
+            .startswith("left")
+        )
+        page.check("#only-flagged")
+        page.fill("#find", "swapped")
+        row = page.locator("#scans tbody tr")
+        assert row.count() == 1
+        row.locator("select").select_option("bad")
+        row.locator("input").fill('left\tand "right" <b>')
+        row.locator("input").blur()
+        with page.expect_download() as download:
+            page.click("#export")
+        saved = download.value.path().read_text().splitlines()
+        assert saved[1].split("\t")[2:5] == [
+            "sub-swapped_ses-M000_trc-18FFDG_pet", "bad", 'left and "right" <b>',
+        ]  # fmt: skip
+        page.reload()
+        page.fill("#find", "swapped")
+        assert page.locator("#scans tbody select").input_value() == "bad"
+        page.fill("#find", "")
+        page.locator('[data-name="nmi"] button').last.focus()
+        page.keyboard.press("Enter")
+        header = page.locator('#scans [data-name="nmi"]')
+        assert header.get_attribute("aria-sort") == "ascending"
+        assert "odd" in page.locator("#scans tbody th").first.inner_text()
+        page.locator('.m2m-panel[data-name="nmi"]').scroll_into_view_if_needed()
+        points = page.locator('.m2m-panel[data-name="nmi"] circle')
+        points.first.wait_for()
+        assert points.count() == n_scans - 3
+        page.screenshot(path=tmp_path / "wide.png", full_page=True)
+        results = axe.Axe().run(page)
+        assert [v["id"] for v in results.response["violations"]] == []
+        page.set_viewport_size({"width": 420, "height": 800})
+        page.screenshot(path=tmp_path / "narrow.png")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420
+        browser.close()
+    assert problems == []
