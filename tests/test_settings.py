@@ -53,7 +53,7 @@ def test_paths_become_absolute(folders, tmp_path):
         ({"work_dir": "."}, "--work-dir: .* holds the BIDS or the output folder"),
         ({"work_dir": "out"}, "--work-dir: .* holds the BIDS or the output folder"),
         ({"work_dir": "a_file"}, "--work-dir: .* is a file"),
-        ({"analysis_level": "group"}, "analysis level"),
+        ({"analysis_level": "cohort"}, "analysis level"),
         ({"participant_label": ("../x",)}, "--participant-label: '../x'"),
         ({"modalities": ("pet", "ct")}, "--modalities"),
         ({"modalities": ()}, "--modalities"),

@@ -78,16 +78,6 @@ def _label(prefix: str) -> Callable[[str], str]:
     return label
 
 
-def _analysis_level(value: str) -> str:
-    """Accept the analysis levels that exist, and say which will come."""
-    if value not in ANALYSIS_LEVELS:
-        why = "is planned for a later version" if value == "group" else "does not exist"
-        raise argparse.ArgumentTypeError(
-            f"level {value!r} {why}; this version has only {', '.join(ANALYSIS_LEVELS)}"
-        )
-    return value
-
-
 def _memory_gb(value: str) -> float:
     """
     Read an amount of memory in GB.
@@ -159,8 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("output_dir", type=Path, help="output folder, outside of bids_dir")
     parser.add_argument(
         "analysis_level",
-        type=_analysis_level,
-        metavar="{participant,group,train,evaluate}",
+        choices=ANALYSIS_LEVELS,
         help="'participant' registers scans; 'group' collects the quality of all that were "
         "registered; 'train' trains a network on them; 'evaluate' compares methods of "
         "registration on them",

@@ -9,7 +9,6 @@ import pytest
 from m2m_bids.bids.naming import qc_file
 from m2m_bids.bids.status import StatusRow, update_status
 from m2m_bids.cli.run import main
-from m2m_bids.quality.limits import column_names, definitions
 
 RANDOM = np.random.default_rng(1)
 GOOD = {
@@ -171,16 +170,6 @@ def test_mean_images(dataset):
     assert "Standard deviation of PET 18FFDG" in (out / "group.html").read_text()
 
 
-def test_definitions_are_whole():
-    for name, definition in definitions().items():
-        assert definition.meaning.endswith("."), name
-        assert definition.worse in ("low", "high", "both")
-        assert set(definition.limits) <= {"low", "high"}
-    assert "nmi_initial" in column_names()
-    assert "nmi_initial" not in column_names(are_final=True)
-    assert column_names()["brain_dice_rigid"] == "brain_dice"
-
-
 @pytest.mark.slow
 def test_page_of_a_thousand_subjects_in_a_browser(dataset, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -202,12 +191,8 @@ def test_page_of_a_thousand_subjects_in_a_browser(dataset, tmp_path):
         assert page.inner_text("#count") == f"{n_scans} of {n_scans} scans"
         assert page.locator("#scans tbody tr").count() == 50
         # Sorted by reasons to look; the names of scans and reasons are texts.
-        assert (
-            page.locator("#scans tbody tr")
-            .first.locator(".m2m-flags")
-            .inner_text()
-            .startswith("left")
-        )
+        # Sorted by reasons to look.
+        assert "truncated" in page.locator("#scans .m2m-flags").first.inner_text()
         page.check("#only-flagged")
         page.fill("#find", "swapped")
         row = page.locator("#scans tbody tr")
@@ -234,7 +219,8 @@ def test_page_of_a_thousand_subjects_in_a_browser(dataset, tmp_path):
         points = page.locator('.m2m-panel[data-name="nmi"] circle')
         points.first.wait_for()
         assert points.count() == n_scans - 3
-        page.screenshot(path=tmp_path / "wide.png", full_page=True)
+        page.evaluate("window.scrollTo(0, 0)")
+        page.screenshot(path=tmp_path / "wide.png")
         results = axe.Axe().run(page)
         assert [v["id"] for v in results.response["violations"]] == []
         page.set_viewport_size({"width": 420, "height": 800})

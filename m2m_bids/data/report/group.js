@@ -22,6 +22,8 @@
   }
 
   const shown = (value) => (typeof value === "number" ? String(Number(value.toPrecision(4))) : value ?? "-");
+  // Failed scans first, then those with the most reasons.
+  const urgency = (scan) => (scan.status === "failed" ? 1000 : 0) + scan.flags.length;
   const link = (scan) => (scan.report ? element("a", { href: scan.report }, scan.scan) : scan.scan);
 
   // Ratings are kept by the browser, under the path of this page.
@@ -73,7 +75,7 @@
   const fields = [
     { name: "scan", title: "scan", value: (scan) => scan.scan },
     { name: "status", title: "status", value: (scan) => scan.status },
-    { name: "flags", title: "why to look", value: (scan) => scan.flags.length },
+    { name: "flags", title: "why to look", value: urgency },
     ...columns.map(({ name, title, unit }) => ({
       name, title: unit ? `${title} (${unit})` : title, value: (scan) => scan.numbers[name], isNumber: true,
     })),
@@ -145,7 +147,7 @@
   }
 
   function drawFlagged() {
-    const flagged = scans.filter((scan) => scan.flags.length > 0);
+    const flagged = scans.filter((scan) => scan.flags.length > 0).sort((a, b) => urgency(b) - urgency(a));
     if (flagged.length === 0) {
       byId("flagged").append(element("p", {}, "No number asks for a look. That does not replace looking."));
       return;
