@@ -181,6 +181,9 @@ class Deformation(NamedTuple):
         points of the rigidly aligned moving image, and its inverse.
     jacobian : Nifti1Image
         Jacobian determinant of ``field``, on its grid.
+    cycle_error : Nifti1Image
+        Distance in mm of each point from where the forward map and then the backward map through
+        the bridge bring it, on the network's grid; `Quality.disagreement_mm` is its mean.
     quality : Quality
     device : str
         Device that was used.
@@ -191,6 +194,7 @@ class Deformation(NamedTuple):
     field: DisplacementField
     inverse_field: DisplacementField
     jacobian: nb.Nifti1Image
+    cycle_error: nb.Nifti1Image
     quality: Quality
     device: str
     weights_sha256: str
@@ -397,11 +401,13 @@ def estimate_deformation(
     jacobian = nb.Nifti1Image(
         jacobian_determinant(world_field).astype(np.float32), world_field.affine
     )
+    cycle_error = _cycle_error(registration, grid)
     return Deformation(
         field=world_field,
         inverse_field=invert_displacement(world_field)[0],
         jacobian=jacobian,
-        quality=_assess(registration, pairs, grid, world_field, jacobian, fixed_mask),
+        cycle_error=cycle_error,
+        quality=_assess(registration, pairs, cycle_error, world_field, jacobian, fixed_mask),
         device=_device_name(device),
         weights_sha256=card.sha256,
     )
@@ -542,19 +548,24 @@ def _tissues_on_grid(dseg: nb.Nifti1Image, grid: NetworkGrid) -> "torch.Tensor":
     return torch.from_numpy(np.stack(shares))[None]
 
 
-def _assess(
-    registration: "Registration",
-    pairs: "CyclePairs",
-    grid: NetworkGrid,
-    world_field: DisplacementField,
-    jacobian: nb.Nifti1Image,
-    fixed_mask: nb.Nifti1Image,
-) -> Quality:
+def _cycle_error(registration: "Registration", grid: NetworkGrid) -> nb.Nifti1Image:
+    """Measure how far points come back from themselves, forward and then backward, mm."""
     from m2m_bids.registration.maps import compose
 
     round_trip = _displacement(compose(registration.backward, registration.forward))
     unit2world = grid.affine[:3, :3] * (grid.size - 1)
     lengths_mm = np.linalg.norm(np.einsum("de,eijk->dijk", unit2world, round_trip), axis=0)
+    return nb.Nifti1Image(lengths_mm.astype(np.float32), grid.affine)
+
+
+def _assess(
+    registration: "Registration",
+    pairs: "CyclePairs",
+    cycle_error: nb.Nifti1Image,
+    world_field: DisplacementField,
+    jacobian: nb.Nifti1Image,
+    fixed_mask: nb.Nifti1Image,
+) -> Quality:
     brain = (pairs.t[0, 0] > 0).cpu().numpy()
     on_field = resample(fixed_mask, (), jacobian, order=0)
     inside = np.asarray(on_field.dataobj) > 0
@@ -562,7 +573,7 @@ def _assess(
     displacements_mm = np.linalg.norm(world_field.data, axis=-1)[inside]
     return Quality(
         folding_percent=100 * float(np.mean(determinants <= 0)),
-        disagreement_mm=float(lengths_mm[brain].mean()),
+        disagreement_mm=float(np.asarray(cycle_error.dataobj)[brain].mean()),
         similarity_gain=registration.similarity_gain,
         similarity=registration.similarity,
         mean_displacement_mm=float(displacements_mm.mean()),

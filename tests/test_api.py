@@ -196,6 +196,15 @@ def test_quality_is_of_the_field(refined, pair):
     assert refined.device == "cpu"
 
 
+def test_cycle_error_lies_on_the_brain(refined, pair):
+    """Its mean in the T1w's mask, taken to its grid in the T1w's world, is the disagreement."""
+    error = refined.cycle_error
+    inside = np.asarray(resample(pair[2], (), error, order=0).dataobj) > 0
+    mean = np.asarray(error.dataobj)[inside].mean()
+    assert mean == pytest.approx(refined.quality.disagreement_mm, rel=0.05)  # edges of the mask
+    assert mean > 0
+
+
 @pytest.fixture(scope="module")
 def dseg(pair):
     """Tissues of the template on the T1w's grid: 1 GM, 2 WM, 3 CSF."""
@@ -393,7 +402,7 @@ def test_rigid_files(files, pair):
 @pytest.mark.parametrize("quality", [GOOD, replace(GOOD, folding_percent=0.2)])
 def test_deformable_step_of_files(files, pair, monkeypatch, quality):
     moving, fixed, _, warp = pair
-    known = api.Deformation(warp, warp, fixed, quality, "cpu", "abc")
+    known = api.Deformation(warp, warp, fixed, fixed, quality, "cpu", "abc")
     monkeypatch.setattr(api, "estimate_deformation", lambda *_, **__: known)
     result = register_files(*files, modality="pet")
     assert result.deformation is known

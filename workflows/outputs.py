@@ -9,11 +9,11 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.derivatives import bids_uri, image_sidecar
 from m2m_bids.bids.naming import (
-    build_stem,
     expected_anat_outputs,
     expected_outputs,
+    figure_names,
+    figures_of_scan,
     frame_outputs,
-    output_entities,
 )
 from m2m_bids.bids.precomputed import Precomputed
 from m2m_bids.bids.query import Scan
@@ -21,6 +21,18 @@ from m2m_bids.interfaces.bids import DerivativesDataSink
 from m2m_bids.interfaces.outputs import DescribeT1w, SaveFigures, SaveScan
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions
 
+# What is drawn of a scan before it is measured: by `RegistrationFigures` and `MotionFigure`.
+REGISTRATION_FIGURES = (
+    "native",
+    "initial",
+    "rigid",
+    "m2m",
+    "viewer",
+    "grid",
+    "jacobian",
+    "cycle",
+    "motion",
+)
 FRAME_INPUTS = ("static", "motion_file", "motion_description")
 
 
@@ -104,11 +116,7 @@ def init_anatomical_outputs_wf(
         name="ds_dseg",
     )
     save_figures = pe.Node(
-        SaveFigures(
-            figures_dir=str(_figures_dir(output_dir, t1w_entities)),
-            stem=_stem(t1w_entities, "T1w"),
-            suffix="T1w",
-        ),
+        SaveFigures(drawn=["anatomical"], **figure_names(t1w_entities, "T1w", output_dir)),
         name="save_figures",
     )
     workflow.connect([
@@ -181,13 +189,8 @@ def init_scan_outputs_wf(
         ),
         name="save_scan",
     )
-    suffix = "pet" if scan.modality == "pet" else "dwimap"
     save_figures = pe.Node(
-        SaveFigures(
-            figures_dir=str(_figures_dir(output_dir, scan.entities)),
-            stem=_stem(scan.entities, suffix),
-            suffix=suffix,
-        ),
+        SaveFigures(drawn=list(REGISTRATION_FIGURES), **figures_of_scan(scan, output_dir)),
         name="save_figures",
     )
     if scan.modality == "pet":
@@ -200,12 +203,3 @@ def init_scan_outputs_wf(
         (inputnode, save_figures, [("figures", "in_files")]),
     ])  # fmt: skip
     return workflow
-
-
-def _figures_dir(output_dir: Path, entities: dict[str, str]) -> Path:
-    return output_dir / f"sub-{entities['sub']}" / "figures"
-
-
-def _stem(entities: dict[str, str], suffix: str) -> str:
-    """Join the entities of a scan, without its suffix."""
-    return build_stem(output_entities(entities), suffix).removesuffix(f"_{suffix}")

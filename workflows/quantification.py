@@ -7,16 +7,21 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.derivatives import file_uri, image_sidecar
-from m2m_bids.bids.naming import expected_anat_outputs, quantification_outputs
+from m2m_bids.bids.naming import (
+    expected_anat_outputs,
+    figures_of_scan,
+    quantification_outputs,
+)
 from m2m_bids.bids.quantification import QuantificationOptions, QuantificationPlan
 from m2m_bids.bids.query import Scan
-from m2m_bids.interfaces.outputs import SaveQuantification
+from m2m_bids.interfaces.outputs import SaveFigures, SaveQuantification
 from m2m_bids.interfaces.quantification import (
     CorrectPartialVolume,
     PlaceLabels,
     QuantifyScan,
 )
 from m2m_bids.interfaces.registration import ResampleImage
+from m2m_bids.interfaces.reports import SUVRFigure
 
 INPUTS = (
     "preproc",
@@ -84,7 +89,14 @@ def init_quantification_wf(
         ),
         name="save_quantification",
     )
+    draw_suvr = pe.Node(SUVRFigure(), name="draw_suvr", mem_gb=1.5)
+    save_figures = pe.Node(
+        SaveFigures(drawn=["suvr"], **figures_of_scan(scan, output_dir)), name="save_figures"
+    )
     workflow.connect([
+        (inputnode, draw_suvr, [("mask_file", "mask_file"), ("dseg_file", "dseg_file")]),
+        (quantify_scan, draw_suvr, [("files", "files"), ("facts", "facts")]),
+        (draw_suvr, save_figures, [("out_files", "in_files")]),
         (inputnode, place_labels, [("t1w_file", "t1w_file"), ("mask_file", "mask_file")]),
         (inputnode, quantify_scan, [
             ("preproc", "in_file"), ("native_file", "native_file"), ("best_xfm", "xfm"),

@@ -120,7 +120,7 @@ def init_registration_wf(
     measures
         Numbers of ``data/qc.json``, the decision, and warnings.
     figures
-        SVG files.
+        SVG files, and a viewer (HTML).
     best_xfm, best_inverse_xfm
         ITK transforms that were used: deformable, or rigid.
     """
@@ -146,7 +146,7 @@ refined with ANTs).
     )
     resample_rigid = pe.Node(ResampleImage(), name="resample_rigid", mem_gb=1.5)
     draw_registration = pe.Node(
-        RegistrationFigures(modality=modality), name="draw_registration", mem_gb=1.5
+        RegistrationFigures(modality=modality), name="draw_registration", mem_gb=2
     )
     measure_scan = pe.Node(MeasureScan(modality=modality), name="measure_scan", mem_gb=1.5)
     anatomy = [("t1w_file", "t1w_file"), ("mask_file", "mask_file"), ("dseg_file", "dseg_file")]
@@ -241,7 +241,8 @@ otherwise the rigid result is the output. Images were interpolated once, with cu
             (field, field) for field in ("best_xfm", "quality", "objections")
         ]),
         (register_m2m, draw_registration, [
-            ("objections", "objections"), ("jacobian_file", "jacobian_file"),
+            (name, name)
+            for name in ("objections", "displacement_file", "jacobian_file", "cycle_error_file")
         ]),
         (resample_m2m, draw_registration, [("out_file", "final_file")]),
         (register_m2m, outputnode, [

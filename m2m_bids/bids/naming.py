@@ -468,6 +468,35 @@ def expected_anat_outputs(t1w_entities: Mapping[str, str], out_dir: Path) -> dic
     return outputs
 
 
+def figure_names(entities: Mapping[str, str], suffix: str, out_dir: Path) -> dict[str, str]:
+    """
+    Say where figures go: ``<figures_dir>/<stem>_desc-<name>_<suffix>`` and an extension.
+
+    Parameters
+    ----------
+    entities : mapping
+        Entities of the image, of which those that tell it from others are kept.
+    suffix : str
+        Suffix of the figures.
+    out_dir : Path
+        Root of the output dataset.
+
+    Returns
+    -------
+    dict
+        ``figures_dir``, ``stem`` and ``suffix``.
+    """
+    stem = build_stem(output_entities(entities), suffix).removesuffix(f"_{suffix}")
+    folder = Path(out_dir) / f"sub-{entities['sub']}" / "figures"
+    return {"figures_dir": str(folder), "stem": stem, "suffix": suffix}
+
+
+def figures_of_scan(scan: "Scan", out_dir: Path) -> dict[str, str]:
+    """Say where the figures of a PET or FA scan go, as `figure_names` does."""
+    suffix = "pet" if scan.modality == "pet" else "dwimap"
+    return figure_names(scan.entities, suffix, out_dir)
+
+
 def expected_template_outputs(
     t1w_entities: Mapping[str, str], out_dir: Path, space: OutputSpace
 ) -> dict[str, Path]:

@@ -13,6 +13,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+FIGURE_ENDS = (".svg", ".html")
+
 
 class _DescribeT1wInputSpec(BaseInterfaceInputSpec):
     sources = traits.List(traits.Str(), mandatory=True, desc="BIDS URIs")
@@ -43,7 +45,12 @@ class DescribeT1w(SimpleInterface):
 
 
 class _SaveFiguresInputSpec(BaseInterfaceInputSpec):
-    in_files = traits.List(File(exists=True), mandatory=True, desc="SVG files, named by content")
+    in_files = traits.List(
+        File(exists=True), mandatory=True, desc="SVG or HTML files, named by content"
+    )
+    drawn = traits.List(
+        traits.Str(), mandatory=True, desc="content of all figures that there may be of this kind"
+    )
     figures_dir = traits.Str(mandatory=True, desc="folder of the subject's figures")
     stem = traits.Str(mandatory=True, desc="entities of the scan, as in its file name")
     suffix = traits.Str(mandatory=True, desc="suffix of the figures")
@@ -54,21 +61,23 @@ class _SaveOutputSpec(TraitedSpec):
 
 
 class SaveFigures(SimpleInterface):
-    """Copy a scan's figures as ``<stem>_desc-<name>_<suffix>.svg``, in place of older ones."""
+    """Copy a scan's figures as ``<stem>_desc-<name>_<suffix>``, in place of older ones."""
 
     input_spec = _SaveFiguresInputSpec
     output_spec = _SaveOutputSpec
     _always_run = True
 
     def _run_interface(self, runtime):
-        folder = Path(self.inputs.figures_dir)
-        start, end = f"{self.inputs.stem}_desc-", f"_{self.inputs.suffix}.svg"
-        written = [
-            _copy(file, folder / f"{start}{Path(file).stem}{end}") for file in self.inputs.in_files
-        ]
-        for older in folder.glob(f"{start}*{end}"):
+        inputs, folder = self.inputs, Path(self.inputs.figures_dir)
+
+        def destination(name: str, extension: str) -> Path:
+            return folder / f"{inputs.stem}_desc-{name}_{inputs.suffix}{extension}"
+
+        files = [Path(file) for file in inputs.in_files]
+        written = [_copy(str(file), destination(file.stem, file.suffix)) for file in files]
+        for older in (destination(name, end) for name in inputs.drawn for end in FIGURE_ENDS):
             if str(older) not in written:
-                older.unlink()
+                older.unlink(missing_ok=True)
         self._results["out_files"] = written
         return runtime
 

@@ -36,7 +36,9 @@ class _RegisterImagesOutputSpec(TraitedSpec):
     m2m_xfms = traits.List(
         File(), desc="composite from moving to T1w and its inverse; empty if it is rejected"
     )
+    displacement_file = File(desc="deformable map, rejected or not: displacement, T1w world, mm")
     jacobian_file = File(desc="Jacobian determinant of the deformable map, T1w world")
+    cycle_error_file = File(desc="distance of T1w points after the map and the way back, mm")
     quality = traits.Dict(desc="numbers by which the step was judged")
     objections = traits.List(traits.Str(), desc="why it is rejected; empty if it is not")
     device_used = traits.Str(desc="device that the network ran on")
@@ -50,6 +52,7 @@ class RegisterImages(SimpleInterface):
     output_spec = _RegisterImagesOutputSpec
 
     def _run_interface(self, runtime):
+        import nibabel as nb
         import numpy as np
 
         from m2m_bids.api import DeformableOptions, estimate_deformation
@@ -86,7 +89,14 @@ class RegisterImages(SimpleInterface):
             best_xfm=best[0],
             best_inverse_xfm=best[1],
             m2m_xfms=m2m_xfms,
-            jacobian_file=str(save_image(result.jacobian, folder / "jacobian.nii")),
+            **{
+                name: str(save_image(image, folder / f"{name}.nii"))
+                for name, image in (
+                    ("displacement_file", nb.Nifti1Image(result.field.data, result.field.affine)),
+                    ("jacobian_file", result.jacobian),
+                    ("cycle_error_file", result.cycle_error),
+                )
+            },
             quality=asdict(result.quality),
             objections=objections,
             device_used=result.device,

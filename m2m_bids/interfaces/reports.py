@@ -11,9 +11,10 @@ from nipype.interfaces.base import (
     traits,
 )
 
-WHITE_MATTER = 2
+OUTLINED = {"white matter": (2,), "cortex": (1, 2)}
 LABELS = {"pet": "PET", "fa": "FA"}
 COLOR_MAPS = {"pet": "inferno", "fa": "gray"}
+SUVR = "preprocSUVR"
 
 
 class _AnatomicalFigureInputSpec(BaseInterfaceInputSpec):
@@ -77,49 +78,95 @@ class _RegistrationFiguresInputSpec(BaseInterfaceInputSpec):
     rigid_file = File(exists=True, mandatory=True, desc="moving image after rigid alignment")
     final_file = File(exists=True, desc="moving image after the deformable step")
     objections = traits.List(traits.Str(), desc="why the deformable step was rejected")
-    jacobian_file = File(exists=True, desc="Jacobian determinant of the deformable map")
+    displacement_file = File(exists=True, desc="deformable map: displacement, T1w world, mm")
+    jacobian_file = File(exists=True, desc="its Jacobian determinant")
+    cycle_error_file = File(exists=True, desc="distance of points after forward and back, mm")
     modality = traits.Enum("pet", "fa", mandatory=True, desc="kind of the moving image")
 
 
 class RegistrationFigures(SimpleInterface):
-    """Draw the moving image over the T1w before and after each step, and the Jacobian."""
+    """Draw the moving image over the T1w before and after each step, and the deformable map."""
 
     input_spec = _RegistrationFiguresInputSpec
     output_spec = _FiguresOutputSpec
 
     def _run_interface(self, runtime):
-        from m2m_bids.reports.figures import flicker, select_labels
-        from m2m_bids.reports.jacobian import jacobian_figure
+        from m2m_bids.reports.figures import flicker, native_figure
+        from m2m_bids.reports.viewer import write_viewer
         from m2m_bids.spatial.images import load_image
 
-        inputs = self.inputs
-        folder = Path(runtime.cwd)
-        t1w, mask = load_image(inputs.t1w_file), load_image(inputs.mask_file)
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        t1w, mask, dseg = (
+            load_image(file) for file in (inputs.t1w_file, inputs.mask_file, inputs.dseg_file)
+        )
         states = {
             "initial": load_image(inputs.native_file),
             "rigid": load_image(inputs.rigid_file),
         }
         if isdefined(inputs.final_file) and not inputs.objections:
             states["m2m"] = load_image(inputs.final_file)
-        white = select_labels(load_image(inputs.dseg_file), WHITE_MATTER)
-        figures = flicker(
-            t1w,
-            mask,
-            states,
-            folder,
-            contours={"white matter": white},
-            label=LABELS[inputs.modality],
-            color_map=COLOR_MAPS[inputs.modality],
-        )
-        out_files = [str(file) for file in figures.values()]
-        if isdefined(inputs.jacobian_file):
-            figure = jacobian_figure(
-                load_image(inputs.jacobian_file),
-                mask,
-                folder / "jacobian.svg",
-                background=t1w,
-                label=LABELS[inputs.modality],
-            )
-            out_files.append(str(figure))
-        self._results["out_files"] = out_files
+        label = LABELS[inputs.modality]
+        colors = {"label": label, "color_map": COLOR_MAPS[inputs.modality]}
+        native = native_figure(states["initial"], folder / "native.svg", **colors)
+        figures = flicker(t1w, mask, states, folder, contours=_outlines(dseg), **colors)
+        # Two grey images over each other would not be told apart.
+        viewer = write_viewer(t1w, mask, dseg, states, folder / "viewer.html", label=label)
+        out_files = [native, *figures.values(), viewer]
+        if isdefined(inputs.displacement_file):
+            out_files += self._draw_map(t1w, mask, folder, label)
+        self._results["out_files"] = [str(file) for file in out_files]
         return runtime
+
+    def _draw_map(self, t1w, mask, folder: Path, label: str) -> list[Path]:
+        """Draw the deformable map, also one that was rejected."""
+        from m2m_bids.reports.deformation import cycle_figure, grid_figure
+        from m2m_bids.reports.jacobian import jacobian_figure
+        from m2m_bids.spatial.images import load_image
+
+        return [
+            draw(load_image(file), mask, folder / f"{name}.svg", background=t1w, label=label)
+            for name, draw, file in (
+                ("grid", grid_figure, self.inputs.displacement_file),
+                ("jacobian", jacobian_figure, self.inputs.jacobian_file),
+                ("cycle", cycle_figure, self.inputs.cycle_error_file),
+            )
+        ]
+
+
+class _SUVRFigureInputSpec(BaseInterfaceInputSpec):
+    files = traits.Dict(mandatory=True, desc="what was measured, as `QuantifyScan` gives it")
+    facts = traits.Dict(mandatory=True, desc="what sidecars say, by key")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
+    dseg_file = File(exists=True, mandatory=True, desc="tissue labels on that grid")
+
+
+class SUVRFigure(SimpleInterface):
+    """Draw SUVR on the slices of the T1w, where there is one."""
+
+    input_spec = _SUVRFigureInputSpec
+    output_spec = _FiguresOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.reports.figures import quantity_figure
+        from m2m_bids.spatial.images import load_image
+
+        self._results["out_files"] = []
+        file = self.inputs.files.get(SUVR)
+        if file is None:
+            return runtime
+        figure = quantity_figure(
+            load_image(file),
+            load_image(self.inputs.mask_file),
+            Path(runtime.cwd) / "suvr.svg",
+            title=f"SUVR, reference region: {self.inputs.facts[SUVR]['ReferenceRegion']}",
+            contours=_outlines(load_image(self.inputs.dseg_file)),
+        )
+        self._results["out_files"] = [str(figure)]
+        return runtime
+
+
+def _outlines(dseg):
+    """Masks to outline, by their names in the legend."""
+    from m2m_bids.reports.figures import select_labels
+
+    return {name: select_labels(dseg, *labels) for name, labels in OUTLINED.items()}

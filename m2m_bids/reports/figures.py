@@ -1,4 +1,4 @@
-"""Draw a registration from images: flicker before and after, anatomy, Jacobian determinant."""
+"""Draw images: flicker before and after a registration, anatomy, native image, quantities."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,23 +11,25 @@ from m2m_bids.reports.svg import (
     BRAIN_COLOR,
     DIM,
     HEADER_PX,
+    LINE_COLORS,
     TITLE,
     WHITE,
     contour,
     data_uri,
     orientation_note,
     raster,
+    short_orientation_note,
     slice_labels,
     text,
     write_svg,
 )
 
-LINE_COLORS = ("#37e0ff", "#ff7de0", "#ffe14d")
 STATE_TITLES = {
     "initial": "Before registration: positions as in the headers",
     "rigid": "After rigid alignment",
     "m2m": "After M2M-Reg",
 }
+SHOWN_SHARE = 0.05  # of the window: darker voxels do not count for where an image's slices lie
 PERIOD_S = 2.6
 # The moving image is opaque for half of the period, so that both are seen for the same time.
 FLICKER_STYLE = f"""
@@ -36,9 +38,11 @@ FLICKER_STYLE = f"""
 .fixed {{animation: flicker {PERIOD_S}s linear -{PERIOD_S / 2}s infinite}}
 .stage:hover .moving {{animation-play-state: paused}}
 .name {{cursor: pointer; pointer-events: all}}
-.name-fixed:hover ~ .stage .moving {{animation: none; opacity: 0}}
-.name-moving:hover ~ .stage .moving {{animation: none; opacity: 1}}
-.name-lines:hover ~ .stage .lines {{display: none}}
+.name:focus-visible {{outline: 3px solid #ffd23c}}
+.name-fixed:is(:hover, :focus) ~ .stage .moving {{animation: none; opacity: 0}}
+.name-moving:is(:hover, :focus) ~ .stage .moving {{animation: none; opacity: 1}}
+.name-lines:is(:hover, :focus) ~ .stage .lines {{display: none}}
+@media (prefers-reduced-motion: reduce) {{.moving, .fixed {{animation: none}}}}
 """
 
 
@@ -93,12 +97,12 @@ def flicker(
     inside = [tile > 0.5 for tile in mosaic.sample(mask)]
     fixed = _grey(mosaic, background, inside)
     sampled = {name: mosaic.sample(image) for name, image in states.items()}
-    window = _window([v for tiles in sampled.values() for v in _within(tiles, inside)])
+    window = intensity_window([v for tiles in sampled.values() for v in _within(tiles, inside)])
     outlines = {"brain": mask, **(contours or {})}
     lines = _outlines(mosaic, outlines)
     files = {}
     for name, tiles in sampled.items():
-        moving = _color_table(color_map)[mosaic.canvas(_levels(tiles, window))]
+        moving = color_table(color_map)[mosaic.canvas([levels(tile, window) for tile in tiles])]
         is_visible = any(values.any() for values in _within(tiles, inside))
         body = _flicker_header(STATE_TITLES.get(name, name), label, outlines, mosaic)
         body += _color_bar(color_map, window, mosaic.width_px)
@@ -109,7 +113,15 @@ def flicker(
             "" if is_visible else _warning(f"The {label} has no signal in the brain mask", mosaic)
         )
         body += "</g>"
-        files[name] = _write(body, Path(out_dir) / f"{name}.svg", mosaic, style=FLICKER_STYLE)
+        title = STATE_TITLES.get(name, name)
+        files[name] = _write(
+            body,
+            Path(out_dir) / f"{name}.svg",
+            mosaic,
+            description=f"{title}: the {label} and the T1w by turns on {len(tiles)} slices, with "
+            f"outlines of the T1w's {', '.join(outlines)}.",
+            style=FLICKER_STYLE,
+        )
     return files
 
 
@@ -147,7 +159,127 @@ def anatomical_figure(
     body += text(orientation_note(mosaic), 12, 57, font_size=17, fill=DIM)
     body += _legend(outlines, mosaic.width_px - 12)
     body += raster(_grey(mosaic, t1w, inside), HEADER_PX) + _outlines(mosaic, outlines)
-    return _write(body + slice_labels(mosaic, HEADER_PX), Path(out_file), mosaic)
+    return _write(
+        body + slice_labels(mosaic, HEADER_PX),
+        Path(out_file),
+        mosaic,
+        description=f"T1w on {len(mosaic.tiles)} slices with outlines of {', '.join(outlines)}.",
+    )
+
+
+def native_figure(
+    image: nb.Nifti1Image, out_file: Path, *, label: str = "PET", color_map: str = "inferno"
+) -> Path:
+    """
+    Draw an image on its own grid, its voxels as they are.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D.
+    out_file : Path
+        SVG file to write.
+    label : str
+        What the image is, as shown: PET, FA.
+    color_map : str
+        Matplotlib colour map.
+
+    Returns
+    -------
+    Path
+        `out_file`.
+    """
+    data = np.nan_to_num(np.asanyarray(image.dataobj).astype(np.float32), posinf=0, neginf=0)
+    window = intensity_window([data])
+    shown = data > SHOWN_SHARE * window[1]
+    # Of an image without signal all of its field of view is shown.
+    box = nb.Nifti1Image(
+        (shown if shown.any() else np.ones_like(shown)).astype(np.uint8), image.affine
+    )
+    mosaic = make_mosaic(box)
+    zooms = " x ".join(f"{zoom:.3g}" for zoom in np.linalg.norm(image.affine[:3, :3], axis=0))
+    size = " x ".join(str(n) for n in image.shape)
+    title = f"{label} on its own grid: {size} voxels of {zooms} mm"
+    tiles = mosaic.sample(nb.Nifti1Image(data, image.affine), order=0)
+    return _still(mosaic, tiles, out_file, title=title, color_map=color_map, window=window)
+
+
+def quantity_figure(
+    image: nb.Nifti1Image,
+    mask: nb.Nifti1Image,
+    out_file: Path,
+    *,
+    title: str,
+    contours: Mapping[str, nb.Nifti1Image] | None = None,
+    color_map: str = "inferno",
+) -> Path:
+    """
+    Draw an image of a quantity, such as SUVR, on the slices of the T1w's other figures.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        In the T1w's world; of a dynamic one the mean of the frames is drawn.
+    mask : Nifti1Image
+        Brain mask, which gives slices and window; its outline is drawn.
+    out_file : Path
+        SVG file to write.
+    title : str
+        What the quantity is.
+    contours : mapping of str to Nifti1Image
+        Further masks to outline, by the name shown in the legend.
+    color_map : str
+        Matplotlib colour map.
+
+    Returns
+    -------
+    Path
+        `out_file`.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty.
+    """
+    data = np.asanyarray(image.dataobj)
+    if data.ndim == 4:
+        title = f"{title}, mean of its {data.shape[3]} frames"
+        image = nb.Nifti1Image(data.mean(axis=3, dtype=np.float32), image.affine)
+    mosaic = make_mosaic(mask)
+    tiles = mosaic.sample(image)
+    inside = [tile > 0.5 for tile in mosaic.sample(mask)]
+    outlines = {"brain": mask, **(contours or {})}
+    return _still(
+        mosaic,
+        tiles,
+        out_file,
+        title=title,
+        color_map=color_map,
+        window=intensity_window(_within(tiles, inside)),
+        outlines=outlines,
+    )
+
+
+def _still(
+    mosaic: Mosaic,
+    tiles: list[np.ndarray],
+    out_file: Path,
+    *,
+    title: str,
+    color_map: str,
+    window: tuple[float, float],
+    outlines: Mapping[str, nb.Nifti1Image] | None = None,
+) -> Path:
+    """Draw sampled tiles in colour, with a colour bar and outlines."""
+    pixels = color_table(color_map)[mosaic.canvas([levels(tile, window) for tile in tiles])]
+    body = text(title, 12, 30, fill=WHITE, **TITLE)
+    body += text(orientation_note(mosaic), 12, 57, font_size=17, fill=DIM)
+    body += _color_bar(color_map, window, mosaic.width_px) + raster(pixels, HEADER_PX)
+    if outlines:
+        body += _legend(outlines, mosaic.width_px - 12) + _outlines(mosaic, outlines)
+    return _write(
+        body + slice_labels(mosaic, HEADER_PX), Path(out_file), mosaic, description=f"{title}."
+    )
 
 
 def select_labels(dseg: nb.Nifti1Image, *labels: int) -> nb.Nifti1Image:
@@ -170,14 +302,28 @@ def select_labels(dseg: nb.Nifti1Image, *labels: int) -> nb.Nifti1Image:
     return nb.Nifti1Image(is_member.astype(np.uint8), dseg.affine)
 
 
-def _write(body: str, out_file: Path, mosaic: Mosaic, *, style: str = "") -> Path:
+def _write(
+    body: str, out_file: Path, mosaic: Mosaic, *, description: str, style: str = ""
+) -> Path:
     """Write a figure with a header above a mosaic."""
     size_px = (mosaic.width_px, mosaic.height_px + HEADER_PX)
-    return write_svg(body, out_file, size_px=size_px, style=style)
+    return write_svg(body, out_file, size_px=size_px, description=description, style=style)
 
 
-def _window(values: list[np.ndarray]) -> tuple[float, float]:
-    """Grey level window: 0 (0.5th percentile if negative) to the 99.5th percentile."""
+def intensity_window(values: list[np.ndarray]) -> tuple[float, float]:
+    """
+    Choose a window of grey levels: 0 (0.5th percentile if negative) to the 99.5th percentile.
+
+    Parameters
+    ----------
+    values : list of ndarray
+        Values to show, of any shape; those that are zero or not finite do not count.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper limit.
+    """
     pooled = np.concatenate(values)
     pooled = pooled[np.isfinite(pooled) & (pooled != 0)]
     if not pooled.size:
@@ -187,27 +333,26 @@ def _window(values: list[np.ndarray]) -> tuple[float, float]:
     return lower, float(upper) if upper > lower else lower + 1.0
 
 
+def levels(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Map values in a window to 0 ... 255, uint8; those outside to its ends."""
+    lower, upper = window
+    return np.rint(255 * np.clip((values - lower) / (upper - lower), 0, 1)).astype(np.uint8)
+
+
 def _within(tiles: list[np.ndarray], inside: list[np.ndarray]) -> list[np.ndarray]:
     """Values of each tile in the mask."""
     return [tile[selected] for tile, selected in zip(tiles, inside, strict=True)]
 
 
-def _levels(tiles: list[np.ndarray], window: tuple[float, float]) -> list[np.ndarray]:
-    """Map values to 0 ... 255 in a window."""
-    lower, upper = window
-    scaled = [np.clip((tile - lower) / (upper - lower), 0, 1) for tile in tiles]
-    return [np.rint(255 * tile).astype(np.uint8) for tile in scaled]
-
-
 def _grey(mosaic: Mosaic, image: nb.Nifti1Image, inside: list[np.ndarray]) -> np.ndarray:
     """Canvas of an image in grey, windowed on the values in the mask."""
     tiles = mosaic.sample(image)
-    window = _window(_within(tiles, inside))
-    return mosaic.canvas(_levels(tiles, window))
+    window = intensity_window(_within(tiles, inside))
+    return mosaic.canvas([levels(tile, window) for tile in tiles])
 
 
-def _color_table(name: str) -> np.ndarray:
-    """Colours of a Matplotlib colour map, (256, 3) uint8."""
+def color_table(name: str) -> np.ndarray:
+    """Look a Matplotlib colour map up: 256 colours, shape (256, 3), uint8."""
     from matplotlib import colormaps
 
     return np.rint(255 * colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
@@ -233,20 +378,26 @@ def _legend(outlines: Mapping[str, nb.Nifti1Image], right_px: int) -> str:
     for name, color in reversed(_colors(outlines).items()):
         parts.append(text(f"— {name}", x_px, 30, font_size=19, fill=color, text_anchor="end"))
         x_px -= 11 * len(name) + 36
-    return f'<g class="name name-lines">{"".join(parts)}</g>'
+    return f'<g class="name name-lines" tabindex="0">{"".join(parts)}</g>'
+
+
+def _name(which: str) -> dict[str, str]:
+    """Attributes of a name that holds its image while it has the pointer or the focus."""
+    return {"class": f"name name-{which}", "tabindex": "0"}
 
 
 def _flicker_header(title: str, label: str, outlines: Mapping, mosaic: Mosaic) -> str:
     """Title, note and the names that hold one image while the pointer is on them."""
     note = (
-        orientation_note(mosaic) + " Point at the images to hold them, at a name to see it alone."
+        f"{short_orientation_note(mosaic)} Point at the images to hold them; point at a name, "
+        "or go there with Tab, to see it alone."
     )
     x_px = 760
     return (
         text(title, 12, 30, fill=WHITE, **TITLE)
         + text(note, 12, 57, font_size=17, fill=DIM)
-        + text("T1w", x_px, 30, fill="#555", **TITLE, **{"class": "name name-fixed"})
-        + text(label, x_px + 80, 30, fill="#555", **TITLE, **{"class": "name name-moving"})
+        + text("T1w", x_px, 30, fill="#555", **TITLE, **_name("fixed"))
+        + text(label, x_px + 80, 30, fill="#555", **TITLE, **_name("moving"))
         + '<g pointer-events="none">'
         + text("T1w", x_px, 30, fill=WHITE, **TITLE, **{"class": "fixed"})
         + text(label, x_px + 80, 30, fill="#ffd23c", **TITLE, **{"class": "moving"})
@@ -257,7 +408,7 @@ def _flicker_header(title: str, label: str, outlines: Mapping, mosaic: Mosaic) -
 
 def _color_bar(color_map: str, window: tuple[float, float], right_px: int) -> str:
     """Colour bar with its limits, below the legend."""
-    bar = np.broadcast_to(_color_table(color_map)[None], (1, 256, 3)).copy()
+    bar = np.broadcast_to(color_table(color_map)[None], (1, 256, 3)).copy()
     lower, upper = (f"{v:.0f}" if abs(v) >= 1000 else f"{v:.3g}" for v in window)
     style = {"font_size": 17, "fill": DIM, "text_anchor": "end"}
     x_px = right_px - 22 - 10 * len(upper)

@@ -60,9 +60,11 @@ class Mosaic:
     height_px: int
     obliquity_deg: float  # largest angle between an image axis and the world axis nearest to it
 
-    def sample(self, image: nb.Nifti1Image, *, cval: float = 0.0) -> list[np.ndarray]:
+    def sample(
+        self, image: nb.Nifti1Image, *, cval: float = 0.0, order: int = 1
+    ) -> list[np.ndarray]:
         """
-        Interpolate an image linearly at the pixels of every tile.
+        Interpolate an image at the pixels of every tile.
 
         Parameters
         ----------
@@ -70,6 +72,8 @@ class Mosaic:
             3-D image in the same world as the mosaic; its grid may be any. NaN counts as `cval`.
         cval : float
             Value outside the image.
+        order : int
+            1 for linear interpolation, 0 to show voxels as they are.
 
         Returns
         -------
@@ -83,7 +87,7 @@ class Mosaic:
             map_coordinates(
                 data,
                 np.moveaxis(tile.points @ ras2vox[:3, :3].T + ras2vox[:3, 3], -1, 0),
-                order=1,
+                order=order,
                 mode="constant",
                 cval=cval,
             )
@@ -138,26 +142,52 @@ def make_mosaic(mask: nb.Nifti1Image, *, n_slices: int = N_SLICES) -> Mosaic:
     ValueError
         If the mask is not 3-D or is empty.
     """
+    bounds, vox2ras = mask_bounds(mask)
+    zooms_mm = np.linalg.norm(vox2ras[:3, :3], axis=0)
+    tiles, y_px = [], 0
+    for plane in PLANES:
+        row = _row_of_tiles(plane, y_px, bounds, zooms_mm, vox2ras, n_slices=n_slices)
+        tiles += row
+        y_px += row[0].height_px
+    return Mosaic(tuple(tiles), n_slices * TILE_WIDTH_PX, y_px, obliquity_deg(vox2ras))
+
+
+def mask_bounds(mask: nb.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Find the box of a mask along its own axes.
+
+    Parameters
+    ----------
+    mask : Nifti1Image
+        3-D, positive inside.
+
+    Returns
+    -------
+    bounds : ndarray, shape (3, 2)
+        First and last voxel to the right, to the front and upwards.
+    vox2ras : ndarray, shape (4, 4)
+        Affine of those voxels (``nibabel.as_closest_canonical``), RAS+ mm.
+
+    Raises
+    ------
+    ValueError
+        If the mask is not 3-D or is empty.
+    """
     if len(mask.shape) != 3:
         raise ValueError(f"mask has shape {mask.shape}: expected a 3-D image")
     canonical = nb.as_closest_canonical(mask)
     inside = np.asanyarray(canonical.dataobj) > 0
     if not inside.any():
         raise ValueError("mask is empty: there is no brain to draw")
-    vox2ras = canonical.affine
-    zooms_mm = np.linalg.norm(vox2ras[:3, :3], axis=0)
-    bounds = np.array(
-        [
-            np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))[[0, -1]]
-            for axis in range(3)
-        ]
-    )
-    tiles, y_px = [], 0
-    for plane in PLANES:
-        row = _row_of_tiles(plane, y_px, bounds, zooms_mm, vox2ras, n_slices=n_slices)
-        tiles += row
-        y_px += row[0].height_px
-    return Mosaic(tuple(tiles), n_slices * TILE_WIDTH_PX, y_px, _obliquity_deg(vox2ras))
+    others = ((1, 2), (0, 2), (0, 1))
+    bounds = [np.flatnonzero(inside.any(axis=axes))[[0, -1]] for axes in others]
+    return np.array(bounds), canonical.affine
+
+
+def obliquity_deg(vox2ras: np.ndarray) -> float:
+    """Measure the largest angle between the axes of a canonical affine and the world's."""
+    directions = vox2ras[:3, :3] / np.linalg.norm(vox2ras[:3, :3], axis=0)
+    return float(np.rad2deg(np.arccos(np.clip(np.diag(directions), -1, 1)).max()))
 
 
 def _row_of_tiles(plane, y_px, bounds, zooms_mm, vox2ras, *, n_slices):
@@ -181,9 +211,3 @@ def _row_of_tiles(plane, y_px, bounds, zooms_mm, vox2ras, *, n_slices):
         position_mm = float(points[height_px // 2, TILE_WIDTH_PX // 2, plane.through])
         row.append(Tile(plane, column * TILE_WIDTH_PX, y_px, points, position_mm))
     return row
-
-
-def _obliquity_deg(vox2ras: np.ndarray) -> float:
-    """Largest angle between the axes of a canonical affine and the world's."""
-    directions = vox2ras[:3, :3] / np.linalg.norm(vox2ras[:3, :3], axis=0)
-    return float(np.rad2deg(np.arccos(np.clip(np.diag(directions), -1, 1)).max()))

@@ -14,6 +14,7 @@ HEADER_PX = 70
 TITLE = {"font_size": 25, "font_weight": "bold"}
 FONT = "Helvetica, Arial, sans-serif"
 WHITE, DIM = "#ffffff", "#b8c0c8"
+LINE_COLORS = ("#37e0ff", "#ff7de0", "#ffe14d")  # of further outlines
 BRAIN_COLOR = "#4dff4d"  # green is in neither grey nor the usual colour maps of PET
 
 
@@ -55,33 +56,57 @@ def text(content: str, x_px: float, y_px: float, **attributes: str | int) -> str
     return f'<text x="{x_px}" y="{y_px}"{extra}>{escape(content)}</text>'
 
 
-def contour(mosaic: Mosaic, tiles: list[np.ndarray], y_px: int, *, color: str) -> str:
+def contour(
+    mosaic: Mosaic,
+    tiles: list[np.ndarray],
+    y_px: int,
+    *,
+    color: str,
+    level: float | None = 0.5,
+    width: int = 13,
+    kept: int = 2,
+) -> str:
     """
-    Outline where sampled tiles cross 0.5.
+    Draw where sampled tiles cross a level.
 
     Parameters
     ----------
     mosaic : Mosaic
         Where the tiles lie.
     tiles : list of ndarray, shape (height, width)
-        A sampled mask, 0 to 1.
+        Sampled values: of a mask, 0 to 1.
     y_px : int
         Top of the mosaic in the figure.
     color : str
         CSS colour of the line.
+    level : float or None
+        Level; None for every whole number.
+    width : int
+        Width of the line, tenths of a pixel.
+    kept : int
+        Of so many vertices one is kept. There is one at each edge of a pixel that the line
+        crosses, which is more than a screen shows.
     """
     from contourpy import contour_generator
 
     lines = []
     for tile, values in zip(mosaic.tiles, tiles, strict=True):
         origin = np.array([tile.x_px + 0.5, tile.y_px + 0.5 + y_px])
-        for vertices in contour_generator(z=values).lines(0.5):
-            # A vertex per crossed pixel edge is more than a screen shows: every other one is kept.
-            lines.append(_path(np.vstack([vertices[:-1:2], vertices[-1:]]) + origin))
+        for vertices in (
+            line
+            for crossed in (_whole_numbers(values) if level is None else (level,))
+            for line in contour_generator(z=values).lines(crossed)
+        ):
+            lines.append(_path(np.vstack([vertices[:-1:kept], vertices[-1:]]) + origin))
     return (
         f'<path transform="scale(.1)" d="{"".join(lines)}" fill="none" stroke="{color}" '
-        'stroke-width="13" stroke-linejoin="round" stroke-opacity=".9"/>'
+        f'stroke-width="{width}" stroke-linejoin="round" stroke-opacity=".9"/>'
     )
+
+
+def _whole_numbers(values: np.ndarray) -> range:
+    """Whole numbers between the least and the greatest value."""
+    return range(int(np.ceil(values.min())), int(np.floor(values.max())) + 1)
 
 
 def _path(vertices: np.ndarray) -> str:
@@ -122,7 +147,20 @@ def orientation_note(mosaic: Mosaic) -> str:
     return note
 
 
-def write_svg(body: str, out_file: Path, *, size_px: tuple[int, int], style: str = "") -> Path:
+def short_orientation_note(mosaic: Mosaic) -> str:
+    """Say on which side left is, and whether the slices are tilted, in few words."""
+    tilt = f"; slices tilted by {mosaic.obliquity_deg:.0f}°" if mosaic.obliquity_deg > 1 else ""
+    return f"Neurological display: left is the subject's left{tilt}."
+
+
+def write_svg(
+    body: str,
+    out_file: Path,
+    *,
+    size_px: tuple[int, int],
+    description: str,
+    style: str = "",
+) -> Path:
     """
     Write a figure on a black ground that scales with its page.
 
@@ -134,6 +172,8 @@ def write_svg(body: str, out_file: Path, *, size_px: tuple[int, int], style: str
         File to write; its folder is made.
     size_px : tuple of int
         Width and height of the drawing.
+    description : str
+        What it shows, for those who do not see it.
     style : str
         CSS of the figure.
 
@@ -149,7 +189,8 @@ def write_svg(body: str, out_file: Path, *, size_px: tuple[int, int], style: str
     # with it, and the file in the report would then differ from the one this wrote.
     out_file.write_text(
         '<?xml version="1.0" encoding="UTF-8"?><svg xmlns="http://www.w3.org/2000/svg" '
-        f'viewBox="0 0 {width} {height}" font-family="{FONT}">\n<style>{style}</style>\n'
+        f'viewBox="0 0 {width} {height}" font-family="{FONT}" role="figure" '
+        f'aria-label="{escape(description)}">\n<style>{style}</style>\n'
         f'<rect width="{width}" height="{height}" fill="#000"/>\n{body}\n</svg>\n',
         encoding="UTF-8",
     )

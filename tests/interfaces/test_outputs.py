@@ -224,19 +224,25 @@ def test_failed_copy_leaves_the_older_file(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_figures_replace_those_of_the_same_scan_only(tmp_path, monkeypatch):
+def test_figures_replace_those_of_their_kind_and_scan_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     figures = tmp_path / "out/sub-01/figures"
     figures.mkdir(parents=True)
-    kept = ["sub-01_run-1_desc-m2m_pet.svg", "sub-01_desc-m2m_dwimap.svg", "sub-01_notes.txt"]
+    kept = [
+        "sub-01_run-1_desc-m2m_pet.svg",
+        "sub-01_desc-m2m_dwimap.svg",
+        "sub-01_desc-suvr_pet.svg",
+        "sub-01_notes.txt",
+    ]
     for name in (*kept, "sub-01_desc-m2m_pet.svg", "sub-01_desc-rigid_pet.svg"):
         (figures / name).write_text("old")
-    sources = [tmp_path / "initial.svg", tmp_path / "rigid.svg"]
+    sources = [tmp_path / "initial.svg", tmp_path / "rigid.svg", tmp_path / "viewer.html"]
     for source in sources:
         source.write_text("new")
     outputs = (
         SaveFigures(
             in_files=[str(source) for source in sources],
+            drawn=["initial", "rigid", "m2m", "viewer"],
             figures_dir=str(figures),
             stem="sub-01",
             suffix="pet",
@@ -244,7 +250,11 @@ def test_figures_replace_those_of_the_same_scan_only(tmp_path, monkeypatch):
         .run()
         .outputs
     )
-    names = ["sub-01_desc-initial_pet.svg", "sub-01_desc-rigid_pet.svg"]
+    names = [
+        "sub-01_desc-initial_pet.svg",
+        "sub-01_desc-rigid_pet.svg",
+        "sub-01_desc-viewer_pet.html",
+    ]
     assert [Path(file).name for file in outputs.out_files] == names
     assert {path.name: path.read_text() for path in figures.iterdir()} == {
         **dict.fromkeys(kept, "old"),

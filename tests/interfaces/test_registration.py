@@ -65,6 +65,7 @@ def register(files, tmp_path, monkeypatch):
                 field=field,
                 inverse_field=invert_displacement(field)[0],
                 jacobian=nb.Nifti1Image(np.ones(field.shape, np.float32), GRID),
+                cycle_error=nb.Nifti1Image(np.full(field.shape, 0.5, np.float32), GRID),
                 quality=quality,
                 device="cpu",
                 weights_sha256="abc",
@@ -93,6 +94,10 @@ def test_accepted_step_is_written_both_ways(register, tmp_path, rng):
     # A tenth of the field's voxel: between its points the inverse is interpolated.
     np.testing.assert_allclose(again, points, atol=0.5)
     assert nb.load(outputs.jacobian_file).shape == (21, 21, 21)
+    np.testing.assert_array_equal(nb.load(outputs.cycle_error_file).dataobj, 0.5)
+    displacement = nb.load(outputs.displacement_file)
+    np.testing.assert_allclose(displacement.dataobj, smooth_field().data)
+    np.testing.assert_allclose(displacement.affine, GRID, atol=1e-4)  # stored as float32
     assert outputs.quality["similarity_gain"] == 0.4
     assert (outputs.device_used, outputs.sha256) == ("cpu", "abc")
 
@@ -106,6 +111,8 @@ def test_rejected_step_gives_the_rigid_transform(register, files, tmp_path):
     assert "folds" in outputs.objections[0]
     assert outputs.quality["folding_percent"] == 0.3
     assert not list(tmp_path.glob("*.h5"))
+    # What was rejected is drawn.
+    assert nb.load(outputs.displacement_file).shape == (21, 21, 21, 3)
 
 
 def test_inputs_reach_the_estimation(register, tmp_path):

@@ -6,10 +6,17 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from m2m_bids.interfaces.reports import AnatomicalFigure, MotionFigure, RegistrationFigures
+from m2m_bids.interfaces.reports import (
+    AnatomicalFigure,
+    MotionFigure,
+    RegistrationFigures,
+    SUVRFigure,
+)
+from m2m_bids.workflows.outputs import REGISTRATION_FIGURES
 
 AFFINE = np.diag([8.0, 8, 8, 1])
 AFFINE[:3, 3] = (-80, -100, -70)
+MAP = ("grid", "jacobian", "cycle")
 
 
 @pytest.fixture
@@ -25,7 +32,9 @@ def files(tmp_path, monkeypatch, rng):
         "native_file": rng.random(radius.shape).astype(np.float32),
         "rigid_file": rng.random(radius.shape).astype(np.float32),
         "final_file": rng.random(radius.shape).astype(np.float32),
+        "displacement_file": rng.uniform(-2, 2, (*radius.shape, 3)).astype(np.float32),
         "jacobian_file": rng.uniform(0.8, 1.2, radius.shape).astype(np.float32),
+        "cycle_error_file": rng.uniform(0, 2, radius.shape).astype(np.float32),
     }
     for name, data in arrays.items():
         nb.Nifti1Image(data, AFFINE).to_filename(tmp_path / f"{name}.nii")
@@ -46,22 +55,36 @@ def test_anatomical_figure(files):
 @pytest.mark.parametrize(
     ("objections", "expected"),
     [
-        ([], ["initial", "rigid", "m2m", "jacobian"]),
-        (["it folds"], ["initial", "rigid", "jacobian"]),
+        ([], ["native", "initial", "rigid", "m2m", "viewer", *MAP]),
+        (["it folds"], ["native", "initial", "rigid", "viewer", *MAP]),
     ],
 )
-def test_rejected_step_has_its_jacobian_but_no_image(files, objections, expected):
+def test_rejected_step_has_its_map_but_no_image(files, objections, expected):
     """The map that was rejected is shown, so that its folds can be seen."""
     outputs = RegistrationFigures(**files, objections=objections, modality="pet").run().outputs
     assert stems(outputs) == expected
+    assert set(expected) <= set(REGISTRATION_FIGURES)
+    viewer = Path(outputs.out_files[expected.index("viewer")]).read_text()
+    assert ("After M2M-Reg" in viewer) is (not objections)
 
 
 def test_rigid_run_draws_two_states(files):
-    for name in ("final_file", "jacobian_file"):
+    for name in ("final_file", "displacement_file", "jacobian_file", "cycle_error_file"):
         del files[name]
     outputs = RegistrationFigures(**files, modality="fa").run().outputs
-    assert stems(outputs) == ["initial", "rigid"]
+    assert stems(outputs) == ["native", "initial", "rigid", "viewer"]
     assert "FA" in Path(outputs.out_files[0]).read_text()
+
+
+def test_suvr_is_drawn_where_there_is_one(files):
+    masks = {name: files[name] for name in ("mask_file", "dseg_file")}
+    facts = {"preprocSUVR": {"ReferenceRegion": "pons & <more>"}}
+    outputs = SUVRFigure(files={"stat": "a.tsv"}, facts={"stat": {}}, **masks).run().outputs
+    assert outputs.out_files == []
+    measured = {"preprocSUVR": files["final_file"]}
+    outputs = SUVRFigure(files=measured, facts=facts, **masks).run().outputs
+    assert stems(outputs) == ["suvr"]
+    assert "reference region: pons &amp; &lt;more&gt;" in Path(outputs.out_files[0]).read_text()
 
 
 def test_motion_is_plotted_where_there_are_frames(tmp_path, monkeypatch):

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2m_bids.reports.figures import anatomical_figure, flicker, select_labels
+from m2m_bids.reports.figures import (
+    anatomical_figure,
+    flicker,
+    native_figure,
+    quantity_figure,
+    select_labels,
+)
 from m2m_bids.reports.jacobian import jacobian_figure
 from m2m_bids.reports.mosaic import TILE_WIDTH_PX, make_mosaic
 from m2m_bids.reports.svg import HEADER_PX
@@ -287,3 +293,45 @@ def test_full_size_is_modest(tmp_path, rng):
     image = nb.Nifti1Image(1 + np.asarray(mask.dataobj) + noise, affine)
     file = flicker(image, mask, {"m2m": image}, tmp_path)["m2m"]
     assert 1e5 < file.stat().st_size < 1.5e6
+
+
+# --- still images ----------------------------------------------------------------------------
+
+
+def test_native_image_shows_its_voxels(tmp_path):
+    """Along the long axis of voxels of 2 x 6 x 3 mm neighbours in a picture are alike."""
+    affine, shape = GRIDS["permuted"]
+    noise = np.random.default_rng(0).random(shape).astype(np.float32)
+    file = native_figure(nb.Nifti1Image(noise, affine), tmp_path / "native.svg", label="<FA>")
+    text = file.read_text()
+    assert "80 x 30 x 64 voxels of 2 x 6 x 3 mm" in text
+    assert "&lt;FA&gt;" in text
+    (pixels,) = rasters(file)
+    row = pixels[100, :240].sum(axis=-1)
+    # 30 voxels across 240 pixels: steps at their edges only.
+    assert np.mean(np.abs(np.diff(row)) > 60) < 0.2
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, -1.0])
+def test_native_image_without_signal_is_drawn(tmp_path, plain_mask, value):
+    data = np.full(plain_mask.shape, value, np.float32)
+    file = native_figure(nb.Nifti1Image(data, plain_mask.affine), tmp_path / "native.svg")
+    well_formed(file.read_text())
+
+
+def test_quantity_of_a_dynamic_scan_is_the_mean_of_its_frames(tmp_path, plain_mask):
+    inside = np.asarray(plain_mask.dataobj)
+    frames = nb.Nifti1Image(np.stack([inside, 3 * inside], -1).astype(np.int16), plain_mask.affine)
+    file = quantity_figure(frames, plain_mask, tmp_path / "suvr.svg", title="SUVR & <b>")
+    text = file.read_text()
+    well_formed(text)
+    assert "SUVR &amp; &lt;b&gt;, mean of its 2 frames" in text
+    assert ">2</text>" in text  # upper end of the colour bar
+
+
+def test_figures_tell_what_they_show(tmp_path, plain_mask):
+    files = flicker(plain_mask, plain_mask, {"rigid": plain_mask}, tmp_path, label="P<E>T")
+    assert (
+        'aria-label="After rigid alignment: the P&lt;E&gt;T and the T1w'
+        in files["rigid"].read_text()
+    )

@@ -146,7 +146,9 @@ def test_labels_give_tables_suv_and_suvr(run, scan, tmp_path):
     files = outputs(scan, tmp_path)
     written = {file for file in (tmp_path / "out").rglob("*") if file.is_file()}
     keys = ("stat", "tacs", "preprocSUV", "preprocSUVR")
-    assert written == {files[name] for key in keys for name in (key, f"{key}_json")}
+    figure = tmp_path / "out/sub-1/figures/sub-1_trc-AV1451_desc-suvr_pet.svg"
+    assert written == {figure, *(files[name] for key in keys for name in (key, f"{key}_json"))}
+    assert "reference region: cerebellar grey (labels 8, 47)" in figure.read_text()
     assert files["stat"].name == "sub-1_trc-AV1451_seg-aparcaseg_desc-preproc_stat.tsv"
     assert files["tacs"].name == "sub-1_trc-AV1451_seg-aparcaseg_desc-preproc_tacs.tsv"
     suvr_name = "sub-1_trc-AV1451_space-T1w_desc-preprocSUVR_pet.nii.gz"
