@@ -24,12 +24,12 @@ _REORDERED = """\
 
 The T1-weighted image was reordered to RAS+."""
 _CORRECTED = {
-    False: "Its intensity non-uniformity was corrected with N4 (ANTs).",
+    False: "Its intensity non-uniformity was corrected with N4 (ANTs) [@tustison2010].",
     True: "Its version without intensity non-uniformity was precomputed.",
 }
 _EXTRACTED = {
     False: "Its brain was found by registration of the MNI152 template (ICBM 2009a symmetric, as "
-    "distributed with nilearn) with ANTs.",
+    "distributed with nilearn) [@fonov2011] with ANTs [@avants2008].",
     True: "Its brain mask was precomputed.",
 }
 _SKIPPED = "It had come without skull: its brain mask is where it has signal."

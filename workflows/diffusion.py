@@ -22,9 +22,9 @@ above one replaced by the median of their neighbours, and what is not connected 
 removed.
 """
 _FIT = """\
-A tensor was fitted to the diffusion-weighted images by weighted least squares (DIPY), to the
-volumes with b-values of at most 1200 s/mm², in a mask (median_otsu) of the mean of those without
-diffusion weighting.
+A tensor was fitted to the diffusion-weighted images by weighted least squares (DIPY)
+[@garyfallidis2014], to the volumes with b-values of at most 1200 s/mm², in a mask (median_otsu) of
+the mean of those without diffusion weighting.
 """
 _MOTION = """\
 Before, each volume was aligned rigidly with the first one without diffusion weighting (mutual

@@ -171,7 +171,7 @@ def _description(kind: str, has_motion_correction: bool) -> str:
     aligned = "were not aligned"
     if has_motion_correction:
         aligned = (
-            "were aligned by rigid registration (ANTs) of their edges, those before "
+            "were aligned by rigid registration (ANTs) [@avants2011] of their edges, those before "
             "120 s or with little signal by the transform of the nearest other one,"
         )
     number = kind.removeprefix("frame:")

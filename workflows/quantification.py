@@ -233,7 +233,7 @@ def _saved(
 
 def _methods(scan: Scan, plan: QuantificationPlan, options: QuantificationOptions) -> str:
     """Say what was done, for the methods section."""
-    labels = "FreeSurfer" if plan.scheme == "freesurfer" else "tissue"
+    labels = "FreeSurfer [@fischl2012]" if plan.scheme == "freesurfer" else "tissue"
     text = f"""\
 #### Quantification
 
@@ -246,8 +246,8 @@ SUVR is the ratio to the mean of a reference region, which the sidecars name.
     if scan.modality == "pet" and options.pvc != "none":
         width = " x ".join(f"{value:g}" for value in options.psf_fwhm_mm)
         method = {
-            "gtm": "the geometric transfer matrix (Rousset et al., 1998)",
-            "rbv": "region-based voxelwise correction (Thomas et al., 2011)",
+            "gtm": "the geometric transfer matrix [@rousset1998]",
+            "rbv": "region-based voxelwise correction [@thomas2011]",
         }[options.pvc]
         text += f"""\
 Partial volume effects were corrected by {method} on the native grid, with labels carried there as

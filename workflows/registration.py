@@ -37,6 +37,8 @@ class RegistrationOptions:
         Seed of ANTs.
     omp_nthreads : int
         Threads of one node.
+    network : str
+        Network of the weights, as their card names it.
     """
 
     transform: Literal["m2m", "rigid"]
@@ -47,6 +49,7 @@ class RegistrationOptions:
     use_gpu: bool
     random_seed: int
     omp_nthreads: int
+    network: str = "gradicon"
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -73,6 +76,11 @@ OUTPUTS = (
     "measures",
     "figures",
 )
+NETWORKS = {
+    "gradicon": "a GradICON network [@tian2023]",
+    "transmorph": "a TransMorph network [@chen2022]",
+    "corrmlp": "a CorrMLP network [@meng2024]",
+}
 BEST_XFMS = ("best_xfm", "best_inverse_xfm")
 
 
@@ -129,7 +137,7 @@ def init_registration_wf(
 #### Registration
 
 Each image was aligned with the T1w by a rigid transform (mutual information, several starts,
-refined with ANTs).
+refined with ANTs [@avants2011]).
 """
     inputnode = pe.Node(
         niu.IdentityInterface(
@@ -190,9 +198,9 @@ def _add_deformable_step(
     workflow: Workflow, modality: Literal["pet", "fa"], options: RegistrationOptions
 ) -> None:
     """Add M2M-Reg behind the rigid alignment."""
-    workflow.__desc__ += """\
-What it left over was estimated by M2M-Reg (Choo et al., MICCAI 2025): a GradICON network predicts
-the map, and the same objective, with the MNI152 template and its simulated counterpart as the
+    workflow.__desc__ += f"""\
+What it left over was estimated by M2M-Reg [@choo2025]: {NETWORKS[options.network]} predicts the
+map, and the same objective, with the MNI152 template and its simulated counterpart as the
 pre-aligned bridge pair, and with the T1w and what is simulated from its tissues as another,
 refines it for the pair at hand. Where that moves the brain by less than 3.6 mm on average, as
 within a person, it begins anew from the rigid alignment and bends less. The deformable map was

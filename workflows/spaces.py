@@ -70,8 +70,8 @@ def init_template_wf(
     found = (
         "The transform between the T1w and"
         if given_xfms
-        else "By an affine transform and SyN with ANTs, both by mutual information, the brain of "
-        "the T1w was registered to"
+        else "By an affine transform and SyN with ANTs [@avants2008], both by mutual information, "
+        "the brain of the T1w was registered to"
     )
     precomputed = " was precomputed" if given_xfms else ""
     workflow.__desc__ = f"""\

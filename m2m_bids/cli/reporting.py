@@ -12,29 +12,33 @@ from m2m_bids.bids.derivatives import missing_outputs, software_versions, write_
 from m2m_bids.bids.naming import expected_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.status import StatusRow, status_row, update_status
-from m2m_bids.reports.fragments import citation_text
+from m2m_bids.cli.scan_facts import write_scan_fragments
+from m2m_bids.reports.citation import cite
 from m2m_bids.reports.html import write_subject_report
 from m2m_bids.settings import Settings
 
 
 def write_citation(settings: Settings, methods: str) -> Path:
     """
-    Write ``logs/CITATION.md``.
+    Write ``logs/CITATION.md``, ``.html`` and ``.bib``.
 
     Parameters
     ----------
     settings : Settings
     methods : str
-        What the workflow says of itself, Markdown.
+        What the workflow says of itself, Markdown with ``[@key]`` for references.
 
     Returns
     -------
     Path
+        The first.
     """
-    file = settings.output_dir / "logs" / "CITATION.md"
-    text = citation_text(version=__version__, methods=methods, software=software_versions())
-    write_text(file, text)
-    return file
+    folder = settings.output_dir / "logs"
+    citation = cite(version=__version__, methods=methods, software=software_versions())
+    write_text(folder / "CITATION.md", citation.markdown)
+    write_text(folder / "CITATION.html", citation.html)
+    write_text(folder / "CITATION.bib", citation.bibtex)
+    return folder / "CITATION.md"
 
 
 def read_sidecar(scan: Scan, settings: Settings) -> dict[str, Any]:
@@ -130,6 +134,10 @@ def write_reports(
         The reports.
     """
     update_status(settings.output_dir, rows)
+    weights = _weights_card(settings)
+    for scan, row in zip(scans, rows, strict=True):
+        if not scan.reason:
+            write_scan_fragments(scan, row, read_sidecar(scan, settings), settings)
     reports = []
     for subject in dict.fromkeys(scan.subject for scan in scans):
         own = [(s, row) for s, row in zip(scans, rows, strict=True) if s.subject == subject]
@@ -142,6 +150,7 @@ def write_reports(
                 rows=table,
                 facts=_facts([scan for scan, _ in own], settings),
                 about=software_versions(),
+                weights=weights,
                 command=" ".join(sys.argv),
             )
         )
@@ -178,8 +187,29 @@ def _facts(scans: Sequence[Scan], settings: Settings) -> dict[str, object]:
         "Scans": [f"{scan.name}: {scan.file}" for scan in scans],
         "T1w images": list(dict.fromkeys(str(scan.t1w) for scan in scans if scan.t1w)),
         "Transform asked for": settings.transform,
+        "Output spaces": list(settings.output_spaces),
         "Weights": str(settings.weights or "default of m2m-bids"),
         "SHA-256 of the weights": values("WeightsSHA256"),
         "Steps of refinement": values("RefinementSteps"),
         "Device": values("Device"),
+    }
+
+
+def _weights_card(settings: Settings) -> dict[str, object]:
+    """Say what the weights are, as their card does; nothing of a rigid run."""
+    if settings.transform == "rigid":
+        return {}
+    from m2m_bids.api import DEFAULT_WEIGHTS
+    from m2m_bids.registration.weights import read_card
+
+    folder = settings.weights or DEFAULT_WEIGHTS
+    card = read_card(folder)
+    return {
+        "Folder": str(folder),
+        "SHA-256": card.sha256,
+        "Network": card.network,
+        "Grid": f"{card.grid_size} voxels of {card.spacing_mm:g} mm along each axis",
+        "Kinds of images": list(card.modalities),
+        "Trained on": card.training_data,
+        "Trained by": card.training_command,
     }

@@ -171,6 +171,7 @@ def _find_templates(settings: Settings) -> None:
 def _registration_options(
     settings: Settings, weights: Path | None, sha256: str, *, use_gpu: bool
 ) -> "RegistrationOptions":
+    from m2m_bids.registration.weights import read_card
     from m2m_bids.workflows.registration import RegistrationOptions
 
     return RegistrationOptions(
@@ -182,6 +183,7 @@ def _registration_options(
         use_gpu=use_gpu,
         random_seed=settings.random_seed,
         omp_nthreads=settings.omp_nthreads,
+        network=read_card(weights).network if weights else "",
     )
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Literal
+
+from m2m_bids.reports.citation import markdown_html
 
 Level = Literal["info", "success", "warning", "danger"]
 STATUS_COLORS = {
@@ -37,49 +37,63 @@ def summary_html(facts: Mapping[str, object], *, message: str = "", level: Level
 
     Examples
     --------
-    >>> "<tr><th>Tracer</th><td>&lt;script&gt;</td></tr>" in summary_html({"Tracer": "<script>"})
+    >>> ">Tracer</th><td>&lt;script&gt;</td></tr>" in summary_html({"Tracer": "<script>"})
     True
     """
-    box = f'<p class="alert alert-{level}" role="alert">{escape(message)}</p>' if message else ""
+    box = f'<p class="alert alert-{level}">{escape(message)}</p>' if message else ""
     rows = "".join(
-        f"<tr><th>{escape(str(name))}</th><td>{_cell_text(value)}</td></tr>"
+        f'<tr><th scope="row">{escape(str(name))}</th><td>{_cell_text(value)}</td></tr>'
         for name, value in facts.items()
     )
     return f'{box}<table class="table table-sm m2m-facts">{rows}</table>' if rows else box
 
 
 def scan_table_html(rows: Sequence[Mapping[str, object]]) -> str:
+    """Tabulate scans and their numbers, as `table_html` does."""
+    if not rows:
+        return '<p class="alert alert-secondary">No scan was found.</p>'
+    return table_html(rows, name="Scans and numbers")
+
+
+def table_html(rows: Sequence[Mapping[str, object]], *, name: str) -> str:
     """
-    Tabulate scans and their numbers, one row each.
+    Tabulate numbers, of a scan or a region in each row; a large table scrolls.
 
     Parameters
     ----------
     rows : sequence of mapping of str to object
-        Cells by column name; columns appear in the order in which the rows first name them, and a
-        missing or ``None`` cell is a dash. Units belong into the column names. The column
-        ``status`` is shown in colour.
+        One at least. Cells by column name; columns appear in the order in which the rows first
+        name them, and a missing or ``None`` cell is a dash. Units belong into the column names.
+        The column ``status`` is shown in colour.
+    name : str
+        What the table shows, for those who do not see it.
 
     Returns
     -------
     str
         HTML.
     """
-    if not rows:
-        return '<p class="alert alert-secondary" role="alert">No scan was found.</p>'
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
     body = "".join(
-        f"<tr>{''.join(_table_cell(name, row.get(name)) for name in columns)}</tr>" for row in rows
+        f"<tr>{''.join(_table_cell(column, row.get(column)) for column in columns)}</tr>"
+        for row in rows
     )
     return (
-        '<div class="m2m-numbers"><table class="table table-sm table-striped">'
+        f'<div class="m2m-numbers" tabindex="0" role="region" aria-label="{escape(name)}">'
+        '<table class="table table-sm table-striped">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def about_html(facts: Mapping[str, object], *, command: str = "") -> str:
+def about_html(
+    facts: Mapping[str, object],
+    *,
+    command: str = "",
+    weights: Mapping[str, object] | None = None,
+) -> str:
     """
-    List versions and the command line.
+    List versions, the weights and the command line.
 
     Parameters
     ----------
@@ -87,6 +101,8 @@ def about_html(facts: Mapping[str, object], *, command: str = "") -> str:
         Versions, run identifier, times.
     command : str
         Command line of the run.
+    weights : mapping of str to object
+        What the card of the weights says.
 
     Returns
     -------
@@ -94,7 +110,8 @@ def about_html(facts: Mapping[str, object], *, command: str = "") -> str:
         HTML.
     """
     line = f"<h3>Command</h3>{text_html(command)}" if command else ""
-    return summary_html(facts) + line
+    card = f"<h3>Weights of the network</h3>{summary_html(weights)}" if weights else ""
+    return f"<h3>Versions</h3>{summary_html(facts)}{card}{line}"
 
 
 def text_html(content: str) -> str:
@@ -119,9 +136,9 @@ def errors_html(log_dir: Path) -> str:
     """
     crash_files = sorted(Path(log_dir).glob("crash*")) if Path(log_dir).is_dir() else []
     if not crash_files:
-        return '<p class="alert alert-success" role="alert">No errors to report.</p>'
+        return '<p class="alert alert-success">No errors to report.</p>'
     count = f"{len(crash_files)} step(s) failed. Click on a line for the details."
-    parts = [f'<p class="alert alert-danger" role="alert">{count}</p>']
+    parts = [f'<p class="alert alert-danger">{count}</p>']
     for file in crash_files:
         if file.suffix == ".txt":
             content = file.read_text(encoding="UTF-8", errors="replace")
@@ -137,27 +154,26 @@ def errors_html(log_dir: Path) -> str:
     return "".join(parts)
 
 
-def citation_text(*, version: str, methods: str, software: Mapping[str, str]) -> str:
+def methods_html(markdown: str, bibtex: str = "") -> str:
     """
-    Fill in the text for a methods section, with references.
+    Show the text for a methods section, and its references as BibTeX.
 
     Parameters
     ----------
-    version : str
-        Version of m2m-bids.
-    methods : str
-        Paragraphs on the steps that ran, Markdown.
-    software : mapping of str to str
-        Version of each package used.
+    markdown : str
+        Text of ``logs/CITATION.md``.
+    bibtex : str
+        Of ``logs/CITATION.bib``.
 
     Returns
     -------
     str
-        Markdown.
+        HTML for a section of a page.
     """
-    template = Template(files("m2m_bids.data").joinpath("citation.md").read_text("UTF-8"))
-    versions = ", ".join(f"{name} {number}" for name, number in software.items())
-    return template.substitute(version=version, methods=methods.strip(), software=versions)
+    shown = f'<div class="m2m-methods">{markdown_html(markdown, deeper=2)}</div>'
+    if bibtex:
+        shown += f"<details><summary>References as BibTeX</summary>{text_html(bibtex)}</details>"
+    return shown
 
 
 def _cell_text(value: object) -> str:

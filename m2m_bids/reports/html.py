@@ -8,25 +8,23 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import yaml
 
 from m2m_bids.reports.fragments import (
     about_html,
     errors_html,
+    methods_html,
     scan_table_html,
     summary_html,
-    text_html,
 )
 
-REMOTE_ASSET = re.compile(
-    r"""<(?:script|link|img|iframe|object)\b[^>]*(?:src|href|data)=["'](?:https?:)?//[^>]*>""",
-    re.IGNORECASE,
-)
-SCRIPT_LINK = re.compile(r'<script src="https?://[^"]*/(?P<name>[^/"]+)"[^>]*></script>')
-STYLE_LINK = re.compile(r'<link href="https?://[^"]*/(?P<name>[^/"]+)"[^>]*>')
-# npm's jquery package names the file that the CDN calls jquery-3.6.0.min.js without its version.
-VERSION_IN_NAME = re.compile(r"-\d+(\.\d+)*(?=\.min\.)")
+# What `svg.write_svg` and `charts` say of a figure, in its first tag.
+DESCRIPTION = re.compile(r'aria-label="([^"]*)"')
+SIZE = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
+DESCRIBED_CHARACTERS = 5000
+ASSETS = ("bootstrap.min.css", "report.css", "bootstrap.bundle.min.js")
 
 
 def write_subject_report(
@@ -37,14 +35,15 @@ def write_subject_report(
     rows: Sequence[Mapping[str, object]] = (),
     facts: Mapping[str, object] | None = None,
     about: Mapping[str, object] | None = None,
+    weights: Mapping[str, object] | None = None,
     command: str = "",
 ) -> Path:
     """
     Write ``sub-<subject>.html`` from the figures in ``sub-<subject>/figures``.
 
-    Besides the rows and facts given here, the page takes in ``logs/CITATION.md`` and the crash
-    files under ``sub-<subject>/log/<run_uuid>``. Its own text parts are left beside the figures
-    as ``sub-<subject>_desc-*_report.html``.
+    Besides the rows and facts given here, the page takes in ``logs/CITATION.md`` and ``.bib``, and
+    the crash files under ``sub-<subject>/log/<run_uuid>``. Its own text parts are left beside the
+    figures as ``sub-<subject>_desc-*_report.html``.
 
     Parameters
     ----------
@@ -60,6 +59,8 @@ def write_subject_report(
         What was used: T1w, weights and their hash, device, thresholds.
     about : mapping
         Versions of the software.
+    weights : mapping
+        What the card of the weights says.
     command : str
         Command line of the run.
 
@@ -72,58 +73,26 @@ def write_subject_report(
     ------
     ValueError
         If the label holds anything but letters, digits and ``+``.
-    RuntimeError
-        If nireports' template needs a file from the network that does not come with m2m-bids.
     """
     subject = subject.removeprefix("sub-")
     if not re.fullmatch(r"[A-Za-z0-9+]+", subject):
         raise ValueError(f"subject is {subject!r}: expected letters and digits, as in 01")
     out_dir = Path(out_dir).absolute()
     figures_dir = out_dir / f"sub-{subject}" / "figures"
-    citation_file = out_dir / "logs" / "CITATION.md"
-    citation = citation_file.read_text("UTF-8") if citation_file.is_file() else ""
+    citation, bibtex = (
+        file.read_text("UTF-8") if file.is_file() else ""
+        for file in (out_dir / "logs" / f"CITATION.{end}" for end in ("md", "bib"))
+    )
     parts = {
         "summary": summary_html({"Participant": f"sub-{subject}", **(facts or {})}),
         "numbers": scan_table_html(rows),
-        "about": about_html({**(about or {}), "Run": run_uuid}, command=command),
-        "methods": text_html(citation or "No logs/CITATION.md was written."),
+        "about": about_html({**(about or {}), "Run": run_uuid}, command=command, weights=weights),
+        "methods": methods_html(citation or "No logs/CITATION.md was written.", bibtex),
         "errors": errors_html(out_dir / f"sub-{subject}" / "log" / run_uuid),
     }
-    figures_dir.mkdir(parents=True, exist_ok=True)
     for name, html in parts.items():
-        (figures_dir / f"sub-{subject}_desc-{name}_report.html").write_text(html, "UTF-8")
+        write_fragment(figures_dir, f"sub-{subject}_desc-{name}_report", html)
     return _assemble(out_dir, subject, run_uuid, find_figures(figures_dir))
-
-
-def offline_template() -> str:
-    """
-    Put the style sheet and scripts into nireports' template in place of its links to them.
-
-    Returns
-    -------
-    str
-        Jinja2 template.
-
-    Raises
-    ------
-    RuntimeError
-        If the installed nireports links to a file of another name than those in ``data/report``.
-    """
-    from nireports.assembler import data
-
-    template = data.load("report.tpl").read_text("UTF-8")
-    template = SCRIPT_LINK.sub(lambda link: _inline(link, "script"), template)
-    template = STYLE_LINK.sub(lambda link: _inline(link, "style"), template)
-    own_style = f"<style>{_raw(_asset('report.css'))}</style>"
-    template = template.replace("</head>", f"{own_style}\n</head>", 1)
-    template = template.replace('<body style="font-family: helvetica;">', "<body>")
-    without_raw = re.sub(r"{% raw %}.*?{% endraw %}", "", template, flags=re.DOTALL)
-    if remote := REMOTE_ASSET.search(without_raw):
-        raise RuntimeError(
-            f"the report template of the installed nireports needs the network: {remote[0][:120]} "
-            "is not among the files in m2m_bids/data/report. Install nireports 25 or 26."
-        )
-    return template
 
 
 class Figure(NamedTuple):
@@ -166,32 +135,46 @@ def find_figures(figures_dir: Path) -> list[Figure]:
     return found
 
 
+def write_fragment(figures_dir: Path, name: str, html: str) -> Path:
+    """Write a piece of HTML to where the report finds it."""
+    file = Path(figures_dir) / f"{name}.html"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(html, "UTF-8")
+    return file
+
+
 def _assemble(out_dir: Path, subject: str, run_uuid: str, figures: list[Figure]) -> Path:
     """Have nireports make the page, and put it in place once it is whole."""
     from nireports.assembler.report import Report, SubReport
     from nireports.assembler.reportlet import Reportlet
+
+    class ScanReportlet(Reportlet):
+        """Figures with words for those who do not see them, which nireports' own have not."""
+
+        def __init__(self, query: dict):
+            self.name, self.description = query["name"], None
+            self.title, self.subtitle = query.get("title"), query.get("subtitle")
+            found = _find(figures, query["bids"])
+            self.components = [
+                (_embed(figure, query, out_dir), query.get("caption")) for figure in found
+            ]
 
     class SubjectReport(Report):
         """A report whose sections may repeat for every scan."""
 
         def index(self, config):
             for section in config["sections"]:
-                queries = _expand(section, figures)
-                made = (
-                    Reportlet(_Layout(out_dir, figures), config=query, out_dir=out_dir)
-                    for query in queries
-                )
-                if reportlets := [reportlet for reportlet in made if not reportlet.is_empty()]:
+                parts = [ScanReportlet(query) for query in _expand(section, figures)]
+                if shown := [part for part in parts if not part.is_empty()]:
+                    is_nested = "scans" in section
                     self.sections.append(
-                        SubReport(
-                            section["name"], isnested="scans" in section, reportlets=reportlets
-                        )
+                        SubReport(section["name"], isnested=is_nested, reportlets=shown)
                     )
 
     out_file = out_dir / f"sub-{subject}.html"
     with tempfile.TemporaryDirectory() as folder:
         template_file, spec_file = Path(folder, "report.tpl"), Path(folder, "spec.yml")
-        template_file.write_text(offline_template(), "UTF-8")
+        template_file.write_text(page_template(), "UTF-8")
         spec = yaml.safe_load(_asset("reports-spec.yml"))
         spec |= {"template_path": str(template_file), "title": f"m2m-bids: sub-{subject}"}
         spec_file.write_text(yaml.safe_dump(spec, sort_keys=False), "UTF-8")
@@ -202,33 +185,71 @@ def _assemble(out_dir: Path, subject: str, run_uuid: str, figures: list[Figure])
     return out_file
 
 
-class _Layout:
-    """The part of a pybids layout that nireports' reportlets use."""
+def page_template() -> str:
+    """
+    Put style sheets and script into the template of the page, which then needs no other file.
 
-    def __init__(self, root: Path, figures: list[Figure]):
-        self.root = str(root)
-        self._figures = figures
+    Returns
+    -------
+    str
+        Jinja2 template.
+    """
+    tags = {".css": "style", ".js": "script"}
+    assets = []
+    for name in ASSETS:
+        tag = tags[Path(name).suffix]
+        content = re.sub(r"(/[/*]# sourceMappingURL=)[^\n]*", "", _asset(name))
+        assets.append(f"<{tag}>{{% raw %}}{content}{{% endraw %}}</{tag}>")
+    return _asset("report.tpl").replace("{{ assets }}", "\n".join(assets))
 
-    def get(self, **query: object) -> list[Figure]:
-        """Figures with these entities; `scan` must match whole."""
-        scan = query.pop("scan", None)
-        return [
-            figure
-            for figure in self._figures
-            if scan in (None, figure.scan)
-            and all(figure.entities.get(key) == value for key, value in query.items())
-        ]
+
+def _find(figures: list[Figure], wanted: Mapping[str, object]) -> list[Figure]:
+    """Figures with these entities; `scan` must match whole."""
+    entities = {key: value for key, value in wanted.items() if key != "scan"}
+    return [
+        figure
+        for figure in figures
+        if wanted.get("scan") in (None, figure.scan)
+        and all(figure.entities.get(key) == value for key, value in entities.items())
+    ]
+
+
+def _embed(figure: Figure, query: Mapping, out_dir: Path) -> str:
+    """Show a figure: a piece of HTML as it is, a page in a frame, or an image."""
+    file = Path(figure.path)
+    shown_as = query.get("show", "picture")
+    if file.suffix == ".html" and shown_as != "frame":
+        return file.read_text("UTF-8")
+    name = file.relative_to(out_dir).as_posix()
+    address = f"./{quote(name)}"
+    words = f"{query['subtitle']}, {query['scan']}"
+    size = ""
+    if file.suffix == ".svg":
+        start = file.read_text("UTF-8")[:DESCRIBED_CHARACTERS]
+        words = told[1] if (told := DESCRIPTION.search(start)) else words
+        # Room is kept for what is not loaded yet, so that links into the page find their place.
+        if found := SIZE.search(start):
+            size = f' width="{found[1]}" height="{found[2]}"'
+            size += f' style="aspect-ratio: {found[1]} / {found[2]}"'
+    content = {
+        "picture": f'<img src="{address}" alt="{words}" loading="lazy"{size}>',
+        # Only so do animations stop where the pointer is.
+        "object": f'<object type="image/svg+xml" data="{address}" aria-label="{words}"{size}>'
+        f"{words}</object>",
+        "frame": f'<iframe src="{address}" title="{words}" loading="lazy"></iframe>',
+    }[shown_as]
+    return (
+        f'<div class="reportlet">{content}</div>'
+        f'<small>File: <a href="{address}" target="_blank">{escape(name)}</a></small>'
+    )
 
 
 def _expand(section: dict, figures: list[Figure]) -> list[dict]:
     """Reportlets of a section, repeated for each scan under a title where the section says so."""
     suffix = section.get("scans")
     if suffix is None:
-        named = {"name": f"m2m-{section['name'].lower()}"}
-        return [
-            {**query, "name": f"{named['name']}-{i}"}
-            for i, query in enumerate(section["reportlets"])
-        ]
+        start = f"m2m-{section['name'].lower()}"
+        return [{**query, "name": f"{start}-{i}"} for i, query in enumerate(section["reportlets"])]
     expanded = []
     scans = sorted({figure.scan for figure in figures if figure.entities["suffix"] == suffix})
     for scan in scans:
@@ -237,29 +258,18 @@ def _expand(section: dict, figures: list[Figure]) -> list[dict]:
         is_first = True
         for query in section["reportlets"]:
             bids = {**query["bids"], "suffix": suffix, "scan": scan}
-            if not _Layout(Path(), figures).get(**bids):
+            if not _find(figures, bids):
                 continue
             anchor = f"{name}_{bids['desc']}_{suffix}"
-            extra = {"title": escape(title)} if is_first else {}
-            expanded.append({**query, "bids": bids, "name": escape(anchor), **extra})
+            expanded.append({
+                **query,
+                "bids": bids,
+                "name": escape(anchor),
+                "scan": escape(title),
+                "title": escape(title) if is_first else None,
+            })  # fmt: skip
             is_first = False
     return expanded
-
-
-def _inline(link: re.Match, tag: str) -> str:
-    """Replace a link to a file on the network by the file, if it is one of those shipped."""
-    name = VERSION_IN_NAME.sub("", link["name"])
-    if not files("m2m_bids.data").joinpath("report", name).is_file():
-        return link[0]
-    content = re.sub(r"(/[/*]# sourceMappingURL=)[^\n]*", "", _asset(name))
-    if f"</{tag}" in content.lower():
-        raise RuntimeError(f"{name} holds a closing {tag} tag and cannot be put into a page")
-    return f"<{tag}>{_raw(content)}</{tag}>"
-
-
-def _raw(content: str) -> str:
-    """Keep Jinja2 from reading a text."""
-    return f"{{% raw %}}{content}{{% endraw %}}"
 
 
 def _asset(name: str) -> str:

@@ -55,8 +55,13 @@ def finish(settings, scan=SCAN, transform="m2m", **fields):
 
 
 def test_citation(settings):
-    text = write_citation(settings(), "#### Registration\n\nAligned with care.").read_text()
-    assert "Aligned with care." in text
+    file = write_citation(settings(), "#### Registration\n\nAligned with care [@choo2025].")
+    text = file.read_text()
+    assert "Aligned with care (Choo et al., 2025)." in text
+    assert "<p>Aligned with care (Choo et al., 2025).</p>" in (
+        file.with_suffix(".html").read_text()
+    )
+    assert "@inproceedings{choo2025," in file.with_suffix(".bib").read_text()
     assert "antspyx" in text
     assert "{" not in text.replace("{{", "")
 

@@ -137,6 +137,7 @@
       const context = plane.canvas.getContext("2d");
       const scale = plane.canvas.width / size[across];
       blend(plane);
+      context.clearRect(0, 0, plane.canvas.width, plane.canvas.height);
       context.imageSmoothingQuality = "high";
       context.drawImage(plane.voxels, 0, 0, plane.canvas.width, plane.canvas.height);
       const labels = sliceOf(volumes.labels, plane);
@@ -295,11 +296,11 @@
     byId(`state${view.state}`).checked = true;
     fit();
     window.addEventListener("resize", fit);
+    byId("problem").hidden = true;
     document.body.dataset.ready = "yes";
   }
 
   start().catch((error) => {
-    byId("problem").hidden = false;
     byId("problem").textContent = `The images could not be shown: ${error.message}`;
   });
 })();

@@ -1,0 +1,168 @@
+"""What the report says of one scan in words and tables, from its files in the output dataset."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m2m_bids.bids.naming import (
+    expected_outputs,
+    expected_space_outputs,
+    figures_of_scan,
+    parse_name,
+)
+from m2m_bids.bids.query import Scan
+from m2m_bids.bids.status import StatusRow
+from m2m_bids.reports.fragments import Level, summary_html, table_html
+from m2m_bids.reports.html import write_fragment
+from m2m_bids.settings import Settings
+
+TRACER_FIELDS = ("TracerName", "TracerRadionuclide")
+
+
+def write_scan_fragments(
+    scan: Scan, row: StatusRow, sidecar: Mapping[str, Any], settings: Settings
+) -> None:
+    """
+    Write the words and the table of regions of a scan to where its report finds them.
+
+    Parameters
+    ----------
+    scan : Scan
+        A scan that was to be registered.
+    row : StatusRow
+        What became of it.
+    sidecar : mapping
+        Of its registered image; empty if there is none.
+    settings : Settings
+    """
+    names = figures_of_scan(scan, settings.output_dir)
+    folder = Path(names["figures_dir"])
+    tables = _find_tables(scan, settings)
+    message, level = _decision(row, sidecar)
+    facts = {
+        **_input_facts(scan),
+        "Static image": sidecar.get("StaticReference"),
+        "Rigid alignment": _rigid_fact(sidecar),
+        "Output spaces": _written_images(scan, settings),
+        **_quantification_facts(scan, tables, settings),
+    }
+    known = {name: value for name, value in facts.items() if value}
+    summary = summary_html(known, message=message, level=level)
+    write_fragment(folder, f"{names['stem']}_desc-summary_{names['suffix']}", summary)
+    regions = f"{names['stem']}_desc-regions_{names['suffix']}"
+    statistics = [file for file in tables if file.stem.endswith("_stat")]
+    if statistics:
+        write_fragment(folder, regions, "".join(map(_regions_html, statistics)))
+    else:
+        (folder / f"{regions}.html").unlink(missing_ok=True)
+
+
+def _decision(row: StatusRow, sidecar: Mapping[str, Any]) -> tuple[str, Level]:
+    """Say what became of a scan."""
+    if row.status == "failed":
+        return f"Failed: {row.reason}. Figures below, if any, are of an earlier run.", "danger"
+    if row.status == "rigid only":
+        return f"The deformable step was rejected, the result is rigid: {row.reason}.", "warning"
+    if sidecar.get("Transform") == "rigid":
+        return "Aligned rigidly, as was asked for.", "info"
+    return "The deformable step passed the check and was used.", "success"
+
+
+def _input_facts(scan: Scan) -> dict[str, object]:
+    """Name the files, and the tracer."""
+    said = [str(scan.sidecar[name]) for name in TRACER_FIELDS if scan.sidecar.get(name)]
+    return {
+        "Files": [str(file) for file in scan.sources],
+        "T1w chosen by": scan.t1w_choice,
+        "Tracer": said or scan.tracer,
+    }
+
+
+def _rigid_fact(sidecar: Mapping[str, Any]) -> str:
+    """Say how the rigid alignment went."""
+    if "RigidScore" not in sidecar:
+        return ""
+    start = sidecar.get("RigidStart", "unknown")
+    return f"mutual information {sidecar['RigidScore']:.3g} nats; best start: {start}"
+
+
+def _written_images(scan: Scan, settings: Settings) -> list[str]:
+    """List the registered images that are there, in every space."""
+    out_dir = settings.output_dir
+    on_t1w = expected_outputs(scan, out_dir, "rigid")
+    files = {"T1w": on_t1w["preproc"], "T1w, rigid": on_t1w["rigid"]}
+    for space in settings.further_spaces:
+        files[str(space)] = expected_space_outputs(scan, out_dir, space, "rigid")["image"]
+    return [
+        f"{space}: {file.relative_to(out_dir)}" for space, file in files.items() if file.is_file()
+    ]
+
+
+def _find_tables(scan: Scan, settings: Settings) -> list[Path]:
+    """Find the tables of regions of a scan, those without correction first."""
+    folder = expected_outputs(scan, settings.output_dir, "rigid")["preproc"].parent
+    stem = figures_of_scan(scan, settings.output_dir)["stem"]
+    found = (
+        file for end in ("stat", "tacs") for file in folder.glob(f"{stem}_seg-*_desc-*_{end}.tsv")
+    )
+    return sorted(found, key=lambda file: ("_pvc-" in file.name, file.name))
+
+
+def _quantification_facts(scan: Scan, tables: list[Path], settings: Settings) -> dict[str, object]:
+    """Say what was measured, with what, and what could not be."""
+    facts: dict[str, object] = {
+        "Tables of regions": [str(file.relative_to(settings.output_dir)) for file in tables]
+    }
+    if not tables:
+        return facts
+    said = _read_json(tables[0].with_suffix(".json"))
+    facts["Regions"] = f"{said.get('Segmentation')}: {said.get('LabelFile')}"
+    for name in ("SUV", "SUVR"):
+        if reason := said.get(f"{name}NotComputed"):
+            facts[name] = f"not computed: {reason}"
+    if scan.modality == "pet":
+        images = expected_outputs(scan, settings.output_dir, "rigid")["preproc_json"]
+        for name, words in (("SUV", _suv_fact), ("SUVR", _suvr_fact)):
+            file = images.with_name(images.name.replace("desc-preproc", f"desc-preproc{name}"))
+            if file.is_file():
+                facts[name] = words(_read_json(file))
+    corrections = {parse_name(file).entities.get("pvc") for file in tables} - {None}
+    facts["Partial volume correction"] = sorted(corrections)
+    return facts
+
+
+def _suv_fact(said: Mapping[str, Any]) -> str:
+    return (
+        f"{said.get('BodyWeight')} {said.get('BodyWeightUnits')} ({said.get('BodyWeightSource')}),"
+        f" {said.get('SUVInjectedRadioactivity')} Bq, decay: {said.get('SUVDecayConvention')}"
+    )
+
+
+def _suvr_fact(said: Mapping[str, Any]) -> str:
+    means = ", ".join(f"{mean:.4g}" for mean in said.get("ReferenceRegionMean", []))
+    return f"relative to {said.get('ReferenceRegion')}, whose mean is {means}"
+
+
+def _regions_html(file: Path) -> str:
+    """Show a table of regions."""
+    with file.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    return table_html([_with_numbers(row) for row in rows], name=file.stem) if rows else ""
+
+
+def _with_numbers(row: Mapping[str, str]) -> dict[str, object]:
+    """Read the cells of a row; what is no number stays text, and n/a is left out."""
+    cells: dict[str, object] = {}
+    for name, text in row.items():
+        try:
+            cells[name] = int(text) if text.lstrip("-").isdigit() else float(text)
+        except ValueError:
+            cells[name] = None if text == "n/a" else text
+    return cells
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Read a sidecar; empty if there is none."""
+    return json.loads(file.read_text("UTF-8")) if file.is_file() else {}

@@ -1,0 +1,151 @@
+"""What reports say of a scan, from files with names and values that try to be code."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from m2m_bids.bids.naming import (
+    expected_outputs,
+    expected_space_outputs,
+    figures_of_scan,
+    quantification_outputs,
+)
+from m2m_bids.bids.query import Scan
+from m2m_bids.bids.status import status_row
+from m2m_bids.cli.scan_facts import write_scan_fragments
+from m2m_bids.settings import Settings
+
+EVIL = "<script>alert('x')</script>\"'"
+SCAN = Scan(
+    "pet",
+    Path(f"/data/{EVIL}/sub-01_trc-FDG_pet.nii.gz"),
+    {"sub": "01", "trc": "FDG"},
+    Path("/data/sub-01/anat/sub-01_T1w.nii.gz"),
+    {"sub": "01"},
+    sidecar={"TracerName": EVIL, "TracerRadionuclide": "F18"},
+    t1w_choice="same session",
+)
+DONE = {"Transform": "m2m", "RigidScore": 0.6123, "RigidStart": "headers", "StaticReference": EVIL}
+HEAD = "region\tindex\tmean\tmedian\tsd\tvolume_mm3\tn_voxels\tcoverage\n"
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "bids").mkdir()
+    return Settings(
+        bids_dir=tmp_path / "bids",
+        output_dir=tmp_path / "out",
+        work_dir=tmp_path / "work",
+        output_spaces=("T1w", "MNI152NLin2009aSym:res-2"),
+    )
+
+
+@pytest.fixture
+def told(settings):
+    """Write the pieces of a scan; return summary and regions, None where there is no file."""
+
+    def run(status="done", reason="", sidecar=DONE, scan=SCAN):
+        write_scan_fragments(scan, status_row(scan, status, reason), sidecar, settings)
+        names = figures_of_scan(scan, settings.output_dir)
+        folder = Path(names["figures_dir"])
+        found = []
+        for desc in ("summary", "regions"):
+            file = folder / f"{names['stem']}_desc-{desc}_{names['suffix']}.html"
+            found.append(file.read_text() if file.is_file() else None)
+        return found
+
+    return run
+
+
+def write(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture
+def quantified(settings):
+    """Tables with and without correction, SUVR and the reason for no SUV."""
+    outputs = quantification_outputs(SCAN, settings.output_dir, "aparcaseg")
+    write(outputs["stat"], f"{HEAD}{EVIL}\t8\t1234.5678\tn/a\t0\t20\t-3\t0.5\n")
+    write(outputs["tacs"], "frame_start\tframe_end\n")
+    said = {
+        "Segmentation": "aparcaseg",
+        "LabelFile": f"bids:freesurfer:{EVIL}",
+        "SUVNotComputed": f"no weight in {EVIL}",
+    }
+    write(outputs["stat_json"], said)
+    reference = {"ReferenceRegion": EVIL, "ReferenceRegionMean": [2000.0]}
+    write(outputs["preprocSUVR_json"], reference)
+    corrected = quantification_outputs(SCAN, settings.output_dir, "aparcaseg", pvc="rbv")
+    write(corrected["stat"], f"{HEAD}pons\t16\t2\t2\t0\t20\t3\t1\n")
+    write(corrected["stat_json"], said)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "sidecar", "words"),
+    [
+        ("done", "", DONE, "alert-success\">The deformable step passed"),
+        ("done", "", {**DONE, "Transform": "rigid"}, "alert-info\">Aligned rigidly"),
+        ("rigid only", "it <folds>", {"Transform": "rigid"}, "result is rigid: it &lt;folds&gt;."),
+        ("failed", EVIL, {}, "alert-danger\">Failed: &lt;script&gt;"),
+    ],
+)  # fmt: skip
+def test_decision(told, status, reason, sidecar, words):
+    summary, regions = told(status, reason, sidecar)
+    assert words in summary
+    assert regions is None
+
+
+def test_nothing_is_code(told, quantified):
+    summary, regions = told()
+    for text in (summary, regions):
+        assert "<script" not in text
+        assert "&lt;script&gt;alert(&#x27;x&#x27;)" in text
+    assert "F18" in summary
+
+
+def test_spaces_are_those_that_are_there(told, settings):
+    assert "Output spaces" not in told()[0]
+    on_t1w = expected_outputs(SCAN, settings.output_dir, "rigid")
+    write(on_t1w["preproc"], "")
+    write(on_t1w["rigid"], "")
+    summary, _ = told()
+    assert "T1w: sub-01/pet/sub-01_trc-FDG_space-T1w_desc-preproc_pet.nii.gz" in summary
+    assert "T1w, rigid: sub-01/pet/sub-01_trc-FDG_space-T1w_desc-rigid_pet.nii.gz" in summary
+    assert "MNI152NLin2009aSym" not in summary
+    (space,) = settings.further_spaces
+    write(expected_space_outputs(SCAN, settings.output_dir, space, "rigid")["image"], "")
+    assert "MNI152NLin2009aSym:res-2: sub-01/pet/" in told()[0]
+
+
+def test_quantification_is_told(told, quantified):
+    summary, regions = told()
+    assert "no weight in" in summary
+    assert "whose mean is 2000" in summary
+    assert ">rbv<" in summary
+    assert "mutual information 0.612 nats; best start: headers" in summary
+    for name in ("_stat.tsv", "_tacs.tsv", "_pvc-rbv_desc-preproc_stat.tsv"):
+        assert name in summary
+    assert regions.count("<table") == 2
+    assert regions.index("1235") < regions.index("pons")
+    assert '<td class="m2m-value">-3</td>' in regions
+    assert "&ndash;" in regions  # n/a
+    assert 'aria-label="sub-01_trc-FDG_seg-aparcaseg_pvc-rbv_desc-preproc_stat"' in regions
+
+
+def test_tables_of_others_are_not_taken(told, quantified, settings):
+    other = replace(SCAN, entities={"sub": "01", "trc": "FDG", "run": "1"})
+    assert told(scan=other)[1] is None
+    fa = replace(SCAN, modality="fa", entities={"sub": "01"}, sidecar={})
+    assert told(scan=fa)[1] is None
+
+
+def test_tables_that_are_gone_are_not_shown(told, quantified, settings):
+    assert told()[1]
+    for file in (settings.output_dir / "sub-01" / "pet").iterdir():
+        file.unlink()
+    summary, regions = told()
+    assert regions is None
+    assert "Tables of regions" not in summary
