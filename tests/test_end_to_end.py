@@ -366,11 +366,14 @@ def test_report_shows_every_scan_without_network(cohort, rows):
     for name in rows:
         if name.startswith(f"sub-{GOOD}_"):
             assert name in page
-    shown = set(re.findall(r'data="\./([^"]+\.svg)"', page))
+    shown = set(re.findall(r'(?:data|img src)="\./([^"]+\.svg)"', page))
     figures = {str(f.relative_to(cohort.out)) for f in cohort.out.glob(f"sub-{GOOD}/**/*.svg")}
     assert shown == figures
     described = {re.search("desc-([a-z0-9]+)", name)[1] for name in figures}
-    assert {"rigid", "m2m", "jacobian"} <= described
+    assert {"native", "rigid", "m2m", "grid", "jacobian", "cycle"} <= described
+    viewers = re.findall(r'<iframe src="\./([^"]+_desc-viewer_[^"]+\.html)"', page)
+    assert len(viewers) == len([name for name in figures if "desc-rigid_" in name])
+    assert all(0 < (cohort.out / name).stat().st_size < 5e6 for name in viewers)
     assert not [name for name in figures if "run-4" in name and "desc-m2m_" in name]
     assert not re.search(r"""<(?:script|link|img)\b[^>]*(?:src|href)=["']https?://""", page)
     for name, words in FAILED.items():
@@ -382,6 +385,9 @@ def test_citation_names_what_ran(cohort):
     text = (cohort.out / "logs/CITATION.md").read_text()
     for word in ("Anatomical", "PET", "Diffusion", "M2M-Reg", "ANTs"):
         assert word in text
+    bibtex = (cohort.out / "logs/CITATION.bib").read_text()
+    assert "{choo2025," in bibtex
+    assert "{rousset1998," not in bibtex  # no correction was asked for
 
 
 # --- calls on finished output ----------------------------------------------------------------

@@ -12,7 +12,7 @@ from m2m_bids.bids.derivatives import missing_outputs, software_versions, write_
 from m2m_bids.bids.naming import expected_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.status import StatusRow, status_row, update_status
-from m2m_bids.cli.scan_facts import write_scan_fragments
+from m2m_bids.cli.scan_facts import write_scan_fragments, write_t1w_fragment
 from m2m_bids.reports.citation import cite
 from m2m_bids.reports.html import write_subject_report
 from m2m_bids.settings import Settings
@@ -138,6 +138,7 @@ def write_reports(
     for scan, row in zip(scans, rows, strict=True):
         if not scan.reason:
             write_scan_fragments(scan, row, read_sidecar(scan, settings), settings)
+            write_t1w_fragment(scan, settings)
     reports = []
     for subject in dict.fromkeys(scan.subject for scan in scans):
         own = [(s, row) for s, row in zip(scans, rows, strict=True) if s.subject == subject]

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from m2m_bids.bids.naming import (
+    expected_anat_outputs,
     expected_outputs,
     expected_space_outputs,
+    figure_names,
     figures_of_scan,
     parse_name,
 )
@@ -57,6 +59,27 @@ def write_scan_fragments(
         write_fragment(folder, regions, "".join(map(_regions_html, statistics)))
     else:
         (folder / f"{regions}.html").unlink(missing_ok=True)
+
+
+def write_t1w_fragment(scan: Scan, settings: Settings) -> None:
+    """
+    Write what a T1w reference was made of to where its report finds it.
+
+    Parameters
+    ----------
+    scan : Scan
+        A scan that is registered to it.
+    settings : Settings
+    """
+    outputs = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
+    facts: dict[str, object] = {"File": str(scan.t1w)}
+    for name, key in (("T1w", "preproc"), ("Brain mask", "mask"), ("Tissues", "dseg")):
+        said = _read_json(outputs[f"{key}_json"])
+        if said:
+            facts[name] = [*filter(None, [said.get("Description")]), *said.get("Sources", [])]
+    names = figure_names(scan.t1w_entities, "T1w", settings.output_dir)
+    folder = Path(names["figures_dir"])
+    write_fragment(folder, f"{names['stem']}_desc-summary_T1w", summary_html(facts))
 
 
 def _decision(row: StatusRow, sidecar: Mapping[str, Any]) -> tuple[str, Level]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from m2m_bids.bids.naming import (
+    expected_anat_outputs,
     expected_outputs,
     expected_space_outputs,
     figures_of_scan,
@@ -14,7 +15,7 @@ from m2m_bids.bids.naming import (
 )
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.status import status_row
-from m2m_bids.cli.scan_facts import write_scan_fragments
+from m2m_bids.cli.scan_facts import write_scan_fragments, write_t1w_fragment
 from m2m_bids.settings import Settings
 
 EVIL = "<script>alert('x')</script>\"'"
@@ -133,6 +134,19 @@ def test_quantification_is_told(told, quantified):
     assert '<td class="m2m-value">-3</td>' in regions
     assert "&ndash;" in regions  # n/a
     assert 'aria-label="sub-01_trc-FDG_seg-aparcaseg_pvc-rbv_desc-preproc_stat"' in regions
+
+
+def test_t1w_tells_its_sources(settings):
+    outputs = expected_anat_outputs(SCAN.t1w_entities, settings.output_dir)
+    write(outputs["mask_json"], {"Sources": [f"bids:fmriprep:{EVIL}"]})
+    write(outputs["dseg_json"], {"Description": "1 grey matter", "Sources": ["bids:raw:a"]})
+    write_t1w_fragment(SCAN, settings)
+    file = settings.output_dir / "sub-01/figures/sub-01_desc-summary_T1w.html"
+    text = file.read_text()
+    assert "/data/sub-01/anat/sub-01_T1w.nii.gz" in text
+    assert "1 grey matter<br />bids:raw:a" in text
+    assert "bids:fmriprep:&lt;script&gt;" in text
+    assert "<script" not in text
 
 
 def test_tables_of_others_are_not_taken(told, quantified, settings):
