@@ -12,6 +12,7 @@ from m2m_bids.interfaces.reports import (
     RegistrationFigures,
     SUVRFigure,
 )
+from m2m_bids.reports import mosaic, viewer
 from m2m_bids.workflows.outputs import REGISTRATION_FIGURES
 
 AFFINE = np.diag([8.0, 8, 8, 1])
@@ -21,8 +22,10 @@ MAP = ("grid", "jacobian", "cycle")
 
 @pytest.fixture
 def files(tmp_path, monkeypatch, rng):
-    """A ball of brain, its tissues and images of it."""
+    """A ball of brain, its tissues and images of it; what is drawn of them is small."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mosaic, "TILE_WIDTH_PX", 40)
+    monkeypatch.setattr(viewer, "SPACING_MM", 8.0)
     ijk = np.indices((20, 24, 18)).T - (10, 12, 9)
     radius = np.linalg.norm(ijk, axis=-1).T
     arrays = {
@@ -64,8 +67,8 @@ def test_rejected_step_has_its_map_but_no_image(files, objections, expected):
     outputs = RegistrationFigures(**files, objections=objections, modality="pet").run().outputs
     assert stems(outputs) == expected
     assert set(expected) <= set(REGISTRATION_FIGURES)
-    viewer = Path(outputs.out_files[expected.index("viewer")]).read_text()
-    assert ("After M2M-Reg" in viewer) is (not objections)
+    page = Path(outputs.out_files[expected.index("viewer")]).read_text()
+    assert ("After M2M-Reg" in page) is (not objections)
 
 
 def test_rigid_run_draws_two_states(files):
