@@ -24,7 +24,7 @@ _REORDERED = """\
 
 The T1-weighted image was reordered to RAS+."""
 _CORRECTED = {
-    False: "Its intensity non-uniformity was corrected with N4 (ANTs) [@tustison2010].",
+    False: "Its intensity non-uniformity was corrected with N4 [@tustison2010] of ANTs.",
     True: "Its version without intensity non-uniformity was precomputed.",
 }
 _EXTRACTED = {

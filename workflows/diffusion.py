@@ -22,7 +22,7 @@ above one replaced by the median of their neighbours, and what is not connected 
 removed.
 """
 _FIT = """\
-A tensor was fitted to the diffusion-weighted images by weighted least squares (DIPY)
+A tensor was fitted to the diffusion-weighted images by weighted least squares with DIPY
 [@garyfallidis2014], to the volumes with b-values of at most 1200 s/mm², in a mask (median_otsu) of
 the mean of those without diffusion weighting.
 """

@@ -171,8 +171,8 @@ def _description(kind: str, has_motion_correction: bool) -> str:
     aligned = "were not aligned"
     if has_motion_correction:
         aligned = (
-            "were aligned by rigid registration (ANTs) [@avants2011] of their edges, those before "
-            "120 s or with little signal by the transform of the nearest other one,"
+            "were aligned by rigid registration of their edges with ANTs [@avants2011], those "
+            "before 120 s or with little signal by the transform of the nearest other one,"
         )
     number = kind.removeprefix("frame:")
     used = _KINDS.get(kind, f"frame {number}, counted from 0, was taken for the static image")

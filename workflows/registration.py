@@ -136,8 +136,8 @@ def init_registration_wf(
     workflow.__desc__ = """\
 #### Registration
 
-Each image was aligned with the T1w by a rigid transform (mutual information, several starts,
-refined with ANTs [@avants2011]).
+Each image was aligned with the T1w by a rigid transform (mutual information, several starts),
+refined with ANTs [@avants2011].
 """
     inputnode = pe.Node(
         niu.IdentityInterface(

@@ -164,7 +164,7 @@ def _suv_fact(said: Mapping[str, Any]) -> str:
 
 
 def _suvr_fact(said: Mapping[str, Any]) -> str:
-    means = ", ".join(f"{mean:.4g}" for mean in said.get("ReferenceRegionMean", []))
+    means = ", ".join(f"{mean:.6g}" for mean in said.get("ReferenceRegionMean", []))
     return f"relative to {said.get('ReferenceRegion')}, whose mean is {means}"
 
 

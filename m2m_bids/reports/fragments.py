@@ -74,7 +74,10 @@ def table_html(rows: Sequence[Mapping[str, object]], *, name: str) -> str:
         HTML.
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in columns)
+    head = "".join(
+        f'<th scope="col"{_side(rows[0].get(column))}>{escape(str(column))}</th>'
+        for column in columns
+    )
     body = "".join(
         f"<tr>{''.join(_table_cell(column, row.get(column)) for column in columns)}</tr>"
         for row in rows
@@ -195,10 +198,16 @@ def _table_cell(column: str, value: object) -> str:
     if column == "status":
         color = STATUS_COLORS.get(str(value), "info")
         return f'<td><span class="badge bg-{color}">{content}</span></td>'
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f'<td class="m2m-value">{content}</td>'
+    if side := _side(value):
+        return f"<td{side}>{content}</td>"
     return (
         f'<td class="m2m-long">{content}</td>'
         if len(content) > LONG_TEXT
         else f"<td>{content}</td>"
     )
+
+
+def _side(value: object) -> str:
+    """Attribute of a cell that puts numbers to the right."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return ' class="m2m-value"' if is_number else ""
