@@ -152,7 +152,7 @@ def report(anatomy, viewer, tmp_path_factory):
         (figures / f"sub-01_{stem}_desc-regions_{suffix}.html").write_text(table)
     (root / "logs").mkdir()
     (root / "logs" / "CITATION.md").write_text(
-        f"# Cite\n\n## Methods\n\n#### A\n\n{EVIL} <https://a.b>\n"
+        f"# Cite\n\n## Methods\n\n#### A\n\n{EVIL} `code` <https://a.b>\n"
     )
     (root / "logs" / "CITATION.bib").write_text(f"@misc{{a, title={{{EVIL}}}}}")
     log = root / "sub-01" / "log" / "run"
