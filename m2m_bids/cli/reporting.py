@@ -138,7 +138,8 @@ def write_reports(
     for scan, row in zip(scans, rows, strict=True):
         if not scan.reason:
             write_scan_fragments(scan, row, read_sidecar(scan, settings), settings)
-            write_t1w_fragment(scan, settings)
+            if scan.t1w is not None:
+                write_t1w_fragment(scan, settings)
     reports = []
     for subject in dict.fromkeys(scan.subject for scan in scans):
         own = [(s, row) for s, row in zip(scans, rows, strict=True) if s.subject == subject]

@@ -12,6 +12,7 @@ from m2m_bids.bids.naming import (
     expected_space_outputs,
     figure_names,
     figures_of_scan,
+    output_entities,
     parse_name,
 )
 from m2m_bids.bids.query import Scan
@@ -88,9 +89,10 @@ def _decision(row: StatusRow, sidecar: Mapping[str, Any]) -> tuple[str, Level]:
         return f"Failed: {row.reason}. Figures below, if any, are of an earlier run.", "danger"
     if row.status == "rigid only":
         return f"The deformable step was rejected, the result is rigid: {row.reason}.", "warning"
+    note = "" if row.reason == "n/a" else f" Note: {row.reason}."
     if sidecar.get("Transform") == "rigid":
-        return "Aligned rigidly, as was asked for.", "info"
-    return "The deformable step passed the check and was used.", "success"
+        return f"Aligned rigidly, as was asked for.{note}", "info"
+    return f"The deformable step passed the check and was used.{note}", "success"
 
 
 def _input_facts(scan: Scan) -> dict[str, object]:
@@ -114,21 +116,31 @@ def _rigid_fact(sidecar: Mapping[str, Any]) -> str:
 def _written_images(scan: Scan, settings: Settings) -> list[str]:
     """List the registered images that are there, in every space."""
     out_dir = settings.output_dir
-    on_t1w = expected_outputs(scan, out_dir, "rigid")
-    files = {"T1w": on_t1w["preproc"], "T1w, rigid": on_t1w["rigid"]}
-    for space in settings.further_spaces:
-        files[str(space)] = expected_space_outputs(scan, out_dir, space, "rigid")["image"]
-    return [
-        f"{space}: {file.relative_to(out_dir)}" for space, file in files.items() if file.is_file()
+    files = [expected_outputs(scan, out_dir, "rigid")[name] for name in ("preproc", "rigid")]
+    files += [
+        expected_space_outputs(scan, out_dir, space, "rigid")["image"]
+        for space in settings.further_spaces
     ]
+    return [f"{_space_of(file)}: {file.relative_to(out_dir)}" for file in files if file.is_file()]
+
+
+def _space_of(file: Path) -> str:
+    """Name the space of an image, its grid, and the step that it is of, by its name."""
+    entities = parse_name(file).entities
+    grid = f":res-{entities['res']}" if "res" in entities else ""
+    step = "" if entities["desc"] == "preproc" else f", {entities['desc']}"
+    return f"{entities['space']}{grid}{step}"
 
 
 def _find_tables(scan: Scan, settings: Settings) -> list[Path]:
     """Find the tables of regions of a scan, those without correction first."""
     folder = expected_outputs(scan, settings.output_dir, "rigid")["preproc"].parent
-    stem = figures_of_scan(scan, settings.output_dir)["stem"]
+    own = output_entities(scan.entities)
     found = (
-        file for end in ("stat", "tacs") for file in folder.glob(f"{stem}_seg-*_desc-*_{end}.tsv")
+        file
+        for end in ("stat", "tacs")
+        for file in folder.glob(f"*_{end}.tsv")
+        if output_entities(parse_name(file).entities) == own
     )
     return sorted(found, key=lambda file: ("_pvc-" in file.name, file.name))
 

@@ -185,7 +185,7 @@ def test_spec_covers_both_modalities_alike():
 
 def test_table_keeps_columns_in_order_and_marks_what_is_missing():
     table = scan_table_html(ROWS)
-    assert re.findall(r'<th scope="col">([^<]+)</th>', table) == [
+    assert re.findall(r'<th scope="col"[^>]*>([^<]+)</th>', table) == [
         "scan",
         "status",
         "folds (%)",
@@ -194,6 +194,7 @@ def test_table_keeps_columns_in_order_and_marks_what_is_missing():
     assert "0.001234" in table
     assert table.count("&ndash;") == 2
     assert 'bg-danger">failed' in table
+    assert '<th scope="col" class="m2m-value">folds (%)</th>' in table
     assert "No scan" in scan_table_html([])
 
 
