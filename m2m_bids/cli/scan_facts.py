@@ -199,5 +199,9 @@ def _with_numbers(row: Mapping[str, str]) -> dict[str, object]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """Read a sidecar; empty if there is none."""
-    return json.loads(file.read_text("UTF-8")) if file.is_file() else {}
+    """Read a sidecar; empty if there is none, or a damaged one: a report tells the rest."""
+    try:
+        content = json.loads(file.read_text("UTF-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -49,7 +49,7 @@ def finish(settings, scan=SCAN, transform="m2m", **fields):
     anatomical = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
     for file in (*outputs.values(), *anatomical.values()):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("{}")
+        file.touch()
     content = {"Transform": transform, "TransformRequested": "m2m", **MADE_WITH, **fields}
     outputs["preproc_json"].write_text(json.dumps(content))
 

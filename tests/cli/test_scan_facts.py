@@ -138,6 +138,7 @@ def test_quantification_is_told(told, quantified):
 
 def test_t1w_tells_its_sources(settings):
     outputs = expected_anat_outputs(SCAN.t1w_entities, settings.output_dir)
+    write(outputs["preproc_json"], "{damaged")
     write(outputs["mask_json"], {"Sources": [f"bids:fmriprep:{EVIL}"]})
     write(outputs["dseg_json"], {"Description": "1 grey matter", "Sources": ["bids:raw:a"]})
     write_t1w_fragment(SCAN, settings)
