@@ -152,7 +152,8 @@ def _sample(
     """Interpolate an image on a grid, zero outside; not finite values count as zero."""
     from scipy.ndimage import affine_transform
 
-    data = np.nan_to_num(np.asanyarray(image.dataobj).astype(np.float32), posinf=0, neginf=0)
+    data = np.asanyarray(image.dataobj).astype(np.float32)
+    data[~np.isfinite(data)] = 0
     to_voxels = np.linalg.inv(image.affine) @ affine
     return affine_transform(data, to_voxels, output_shape=shape, order=order)
 

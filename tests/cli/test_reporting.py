@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,4 +140,23 @@ def test_reports_and_table(settings, tmp_path):
     page = reports[0].read_text()
     for word in ("sub-01_trc-FDG_pet", "same session", "abc", "0.61", "0.71", "0.23", "cpu"):
         assert word in page
+    assert "The deformable step passed the check" in page
+    assert "simulated subjects" in page  # the card of the default weights
     assert "no &lt;T1w&gt; image" in reports[1].read_text()
+    assert 'id="PET"' not in reports[1].read_text()
+
+
+def test_failed_scan_has_a_section_without_figures(settings):
+    run = settings(transform="rigid")
+    scan = replace(SCAN, sidecar={"TracerName": "<script>alert(1)</script>"})
+    row = status_of(scan, run, {}, failure="it <broke>")
+    (report,) = write_reports(run, [scan], [row])
+    page = report.read_text()
+    assert re.findall(r'class="sub-report-group">([^<]+)', page) == [
+        "Anatomical",
+        "trc-FDG",
+    ]
+    assert 'alert-danger">Failed: it &lt;broke&gt;.' in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
+    assert "Weights of the network" not in page
