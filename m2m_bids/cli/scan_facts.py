@@ -14,9 +14,11 @@ from m2m_bids.bids.naming import (
     figures_of_scan,
     output_entities,
     parse_name,
+    qc_file,
 )
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.status import StatusRow
+from m2m_bids.quality.limits import column_names, column_title, definitions
 from m2m_bids.reports.fragments import Level, summary_html, table_html
 from m2m_bids.reports.html import write_fragment
 from m2m_bids.settings import Settings
@@ -44,7 +46,9 @@ def write_scan_fragments(
     folder = Path(names["figures_dir"])
     tables = _find_tables(scan, settings)
     message, level = _decision(row, sidecar)
+    numbers = _read_json(qc_file(scan.name, settings.output_dir)) if sidecar else {}
     facts = {
+        "To be looked at": numbers.get("warnings"),
         **_input_facts(scan),
         "Static image": sidecar.get("StaticReference"),
         "Rigid alignment": _rigid_fact(sidecar),
@@ -54,12 +58,16 @@ def write_scan_fragments(
     known = {name: value for name, value in facts.items() if value}
     summary = summary_html(known, message=message, level=level)
     write_fragment(folder, f"{names['stem']}_desc-summary_{names['suffix']}", summary)
-    regions = f"{names['stem']}_desc-regions_{names['suffix']}"
     statistics = [file for file in tables if file.stem.endswith("_stat")]
-    if statistics:
-        write_fragment(folder, regions, "".join(map(_regions_html, statistics)))
-    else:
-        (folder / f"{regions}.html").unlink(missing_ok=True)
+    for name, html in (
+        ("regions", "".join(map(_regions_html, statistics))),
+        ("quality", _quality_html(numbers)),
+    ):
+        stem = f"{names['stem']}_desc-{name}_{names['suffix']}"
+        if html:
+            write_fragment(folder, stem, html)
+        else:
+            (folder / f"{stem}.html").unlink(missing_ok=True)
 
 
 def write_t1w_fragment(scan: Scan, settings: Settings) -> None:
@@ -196,6 +204,22 @@ def _with_numbers(row: Mapping[str, str]) -> dict[str, object]:
         except ValueError:
             cells[name] = None if text == "n/a" else text
     return cells
+
+
+def _quality_html(numbers: Mapping[str, Any]) -> str:
+    """Show the numbers for quality control, each with what is good and when to worry."""
+    known = definitions()
+    rows = [
+        {
+            "number": column_title(column, name),
+            "value": known[name].text(numbers[column]),
+            "good": known[name].good,
+            "when to worry": known[name].worry,
+        }
+        for column, name in column_names().items()
+        if isinstance(numbers.get(column), int | float)
+    ]
+    return table_html(rows, name="Numbers for quality control") if rows else ""
 
 
 def _read_json(file: Path) -> dict[str, Any]:

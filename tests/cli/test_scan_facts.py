@@ -1,6 +1,7 @@
 """What reports say of a scan, from files with names and values that try to be code."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from m2m_bids.bids.naming import (
     expected_outputs,
     expected_space_outputs,
     figures_of_scan,
+    qc_file,
     quantification_outputs,
 )
 from m2m_bids.bids.query import Scan
@@ -134,6 +136,25 @@ def test_quantification_is_told(told, quantified):
     assert '<td class="m2m-value">-3</td>' in regions
     assert "&ndash;" in regions  # n/a
     assert 'aria-label="sub-01_trc-FDG_seg-aparcaseg_pvc-rbv_desc-preproc_stat"' in regions
+
+
+def test_numbers_for_quality_control_are_explained(told, settings):
+    numbers = {"decision": "m2m", "brain_dice": 0.5, "brain_dice_initial": 0.25, "nmi": None}
+    file = qc_file(SCAN.name, settings.output_dir)
+    write(file, {**numbers, "warnings": ["brain overlap is 0.5 <b>"]})
+    summary, _ = told()
+    assert ">To be looked at</th><td>brain overlap is 0.5 &lt;b&gt;<" in summary
+    (table,) = (settings.output_dir / "sub-01/figures").glob("*_desc-quality_pet.html")
+    text = table.read_text()
+    assert re.findall(r"<td>(brain overlap[^<]*)</td>", text) == [
+        "brain overlap, before registration",
+        "brain overlap",
+    ]
+    assert "the wrong organ" in text
+    assert "mutual information" not in text
+    file.unlink()
+    told()
+    assert not table.exists()
 
 
 def test_t1w_tells_its_sources(settings):
