@@ -21,7 +21,7 @@ from m2m_bids.bids.naming import parse_name, qc_file
 from m2m_bids.bids.status import StatusRow, read_status
 from m2m_bids.quality.averages import Average, average_images
 from m2m_bids.quality.cohort import outliers
-from m2m_bids.quality.limits import column_names, column_title, definitions, warnings_of
+from m2m_bids.quality.limits import column_names, definitions, warnings_of
 from m2m_bids.reports.group import AveragePicture, write_group_report
 from m2m_bids.settings import Settings
 from m2m_bids.spatial.images import save_image
@@ -29,6 +29,13 @@ from m2m_bids.spatial.images import save_image
 LOGGER = logging.getLogger("m2m_bids")
 REGISTERED = ("done", "rigid only")
 SUFFIXES = {"pet": "pet", "fa": "dwimap"}
+STATES = {
+    "initial": "before registration",
+    "rigid": "after rigid alignment",
+    "used": "by the transform that was used",
+    "native": "of the scan as it came",
+    "deformable": "of the deformable step, used or not",
+}
 FIXED_COLUMNS = {
     "participant_id": "Participant.",
     "session_id": "Session; n/a where there is none.",
@@ -180,7 +187,7 @@ def _write_table(
         definition = definitions()[name]
         unit = {"Units": definition.unit} if definition.unit else {}
         described[column] = {
-            "LongName": column_title(column, name),
+            "LongName": _title(column, name),
             "Description": f"{definition.meaning} Good: {definition.good}"
             f" When to worry: {definition.worry}",
             **unit,
@@ -192,6 +199,13 @@ def _write_table(
 def _cell(value: object) -> str:
     """Write a text in one cell, whatever is in it."""
     return " ".join(str(value).split()) or "n/a"
+
+
+def _title(column: str, name: str) -> str:
+    """Title of a column: of its number, and of the state that it is of."""
+    definition = definitions()[name]
+    state = column.removeprefix(name).lstrip("_")
+    return f"{definition.title}, {STATES[state]}" if state else definition.title
 
 
 def _shown_columns() -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from m2m_bids.bids.naming import (
 )
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.status import StatusRow
-from m2m_bids.quality.limits import column_names, column_title, definitions
+from m2m_bids.quality.limits import column_names, definitions
 from m2m_bids.reports.fragments import Level, summary_html, table_html
 from m2m_bids.reports.html import write_fragment
 from m2m_bids.settings import Settings
@@ -61,7 +61,7 @@ def write_scan_fragments(
     statistics = [file for file in tables if file.stem.endswith("_stat")]
     for name, html in (
         ("regions", "".join(map(_regions_html, statistics))),
-        ("quality", _quality_html(numbers)),
+        ("quality", _quality_html(scan, numbers)),
     ):
         stem = f"{names['stem']}_desc-{name}_{names['suffix']}"
         if html:
@@ -206,20 +206,26 @@ def _with_numbers(row: Mapping[str, str]) -> dict[str, object]:
     return cells
 
 
-def _quality_html(numbers: Mapping[str, Any]) -> str:
+def _quality_html(scan: Scan, numbers: Mapping[str, Any]) -> str:
     """Show the numbers for quality control, each with what is good and when to worry."""
-    known = definitions()
-    rows = [
-        {
-            "number": column_title(column, name),
-            "value": known[name].text(numbers[column]),
-            "good": known[name].good,
-            "when to worry": known[name].worry,
-        }
+    values = {
+        column: definitions()[name].text(numbers[column])
         for column, name in column_names().items()
         if isinstance(numbers.get(column), int | float)
+    }
+    rows = [
+        {
+            "number": definition.title,
+            "before": values.get(f"{name}_initial"),
+            "rigid": values.get(f"{name}_rigid"),
+            "result": values.get(name),
+            "good": definition.good,
+            "when to worry": definition.worry,
+        }
+        for name, definition in definitions().items()
+        if name in values
     ]
-    return table_html(rows, name="Numbers for quality control") if rows else ""
+    return table_html(rows, name=f"Numbers for quality control, {scan.name}") if rows else ""
 
 
 def _read_json(file: Path) -> dict[str, Any]:

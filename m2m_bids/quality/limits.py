@@ -7,14 +7,6 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Literal
 
-STATES = {
-    "initial": "before registration",
-    "rigid": "after rigid alignment",
-    "used": "by the transform that was used",
-    "native": "of the scan as it came",
-    "deformable": "of the deformable step, used or not",
-}
-
 
 @dataclass(frozen=True)
 class Definition:
@@ -82,19 +74,6 @@ def column_names(*, are_final: bool = False) -> dict[str, str]:
             if not (ending and are_final):
                 names[f"{name}{ending}"] = name
     return names
-
-
-def column_title(column: str, name: str) -> str:
-    """
-    Name a number for readers, and the state that it is of.
-
-    Examples
-    --------
-    >>> column_title("brain_dice_initial", "brain_dice")
-    'brain overlap, before registration'
-    """
-    state = column.removeprefix(name).lstrip("_")
-    return definitions()[name].title + (f", {STATES[state]}" if state else "")
 
 
 def warnings_of(numbers: Mapping[str, float | None]) -> dict[str, str]:
