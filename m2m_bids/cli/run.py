@@ -264,11 +264,13 @@ def execute(
     Progress
     """
     from m2m_bids.cli.progress import Progress
+    from m2m_bids.cli.steps import node_names
 
-    progress = Progress()
+    progress = Progress(node_names(workflow), logs_nodes=settings.verbose > 0)
     plugin = _plugin(settings, progress, use_gpu=use_gpu, ends_early=ends_early)
     try:
-        workflow.run(**plugin)
+        with progress.watching(sys.stderr):
+            workflow.run(**plugin)
     except Exception as error:
         # Nipype raises at the end for the nodes that failed; each has its crash file.
         LOGGER.debug("", exc_info=True)

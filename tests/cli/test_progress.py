@@ -38,7 +38,7 @@ Traceback:
 
 
 def test_seconds_of_workflows(monkeypatch):
-    clock = iter([10.0, 12.5, 13.0, 20.0])
+    clock = iter([9.0, 10.0, 12.5, 13.0, 20.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     progress = Progress()
     first = SimpleNamespace(fullname="m2m_bids_wf.sub_01_wf.scan_wf.first")
@@ -52,18 +52,73 @@ def test_seconds_of_workflows(monkeypatch):
     assert progress.elapsed_s("other_wf") is None
 
 
-def test_failures_are_logged(caplog):
-    progress = Progress()
-    node = SimpleNamespace(fullname="m2m_bids_wf.sub_01_wf.scan_wf.node")
+PET_WF = "m2m_bids_wf.sub_01_wf.sub_01_trc_FDG_pet_wf"
+T1W_WF = "m2m_bids_wf.sub_01_wf.sub_01_T1w_wf"
+
+
+def report(progress, *events):
+    """Call a progress as Nipype does."""
+    for name, status in events:
+        progress(SimpleNamespace(fullname=name), status)
+
+
+def test_each_node_is_logged_if_asked_for(caplog):
+    progress = Progress(logs_nodes=True)
+    name = f"{PET_WF}.registration_wf.register_rigid"
     with caplog.at_level("INFO"):
-        progress(node, "end")  # of a node that was not run
-        for status in ("start", "end", "exception"):
-            progress(node, status)
+        report(progress, (name, "end"))  # of a node that was not run
+        report(progress, *((name, status) for status in ("start", "end", "exception")))
     words = [
         (record.getMessage().split()[0], record.getMessage()[9:]) for record in caplog.records
     ]
-    name = "sub_01_wf.scan_wf.node"
+    name = name.partition(".")[2]
     assert words == [("started", name), ("finished", name), ("FAILED", name)]
+
+
+def test_each_image_is_logged_once(caplog):
+    """Its start, its end, and nothing of one that was finished before or failed."""
+    pet = [f"{PET_WF}.{node}" for node in ("reference_wf.a", "registration_wf.b")]
+    t1w = [f"{T1W_WF}.c", "m2m_bids_wf.sub_01_wf.outputs_sub_01_T1w_wf.d"]
+    cached = ["m2m_bids_wf.sub_02_wf.sub_02_T1w_wf.c"]
+    progress = Progress([*pet, *t1w, *cached])
+    with caplog.at_level("INFO"):
+        report(progress, (cached[0], "end"))
+        report(progress, *((name, status) for name in t1w for status in ("start", "end")))
+        report(progress, (pet[0], "start"), (pet[0], "exception"), (pet[1], "end"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "started  sub-01_T1w",
+        "finished sub-01_T1w (0:00)",
+        "started  sub-01_trc-FDG_pet",
+        "FAILED   sub_01_wf.sub_01_trc_FDG_pet_wf.reference_wf.a",
+    ]
+
+
+def test_lines_of_what_is_running(monkeypatch):
+    """Two of four nodes: one like a finished one, which took 60 s, and one of another kind."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    first, second = (f"m2m_bids_wf.sub_0{n}_wf.sub_0{n}_T1w_wf.extract_brain" for n in (1, 2))
+    rigid = f"{PET_WF}.registration_wf.register_rigid"
+    progress = Progress([first, second, rigid, f"{PET_WF}.outputs_wf.save_scan"])
+    assert progress.lines(80, 10) == ["[" + "-" * 40 + "] 0 of 4 steps, 0:00"]
+    report(progress, (first, "start"))
+    now[0] = 60.0
+    report(progress, (first, "end"), (second, "start"), (rigid, "start"))
+    now[0] = 70.0
+    *running, total = progress.lines(80, 10)
+    assert [" ".join(line.split()) for line in running] == [
+        "sub-02_T1w anatomy: extract brain 0:10 of about 1:00",
+        "sub-01_trc-FDG_pet registration: register rigidly 0:10",
+    ]
+    # 50 s of the brain are left; the other two are expected to take 33 and 2 s at this speed, and
+    # 80 s of work were done in 70 s.
+    assert total.endswith("] 1 of 4 steps, 1:10, about 1:05 left")
+    assert total.count("#") == round(total.index("]") / 4)
+    for columns, rows in ((80, 2), (30, 10), (12, 1)):
+        lines = progress.lines(columns, rows)
+        assert len(lines) <= rows
+        assert "steps" in lines[-1]
+        assert all(len(line) <= columns for line in lines[:-1])
 
 
 @pytest.mark.parametrize(
