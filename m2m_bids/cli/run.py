@@ -4,6 +4,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ def _run(settings: Settings) -> int:
         from m2m_bids.cli.evaluate import run_evaluation
 
         return run_evaluation(settings)
+    begin = time.monotonic()
     # First, so that a missing GPU is told within seconds.
     n_gpus = count_gpus(settings.device) if settings.transform == "m2m" else 0
     scans = find_scans(settings)
@@ -119,7 +121,7 @@ def _run(settings: Settings) -> int:
         progress = run_workflow(settings, due, options)
     elif settings.write_graph:
         LOGGER.warning("no graph was written: there is nothing to run")
-    return _report(settings, scans, made_with, progress)
+    return _report(settings, scans, made_with, progress, time.monotonic() - begin)
 
 
 def find_scans(settings: Settings) -> "list[Scan]":
@@ -338,9 +340,11 @@ def _report(
     scans: "list[Scan]",
     made_with: dict[str, Any],
     progress: "Progress | None",
+    elapsed_s: float,
 ) -> int:
     """Write status and reports, say where they are, and return the exit code."""
     from m2m_bids.bids.status import read_status
+    from m2m_bids.cli.closing import closing_text
     from m2m_bids.cli.reporting import as_before, status_of, write_reports
     from m2m_bids.workflows.base import scan_wf_name
 
@@ -354,16 +358,8 @@ def _report(
         has_run = bool(failure) or seconds is not None
         rows.append(row if has_run else as_before(row, earlier))
     reports = write_reports(settings, scans, rows)
-    counts = {name: sum(row.status == name for row in rows) for name in
-              ("done", "rigid only", "skipped", "failed")}  # fmt: skip
-    lines = [", ".join(f"{number} {name}" for name, number in counts.items() if number)]
-    for row in rows:
-        if row.status != "done":
-            lines.append(f"  {row.status}: {row.scan}: {row.reason}")
-    lines += [f"Report: {report}" for report in reports]
-    lines.append(f"Status: {settings.output_dir / 'logs' / 'status.tsv'}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 1 if counts["failed"] else 0
+    sys.stdout.write(closing_text(settings, rows, reports, elapsed_s) + "\n")
+    return 1 if any(row.status == "failed" for row in rows) else 0
 
 
 if __name__ == "__main__":

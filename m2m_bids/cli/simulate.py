@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from m2m_bids.bids.naming import expected_outputs
 from m2m_bids.bids.query import QueryError, Scan, query
@@ -183,7 +184,9 @@ def _write(args: argparse.Namespace) -> None:
     options = CohortOptions()
     if args.warp is not None:
         options = replace(options, warp_mm=args.warp)
-    write_cohort(args.bids_dir, n_subjects=args.subjects, seed=args.seed, options=options)
+    # Lines of the log go above the progress bar.
+    with logging_redirect_tqdm():
+        write_cohort(args.bids_dir, n_subjects=args.subjects, seed=args.seed, options=options)
     print(f"{args.bids_dir}: {args.subjects} simulated subjects; truth in sourcedata/truth/")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from nibabel.affines import apply_affine, from_matvec
 from torch import Tensor
+from tqdm import tqdm
 
 from m2m_bids.registration.grids import identity_map, sample
 from m2m_bids.simulation.anatomy import (
@@ -169,7 +170,7 @@ def write_cohort(
     labels = [f"ADNI011S{number:04d}" for number in range(1, n_subjects + 1)]
     _write_descriptions(out_dir, labels)
     scans = []
-    for number, label in enumerate(labels):
+    for number, label in enumerate(tqdm(labels, "simulating", unit="subject", disable=None)):
         LOGGER.info("simulating sub-%s (%d of %d)", label, number + 1, n_subjects)
         scans += write_subject(out_dir, label, seed=1000 * seed + number, options=options)
     return scans

@@ -491,7 +491,14 @@ def train_stage(
     objective = cohort_objective(objective_config, template.extent_mm)
     task = TrainingTask(network, objective, cycles, is_replayable=True)
     try:
-        return fit(task, config, run_dir, processes=Processes(device), max_minutes=minutes)
+        return fit(
+            task,
+            config,
+            run_dir,
+            processes=Processes(device),
+            max_minutes=minutes,
+            shows_progress=sys.stderr.isatty(),
+        )
     finally:
         cycles.close()
 

@@ -78,6 +78,14 @@ if __name__ == "__main__":
         print("interrupted")
     print("after")
 """
+SIMULATION = """
+import sys, time
+from m2m_bids.cli import simulate
+from m2m_bids.simulation import cohort
+
+cohort.write_subject = lambda *_, **__: time.sleep(1) or []
+sys.exit(simulate.main(["cohort", "bids", "--subjects", "3"]))
+"""
 
 
 class Terminal:
@@ -189,3 +197,25 @@ def test_interruption_leaves_a_usable_terminal(tmp_path, plugin):
     assert not [line for line in after if "exception calling callback" in line]
     assert not [line for line in after if "anatomy: " in line or "of 4 steps" in line]
     assert not terminal.screen.cursor.hidden
+
+
+@pytest.mark.slow
+def test_simulation_has_a_bar(tmp_path):
+    terminal = Terminal(SIMULATION, cwd=tmp_path)
+    lines = terminal.wait_for(holds("1/3"))
+    assert [line for line in lines if line][-1].startswith("simulating:  33%")
+    after = terminal.finish()
+    told = [line for line in after if line.startswith("simulating sub-")]
+    assert told == [f"simulating sub-ADNI011S000{n} ({n} of 3)" for n in (1, 2, 3)]
+    assert "3/3" in after[-2]
+
+
+@pytest.mark.slow
+def test_simulation_has_no_bar_in_a_file(tmp_path):
+    (tmp_path / "script.py").write_text(SIMULATION)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines() == [
+        f"simulating sub-ADNI011S000{n} ({n} of 3)" for n in (1, 2, 3)
+    ]
