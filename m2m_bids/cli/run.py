@@ -236,7 +236,9 @@ def run_workflow(
     workflow = init_m2m_bids_wf(settings, scans, options, images=images)
     write_citation(settings, methods_text(workflow))
     if settings.write_graph:
-        _write_graph(workflow, settings.output_dir / "logs")
+        from m2m_bids.cli.graph import write_graphs
+
+        write_graphs(workflow, settings.output_dir / "logs")
     return execute(workflow, settings, use_gpu=options.use_gpu)
 
 
@@ -305,23 +307,6 @@ def _plugin(
         }
     plugin["plugin_args"].setdefault("status_callback", progress)
     return plugin
-
-
-def _write_graph(workflow: "LiterateWorkflow", logs_dir: Path) -> None:
-    """Write the coloured and the executed graph, drawn where Graphviz is installed."""
-    image_format = "svg" if shutil.which("dot") else "dot"
-    for kind in ("colored", "exec"):
-        file = logs_dir / f"graph_{kind}.dot"
-        workflow.write_graph(
-            graph2use=kind, dotfilename=str(file), format=image_format, simple_form=True
-        )
-        LOGGER.info("wrote %s", file.with_suffix(f".{image_format}"))
-    if image_format == "dot":
-        LOGGER.warning(
-            "the graphs are not drawn: Graphviz is not installed (apt-get install graphviz, or"
-            " conda install graphviz); then: dot -Tsvg -O %s",
-            logs_dir / "graph_*.dot",
-        )
 
 
 def failure_of(scan: "Scan", settings: Settings) -> str:

@@ -74,7 +74,7 @@ def step_of(fullname: str) -> Step:
     prefix, outputs_of, rest = image.partition("outputs_")
     if outputs_of and not prefix:
         image, names = rest, ["outputs", *names]
-    default = "anatomy" if subject else "comparison"
+    default = "template" if "_T1w_" in image else "anatomy" if subject else "comparison"
     stage = " ".join(_plain(name) for name in names) or default
     return Step(subject, _bids_name(image), stage, _plain(node))
 

@@ -18,7 +18,6 @@ from m2m_bids.cli import run as module
 from m2m_bids.cli.progress import Progress
 from m2m_bids.registration.weights import CARD_NAME, TENSORS_NAME, read_card
 from m2m_bids.settings import Settings
-from m2m_bids.workflows.base import init_m2m_bids_wf
 from m2m_bids.workflows.registration import RegistrationOptions
 
 SHA256 = read_card(DEFAULT_WEIGHTS).sha256
@@ -324,39 +323,6 @@ def test_plugin(settings, tmp_path):
     batch = module._plugin(settings(plugin_file=tmp_path / "plugin.yml"), progress, use_gpu=False)
     assert batch["plugin"] == "SLURM"
     assert batch["plugin_args"]["template"] == "x"
-
-
-@pytest.fixture
-def graph(settings, bids_dir, tmp_path):
-    """Write the graphs of one scan's workflow; return the folder."""
-    scans = [scans_of(bids_dir)["sub-1_trc-FDG_pet"]]
-    workflow = init_m2m_bids_wf(settings(), scans, options())
-
-    def write():
-        module._write_graph(workflow, tmp_path / "logs")
-        return tmp_path / "logs"
-
-    return write
-
-
-@pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
-def test_graph_is_drawn(graph):
-    folder = graph()
-    for kind in ("colored", "exec"):
-        dot = (folder / f"graph_{kind}.dot").read_text()
-        assert "register_m2m" in dot
-        assert "extract_brain" in dot
-        assert "<svg" in (folder / f"graph_{kind}.svg").read_text()
-
-
-def test_graph_without_graphviz(graph, tmp_path, monkeypatch, caplog):
-    (tmp_path / "empty").mkdir()
-    monkeypatch.setitem(os.environ, "PATH", str(tmp_path / "empty"))
-    folder = graph()
-    for kind in ("colored", "exec"):
-        assert "register_m2m" in (folder / f"graph_{kind}.dot").read_text()
-    assert "install graphviz" in caplog.text
-    assert not list(folder.glob("*.svg"))
 
 
 def fake_validator(tmp_path, monkeypatch, code):
