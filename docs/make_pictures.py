@@ -1,0 +1,249 @@
+"""
+Make the pictures of the documentation from a simulated person.
+
+    python docs/make_pictures.py WORK
+
+simulates the person in WORK/bids, runs m2m-bids on it with all that it can write, and draws what
+came out into docs/pictures/. A static scan and a dynamic one are run; a second call goes on where
+the first one stopped, and only draws where nothing is left to be run. Needs Graphviz, and Chromium
+for the picture of the report.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import nibabel as nb
+import numpy as np
+import pandas as pd
+from nibabel.affines import apply_affine
+from scipy.ndimage import map_coordinates
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+PICTURES = Path(__file__).parent / "pictures"
+STEP_MM = 0.8
+APP = (sys.executable, "-m", "m2m_bids")
+OPTIONS = (
+    *("--output-spaces", "MNI152NLin2009aSym:res-2", "--suvr-region", "eroded-white-matter"),
+    *("--pvc", "rbv", "--psf-fwhm", "6", "--smooth-fwhm", "8", "--write-graph"),
+)
+LIMIT_BYTES = 150_000
+
+
+class Run(NamedTuple):
+    """A dataset and what m2m-bids made of it."""
+
+    bids_dir: Path
+    out_dir: Path
+
+    def one(self, pattern: str) -> Path:
+        """Find the only output, or input where there is no such output, of a name."""
+        files = [*self.out_dir.glob(f"sub-*/ses-*/*/*{pattern}")]
+        files = files or [*self.bids_dir.glob(f"**/sub-*/ses-*/*/*{pattern}")]
+        (file,) = files
+        return file
+
+
+def main() -> None:
+    """Run what is to be run, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("work", type=Path, help="folder of data sets and outputs")
+    work = parser.parse_args().work.absolute()
+    bids_dir = work / "bids"
+    if not bids_dir.is_dir():
+        simulate = "from m2m_bids.cli.simulate import main; import sys; sys.exit(main())"
+        command = [sys.executable, "-c", simulate, "cohort", bids_dir, "--subjects", "1"]
+        subprocess.run(command, check=True)
+    static = _run(bids_dir, work / "out", work / "work", OPTIONS)
+    dynamic_dir = work / "dynamic"
+    if not dynamic_dir.is_dir():
+        _write_dynamic(bids_dir, dynamic_dir)
+    rigid = ("--transform", "rigid", "--modalities", "pet")
+    dynamic = _run(dynamic_dir, work / "dynamic-out", work / "dynamic-work", rigid)
+    PICTURES.mkdir(exist_ok=True)
+    _draw(static, dynamic)
+    shutil.copy(static.out_dir / "logs" / "graph.svg", PICTURES / "graph.svg")
+    _photograph(static.out_dir)
+    for file in PICTURES.iterdir():
+        if file.stat().st_size > LIMIT_BYTES:
+            raise SystemExit(f"{file}: {file.stat().st_size} bytes are too many for a repository")
+
+
+def _run(bids_dir: Path, out_dir: Path, work_dir: Path, options: tuple[str, ...]) -> Run:
+    command = [*APP, bids_dir, out_dir, "participant", "-w", work_dir, *options]
+    subprocess.run(command, check=True)
+    return Run(bids_dir, out_dir)
+
+
+def _write_dynamic(bids_dir: Path, out_dir: Path) -> None:
+    """Make a dynamic scan of the static one: six frames, and a head that moves twice."""
+    shutil.copytree(bids_dir, out_dir, ignore=shutil.ignore_patterns("derivatives", "sourcedata"))
+    (file,) = out_dir.glob("sub-*/ses-*/pet/*_pet.nii.gz")
+    image = nb.load(file)
+    data = np.asanyarray(image.dataobj).astype(np.float32)
+    frames = []
+    moved_mm = [(0, 0, 0), (0, 0, 0), (3, -2, 1), (3, -2, 1), (5, -4, 2), (5, -4, 2)]
+    for share, shift_mm in zip((0.5, 0.7, 0.9, 1.0, 1.0, 0.95), moved_mm, strict=True):
+        points = apply_affine(image.affine, np.moveaxis(np.indices(data.shape), 0, -1))
+        back = apply_affine(np.linalg.inv(image.affine), points - np.asarray(shift_mm))
+        moved = map_coordinates(data, np.moveaxis(back, -1, 0), order=1)
+        frames.append(share * moved)
+    nb.save(nb.Nifti1Image(np.stack(frames, axis=-1), image.affine), file)
+    starts = [300.0 * number for number in range(6)]
+    times = {"FrameTimesStart": starts, "FrameDuration": [300.0] * 6}
+    file.with_suffix("").with_suffix(".json").write_text(json.dumps(times))
+
+
+# --- slices ----------------------------------------------------------------------------------
+
+
+class Slices:
+    """The axial, coronal and sagittal slice through the middle of a brain."""
+
+    def __init__(self, mask_file: Path) -> None:
+        mask = nb.load(mask_file)
+        voxels = np.argwhere(np.asanyarray(mask.dataobj) > 0)
+        points = apply_affine(mask.affine, voxels)
+        self._centre = points.mean(axis=0)
+        self._half = (points.max(axis=0) - points.min(axis=0)).max() / 2 + 6
+
+    def sample(self, image_file: Path, *, order: int = 1) -> list[np.ndarray]:
+        """Interpolate an image on the slices; left is left."""
+        image = nb.load(image_file)
+        data = np.nan_to_num(np.asanyarray(image.dataobj).astype(np.float32))
+        if data.ndim == 4:
+            data = data.mean(axis=-1)
+        steps = np.arange(-self._half, self._half, STEP_MM)
+        tiles = []
+        for across, up in ((0, 1), (0, 2), (1, 2)):
+            points = np.tile(self._centre, (len(steps), len(steps), 1))
+            points[..., across] += steps[None, :]
+            points[..., up] += steps[::-1, None]
+            voxels = apply_affine(np.linalg.inv(image.affine), points)
+            tiles.append(map_coordinates(data, np.moveaxis(voxels, -1, 0), order=order))
+        return tiles
+
+
+class Layer(NamedTuple):
+    """An image and how to draw it; outlines where there is no colour map."""
+
+    file: Path
+    colours: str | None = "gray"
+    order: int = 1
+    limits: tuple[float, float] | None = None
+
+
+def _mosaic(name: str, slices: Slices, rows: dict[str, list[Layer]]) -> None:
+    """Draw rows of three slices, each row's layers above each other."""
+    figure, axes = plt.subplots(
+        len(rows), 3, figsize=(6.6, 2.25 * len(rows)), squeeze=False, facecolor="black"
+    )
+    for row, (title, layers) in zip(axes, rows.items(), strict=True):
+        for layer in layers:
+            _add(row, slices.sample(layer.file, order=layer.order), layer)
+        for panel in row:
+            panel.set_axis_off()
+        row[0].text(0.03, 0.95, title, transform=row[0].transAxes, color="white", va="top",
+                    fontsize=9, bbox={"color": "black", "alpha": 0.6, "pad": 2})  # fmt: skip
+    figure.subplots_adjust(0, 0, 1, 1, 0.01, 0.01)
+    figure.savefig(
+        PICTURES / f"{name}.jpg", dpi=110, facecolor="black", pil_kwargs={"quality": 82}
+    )
+    plt.close(figure)
+
+
+def _add(row: np.ndarray, tiles: list[np.ndarray], layer: Layer) -> None:
+    if layer.colours is None:
+        for panel, tile in zip(row, tiles, strict=True):
+            for value, colour in zip((1, 2, 3), ("#ff7f50", "#7fffd4", "#87cefa"), strict=True):
+                if (np.rint(tile) == value).any():
+                    panel.contour(np.rint(tile) == value, [0.5], colors=[colour], linewidths=0.6)
+        return
+    pooled = np.concatenate([tile.ravel() for tile in tiles])
+    low, high = layer.limits or (0, np.percentile(pooled[pooled > 0], 99.5))
+    for panel, tile in zip(row, tiles, strict=True):
+        # What is over another layer is clear where it is dark.
+        shares = np.clip((tile - low) / (high - low), 0, 1)
+        alpha = None if layer.colours == "gray" else np.clip(1.6 * shares, 0, 0.75)
+        panel.imshow(tile, cmap=layer.colours, vmin=low, vmax=high, alpha=alpha)
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+def _draw(static: Run, dynamic: Run) -> None:
+    t1w, mask = static.one("desc-preproc_T1w.nii.gz"), static.one("desc-brain_mask.nii.gz")
+    slices, grey = Slices(mask), Layer(t1w)
+    for modality, suffix, raw, colours in (
+        ("pet", "pet", "coregiso_pet.nii.gz", "inferno"),
+        ("fa", "dwimap", "param-FA_dwimap.nii.gz", "viridis"),
+    ):
+        prefix = "space-T1w" if modality == "pet" else "space-T1w_param-FA"
+        files = {
+            "by the headers": _raw(static, raw),
+            "rigid": static.one(f"{prefix}_desc-rigid_{suffix}.nii.gz"),
+            "M2M-Reg": static.one(f"{prefix}_desc-preproc_{suffix}.nii.gz"),
+        }
+        rows = {title: [grey, Layer(file, colours)] for title, file in files.items()}
+        _mosaic(f"{modality}_on_t1w", slices, rows)
+        _mosaic(f"{modality}_preproc", slices, {"": [Layer(files["M2M-Reg"])]})
+        _mosaic(f"{modality}_rigid", slices, {"": [Layer(files["rigid"])]})
+    _mosaic("t1w_preproc", slices, {"": [grey]})
+    _mosaic("brain_mask", slices, {"": [grey, Layer(mask, None, order=0)]})
+    _mosaic("tissues", slices, {"": [grey, Layer(static.one("_dseg.nii.gz"), None, order=0)]})
+    for kind in ("SUVR", "SUVRSmoothed"):
+        file = static.one(f"coregiso_space-T1w_desc-preproc{kind}_pet.nii.gz")
+        _mosaic(kind.lower(), slices, {"": [Layer(file, "inferno")]})
+    _mosaic("rbv", slices, {"": [Layer(static.one("pvc-rbv_desc-preproc_pet.nii.gz"), "inferno")]})
+    _draw_template(static)
+    _draw_motion(dynamic)
+
+
+def _raw(run: Run, pattern: str) -> Path:
+    (file,) = run.bids_dir.glob(f"**/sub-*/ses-*/*/*{pattern}")
+    return file
+
+
+def _draw_template(run: Run) -> None:
+    space = "space-MNI152NLin2009aSym_res-2"
+    t1w = run.one(f"{space}_desc-preproc_T1w.nii.gz")
+    pet = run.one(f"{space}_desc-preproc_pet.nii.gz")
+    slices = Slices(pet)
+    _mosaic("template", slices, {"T1w": [Layer(t1w)], "PET": [Layer(pet, "inferno")]})
+
+
+def _draw_motion(run: Run) -> None:
+    table = pd.read_csv(run.one("desc-confounds_timeseries.tsv"), sep="\t")
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained")
+    for panel, kind, unit in zip(axes, ("trans", "rot"), ("mm", "degrees"), strict=True):
+        for axis in "xyz":
+            panel.plot(table[f"{kind}_{axis}"], marker="o", label=axis)
+        panel.set(xlabel="frame", ylabel=f"{kind}, {unit}")
+    axes[0].legend()
+    figure.savefig(PICTURES / "motion.svg")
+    plt.close(figure)
+
+
+def _photograph(out_dir: Path) -> None:
+    """Take a picture of the top of a report."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        raise SystemExit("Chromium is not installed: there is no picture of the report")
+    (report,) = out_dir.glob("sub-*.html")
+    shot = out_dir / "report.png"
+    options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1500")
+    command = [program, *options, f"--screenshot={shot}", report.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    image = plt.imread(shot)[..., :3]
+    plt.imsave(PICTURES / "report.jpg", image, pil_kwargs={"quality": 70})
+
+
+if __name__ == "__main__":
+    main()
