@@ -14,6 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from scipy.ndimage import map_coordinates
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
 
 PICTURES = Path(__file__).parent / "pictures"
 STEP_MM = 0.8
@@ -116,28 +118,35 @@ class Slices:
 
     def sample(self, image_file: Path, *, order: int = 1) -> list[np.ndarray]:
         """Interpolate an image on the slices; left is left."""
-        image = nb.load(image_file)
-        data = np.nan_to_num(np.asanyarray(image.dataobj).astype(np.float32))
-        if data.ndim == 4:
-            data = data.mean(axis=-1)
+        data, affine = _read(image_file)
         steps = np.arange(-self._half, self._half, STEP_MM)
         tiles = []
         for across, up in ((0, 1), (0, 2), (1, 2)):
             points = np.tile(self._centre, (len(steps), len(steps), 1))
             points[..., across] += steps[None, :]
             points[..., up] += steps[::-1, None]
-            voxels = apply_affine(np.linalg.inv(image.affine), points)
+            voxels = apply_affine(np.linalg.inv(affine), points)
             tiles.append(map_coordinates(data, np.moveaxis(voxels, -1, 0), order=order))
         return tiles
 
 
+@cache
+def _read(image_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = nb.load(image_file)
+    data = np.nan_to_num(np.asanyarray(image.dataobj).astype(np.float32))
+    return data.mean(axis=-1) if data.ndim == 4 else data, image.affine
+
+
 class Layer(NamedTuple):
-    """An image and how to draw it; outlines where there is no colour map."""
+    """An image and how to draw it: a colour map, "labels" in colours, or "outline"."""
 
     file: Path
-    colours: str | None = "gray"
-    order: int = 1
-    limits: tuple[float, float] | None = None
+    colours: str = "gray"
+
+    @property
+    def order(self) -> int:
+        """Of its interpolation."""
+        return 0 if self.colours in ("labels", "outline") else 1
 
 
 def _mosaic(name: str, slices: Slices, rows: dict[str, list[Layer]]) -> None:
@@ -160,19 +169,23 @@ def _mosaic(name: str, slices: Slices, rows: dict[str, list[Layer]]) -> None:
 
 
 def _add(row: np.ndarray, tiles: list[np.ndarray], layer: Layer) -> None:
-    if layer.colours is None:
+    if layer.colours == "outline":
         for panel, tile in zip(row, tiles, strict=True):
-            for value, colour in zip((1, 2, 3), ("#ff7f50", "#7fffd4", "#87cefa"), strict=True):
-                if (np.rint(tile) == value).any():
-                    panel.contour(np.rint(tile) == value, [0.5], colors=[colour], linewidths=0.6)
+            panel.contour(tile, [0.5], colors=["#ff7f50"], linewidths=0.8)
+        return
+    if layer.colours == "labels":
+        colours = ListedColormap(["#ff7f50", "#f5f5dc", "#4682b4"])
+        for panel, tile in zip(row, tiles, strict=True):
+            shown = np.ma.masked_equal(np.rint(tile), 0)
+            panel.imshow(shown, cmap=colours, vmin=0.5, vmax=3.5, alpha=0.6)
         return
     pooled = np.concatenate([tile.ravel() for tile in tiles])
-    low, high = layer.limits or (0, np.percentile(pooled[pooled > 0], 99.5))
+    high = np.percentile(pooled[pooled > 0], 99.5)
     for panel, tile in zip(row, tiles, strict=True):
         # What is over another layer is clear where it is dark.
-        shares = np.clip((tile - low) / (high - low), 0, 1)
+        shares = np.clip(tile / high, 0, 1)
         alpha = None if layer.colours == "gray" else np.clip(1.6 * shares, 0, 0.75)
-        panel.imshow(tile, cmap=layer.colours, vmin=low, vmax=high, alpha=alpha)
+        panel.imshow(tile, cmap=layer.colours, vmin=0, vmax=high, alpha=alpha)
 
 
 # --- pictures --------------------------------------------------------------------------------
@@ -196,8 +209,8 @@ def _draw(static: Run, dynamic: Run) -> None:
         _mosaic(f"{modality}_preproc", slices, {"": [Layer(files["M2M-Reg"])]})
         _mosaic(f"{modality}_rigid", slices, {"": [Layer(files["rigid"])]})
     _mosaic("t1w_preproc", slices, {"": [grey]})
-    _mosaic("brain_mask", slices, {"": [grey, Layer(mask, None, order=0)]})
-    _mosaic("tissues", slices, {"": [grey, Layer(static.one("_dseg.nii.gz"), None, order=0)]})
+    _mosaic("brain_mask", slices, {"": [grey, Layer(mask, "outline")]})
+    _mosaic("tissues", slices, {"": [grey, Layer(static.one("_dseg.nii.gz"), "labels")]})
     for kind in ("SUVR", "SUVRSmoothed"):
         file = static.one(f"coregiso_space-T1w_desc-preproc{kind}_pet.nii.gz")
         _mosaic(kind.lower(), slices, {"": [Layer(file, "inferno")]})
