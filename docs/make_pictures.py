@@ -67,7 +67,8 @@ def main() -> None:
     dynamic_dir = work / "dynamic"
     if not dynamic_dir.is_dir():
         _write_dynamic(bids_dir, dynamic_dir)
-    rigid = ("--transform", "rigid", "--modalities", "pet")
+    anatomy = f"anatomy={static.out_dir}"
+    rigid = ("--transform", "rigid", "--modalities", "pet", "--derivatives", anatomy)
     dynamic = _run(dynamic_dir, work / "dynamic-out", work / "dynamic-work", rigid)
     PICTURES.mkdir(exist_ok=True)
     _draw(static, dynamic)
