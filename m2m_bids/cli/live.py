@@ -5,6 +5,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, TextIO
@@ -66,14 +67,17 @@ class LiveLines:
         for number, saved in self._saved.items():
             os.dup2(saved, number)
             os.close(saved)
-        self._write([], is_last=True)
+        with suppress(OSError):
+            self._write([], is_last=True)
         os.close(self._terminal)
 
     def _draw_often(self) -> None:
-        while not self._is_over.wait(_REFRESH_S):
-            columns, rows = os.get_terminal_size(self._terminal)
-            lines = self._lines(columns - 1, rows - 1)
-            self._write([line[: columns - 1] for line in lines[: rows - 1]])
+        """Draw until all is over, or the terminal is gone: the run goes on without it."""
+        with suppress(OSError):
+            while not self._is_over.wait(_REFRESH_S):
+                columns, rows = os.get_terminal_size(self._terminal)
+                lines = self._lines(columns - 1, rows - 1)
+                self._write([line[: columns - 1] for line in lines[: rows - 1]])
 
     def _write(self, lines: Sequence[str], *, is_last: bool = False) -> None:
         """Erase what was drawn, write what was collected, and draw."""

@@ -41,6 +41,16 @@ with LiveLines(sys.stderr, lines):
     print("unfinished", end="")
 print("after")
 """
+LOST = """
+import sys, time
+from pathlib import Path
+from m2m_bids.cli.live import LiveLines
+
+with LiveLines(sys.stderr, lambda columns, rows: ["live"]):
+    time.sleep(2)
+    print("to nobody")
+Path("done").touch()
+"""
 WORKFLOW = """
 import logging, sys
 from nipype.interfaces.utility import Function
@@ -134,6 +144,11 @@ class Terminal:
             self.show()
         return self.text()
 
+    def close(self):
+        """Go away, as a terminal does whose connection is lost."""
+        os.close(self.secondary)
+        os.close(self._primary)
+
     def finish(self):
         """Read until the process has ended; return the lines that are not empty."""
         while self.process.poll() is None:
@@ -165,6 +180,14 @@ def test_output_goes_above_the_lines(tmp_path):
         "after",
     ]
     assert not terminal.screen.cursor.hidden
+
+
+def test_a_run_outlives_its_terminal(tmp_path):
+    terminal = Terminal(LOST, cwd=tmp_path)
+    terminal.wait_for(holds("live"))
+    terminal.close()
+    assert terminal.process.wait(timeout=60) == 0
+    assert (tmp_path / "done").exists()
 
 
 @pytest.mark.slow
