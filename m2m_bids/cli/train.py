@@ -156,7 +156,7 @@ def _train(
             settings.run_dir,
             processes=processes,
             training_command=shlex.join(["m2m-bids", *sys.argv[1:]]),
-            shows_progress=sys.stderr.isatty(),
+            shows_progress=sys.stdout.isatty(),  # where Lightning draws it
         )
     except TrainingError as error:
         raise ValueError(str(error)) from error

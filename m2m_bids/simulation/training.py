@@ -497,7 +497,7 @@ def train_stage(
             run_dir,
             processes=Processes(device),
             max_minutes=minutes,
-            shows_progress=sys.stderr.isatty(),
+            shows_progress=sys.stdout.isatty(),  # where Lightning draws it
         )
     finally:
         cycles.close()
