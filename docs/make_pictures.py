@@ -23,6 +23,7 @@ import nibabel as nb
 import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
+from PIL import Image
 from scipy.ndimage import map_coordinates
 
 mpl.use("Agg")
@@ -46,10 +47,8 @@ class Run(NamedTuple):
     out_dir: Path
 
     def one(self, pattern: str) -> Path:
-        """Find the only output, or input where there is no such output, of a name."""
-        files = [*self.out_dir.glob(f"sub-*/ses-*/*/*{pattern}")]
-        files = files or [*self.bids_dir.glob(f"**/sub-*/ses-*/*/*{pattern}")]
-        (file,) = files
+        """Find the only output whose name ends so."""
+        (file,) = self.out_dir.glob(f"sub-*/ses-*/*/*{pattern}")
         return file
 
 
@@ -69,6 +68,7 @@ def main() -> None:
         _write_dynamic(bids_dir, dynamic_dir)
     anatomy = f"anatomy={static.out_dir}"
     rigid = ("--transform", "rigid", "--modalities", "pet", "--derivatives", anatomy)
+    rigid += ("--skip-bids-validation",)
     dynamic = _run(dynamic_dir, work / "dynamic-out", work / "dynamic-work", rigid)
     PICTURES.mkdir(exist_ok=True)
     _draw(static, dynamic)
@@ -193,7 +193,7 @@ def _add(row: np.ndarray, tiles: list[np.ndarray], layer: Layer) -> None:
 
 
 def _draw(static: Run, dynamic: Run) -> None:
-    t1w, mask = static.one("desc-preproc_T1w.nii.gz"), static.one("desc-brain_mask.nii.gz")
+    t1w, mask = static.one("M000_desc-preproc_T1w.nii.gz"), static.one("desc-brain_mask.nii.gz")
     slices, grey = Slices(mask), Layer(t1w)
     for modality, suffix, raw, colours in (
         ("pet", "pet", "coregiso_pet.nii.gz", "inferno"),
@@ -226,9 +226,8 @@ def _raw(run: Run, pattern: str) -> Path:
 
 
 def _draw_template(run: Run) -> None:
-    space = "space-MNI152NLin2009aSym_res-2"
-    t1w = run.one(f"{space}_desc-preproc_T1w.nii.gz")
-    pet = run.one(f"{space}_desc-preproc_pet.nii.gz")
+    t1w = run.one("space-MNI152NLin2009aSym_desc-preproc_T1w.nii.gz")
+    pet = run.one("space-MNI152NLin2009aSym_res-2_desc-preproc_pet.nii.gz")
     slices = Slices(pet)
     _mosaic("template", slices, {"T1w": [Layer(t1w)], "PET": [Layer(pet, "inferno")]})
 
@@ -255,8 +254,9 @@ def _photograph(out_dir: Path) -> None:
     options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1500")
     command = [program, *options, f"--screenshot={shot}", report.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-    image = plt.imread(shot)[..., :3]
-    plt.imsave(PICTURES / "report.jpg", image, pil_kwargs={"quality": 70})
+    image = Image.open(shot).convert("RGB")
+    image.thumbnail((900, 1200))
+    image.save(PICTURES / "report.jpg", quality=70)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from m2m_bids.bids.status import StatusRow
@@ -13,9 +14,7 @@ STATUSES = ("done", "rigid only", "skipped", "failed")
 _MOST_REPORTS = 5
 
 
-def closing_text(
-    settings: Settings, rows: Sequence[StatusRow], reports: Sequence[Path], elapsed_s: float
-) -> str:
+def closing_text(settings: Settings, rows: Sequence[StatusRow], reports: Sequence[Path]) -> str:
     """
     Say what became of each scan that is not done, and where reports, images and crash files are.
 
@@ -26,8 +25,6 @@ def closing_text(
         All scans of the run.
     reports : sequence of Path
         The subjects' reports.
-    elapsed_s : float
-        Wall time of the run.
 
     Returns
     -------
@@ -51,7 +48,7 @@ def closing_text(
         lines.append(f"Text to cite: {out_dir / 'logs' / 'CITATION.md'}")
     lines.append(f"Status: {out_dir / 'logs' / 'status.tsv'}")
     lines += [f"Crash files: {folder}" for folder in _crash_dirs(settings)]
-    lines.append(f"Time: {clock(elapsed_s)}")
+    lines.append(f"Time: {clock(_elapsed_s(settings))}")
     if counts["failed"]:
         lines.append("The same command, given again, runs only what is not finished.")
     return "\n".join(lines)
@@ -64,3 +61,9 @@ def _crash_dirs(settings: Settings) -> list[Path]:
     if len(folders) > _MOST_REPORTS:
         return [settings.output_dir / "sub-*" / "log" / settings.run_uuid]
     return folders
+
+
+def _elapsed_s(settings: Settings) -> float:
+    """Wall time of the run, whose name begins with its start."""
+    begin = datetime.strptime(settings.run_uuid.partition("_")[0], "%Y%m%d-%H%M%S")
+    return (datetime.now() - begin).total_seconds()

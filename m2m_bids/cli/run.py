@@ -4,7 +4,6 @@ import logging
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +73,6 @@ def _run(settings: Settings) -> int:
         from m2m_bids.cli.evaluate import run_evaluation
 
         return run_evaluation(settings)
-    begin = time.monotonic()
     # First, so that a missing GPU is told within seconds.
     n_gpus = count_gpus(settings.device) if settings.transform == "m2m" else 0
     scans = find_scans(settings)
@@ -121,7 +119,7 @@ def _run(settings: Settings) -> int:
         progress = run_workflow(settings, due, options)
     elif settings.write_graph:
         LOGGER.warning("no graph was written: there is nothing to run")
-    return _report(settings, scans, made_with, progress, time.monotonic() - begin)
+    return _report(settings, scans, made_with, progress)
 
 
 def find_scans(settings: Settings) -> "list[Scan]":
@@ -325,7 +323,6 @@ def _report(
     scans: "list[Scan]",
     made_with: dict[str, Any],
     progress: "Progress | None",
-    elapsed_s: float,
 ) -> int:
     """Write status and reports, say where they are, and return the exit code."""
     from m2m_bids.bids.status import read_status
@@ -343,7 +340,7 @@ def _report(
         has_run = bool(failure) or seconds is not None
         rows.append(row if has_run else as_before(row, earlier))
     reports = write_reports(settings, scans, rows)
-    sys.stdout.write(closing_text(settings, rows, reports, elapsed_s) + "\n")
+    sys.stdout.write(closing_text(settings, rows, reports) + "\n")
     return 1 if any(row.status == "failed" for row in rows) else 0
 
 
