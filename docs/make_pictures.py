@@ -235,7 +235,7 @@ def _draw_template(run: Run) -> None:
 def _draw_motion(run: Run) -> None:
     table = pd.read_csv(run.one("desc-confounds_timeseries.tsv"), sep="\t")
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained")
-    for panel, kind, unit in zip(axes, ("trans", "rot"), ("mm", "degrees"), strict=True):
+    for panel, kind, unit in zip(axes, ("trans", "rot"), ("mm", "radians"), strict=True):
         for axis in "xyz":
             panel.plot(table[f"{kind}_{axis}"], marker="o", label=axis)
         panel.set(xlabel="frame", ylabel=f"{kind}, {unit}")
