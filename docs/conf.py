@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 from m2m_bids import __version__
+from m2m_bids.api import DEFAULT_WEIGHTS
 
 project = "m2m-bids"
 author = "the developers of m2m-bids"
@@ -42,3 +43,15 @@ napoleon_custom_sections = [("Inputs", "params_style"), ("Outputs", "params_styl
 # Nothing is looked up on the network: only references to this package are checked.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!m2m_bids).*")]
+
+
+def name_default_weights(app, what, name, obj, options, signature, annotation):
+    """Name the default weights: signatures that dataclasses make have their path."""
+    if signature and str(DEFAULT_WEIGHTS) in signature:
+        return signature.replace(repr(DEFAULT_WEIGHTS), "DEFAULT_WEIGHTS"), annotation
+    return None
+
+
+def setup(app):
+    """Follow autodoc."""
+    app.connect("autodoc-process-signature", name_default_weights)
