@@ -114,7 +114,8 @@ def about_html(
     """
     line = f"<h3>Command</h3>{text_html(command)}" if command else ""
     card = f"<h3>Weights of the network</h3>{summary_html(weights)}" if weights else ""
-    return f"<h3>Versions</h3>{summary_html(facts)}{card}{line}"
+    versions = f"<h3>Versions</h3>{summary_html(facts)}" if facts else ""
+    return f"{versions}{card}{line}"
 
 
 def text_html(content: str) -> str:
