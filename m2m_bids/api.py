@@ -302,6 +302,25 @@ def check_weights(weights: Path, modalities: Iterable[str]) -> str:
     return card.sha256
 
 
+def check_synthstrip(model_file: Path) -> None:
+    """
+    Check that SynthStrip can be used.
+
+    Parameters
+    ----------
+    model_file : Path
+        File of its weights.
+
+    Raises
+    ------
+    SynthStripError
+        If it cannot; the message says what is missing and what to do.
+    """
+    from m2m_bids.preprocessing.synthstrip import load_synthstrip
+
+    load_synthstrip(model_file)
+
+
 def estimate_deformation(
     moving: nb.Nifti1Image,
     fixed: nb.Nifti1Image,
@@ -420,6 +439,7 @@ def register_files(
     modality: Modality,
     transform: Literal["m2m", "rigid"] = "m2m",
     options: DeformableOptions | None = None,
+    synthstrip_model: Path | str | None = None,
     random_seed: int = 0,
 ) -> RegisteredImage:
     """
@@ -437,6 +457,8 @@ def register_files(
         Last step.
     options : DeformableOptions, optional
         Of the deformable step; the default ones of the modality.
+    synthstrip_model : Path or str, optional
+        Weights of SynthStrip, to find the brain by it rather than by the template.
     random_seed : int
         Seed of ANTs.
 
@@ -467,7 +489,7 @@ def register_files(
         moving = static_reference(moving, None).image
     else:
         moving = clean_fa(require_3d(moving, moving_file))
-    brain = extract_brain(fixed, random_seed=random_seed)
+    brain = extract_brain(fixed, synthstrip_model=synthstrip_model, random_seed=random_seed)
     fixed = correct_bias_field(fixed, brain.mask)
     rigid = register_rigid(moving, fixed, brain.mask, random_seed=random_seed).fixed2moving
     chain: Chain = (rigid,)

@@ -24,7 +24,7 @@ DEFAULT_N_PAIRS = 20
 DEFAULT_BASELINE_SPACING_MM = 1.5
 MODALITIES = ("pet", "fa")
 ANATOMICAL_REFERENCES = ("nearest", "sessionwise", "first-lex")
-BRAIN_EXTRACTIONS = ("auto", "template", "skip")
+BRAIN_EXTRACTIONS = ("auto", "template", "synthstrip", "skip")
 TRANSFORMS = ("m2m", "rigid")
 SUVR_REGIONS = (
     *("auto", "none", "cerebellar-grey", "whole-cerebellum", "brainstem"),
@@ -131,9 +131,11 @@ class Settings:
         Folder of network weights; None for those of the package.
     refine : int
         Steps of refinement after the network; 0 for none.
-    brain_extraction : {"auto", "template", "skip"}
+    brain_extraction : {"auto", "template", "synthstrip", "skip"}
         Whether a T1w is looked at to tell if it came without skull, is taken to have one, or to
-        have none.
+        have none; or SynthStrip, which "auto" takes too where its model is given.
+    synthstrip_model : Path, optional
+        SynthStrip's weights.
     transform : {"m2m", "rigid"}
         The last step of registration.
     output_spaces : tuple of str
@@ -179,7 +181,8 @@ class Settings:
     networks_alone : bool
         Run them without refinement and check.
     fs_subjects_dir : Path, optional
-        FreeSurfer's folder of subjects, with the labels to quantify or to evaluate with.
+        FreeSurfer's folder of subjects, with the labels to quantify or to evaluate with, and
+        brain masks and tissues that no derivatives dataset has.
     suvr_region : str
         Reference region of SUVR: "auto", "none", or its name.
     suvr_mask : str
@@ -233,7 +236,8 @@ class Settings:
     stop_on_first_crash: bool = False
     weights: Path | None = None
     refine: int = DEFAULT_REFINE_STEPS
-    brain_extraction: Literal["auto", "template", "skip"] = "auto"
+    brain_extraction: Literal["auto", "template", "synthstrip", "skip"] = "auto"
+    synthstrip_model: Path | None = None
     transform: Literal["m2m", "rigid"] = "m2m"
     output_spaces: tuple[str, ...] = (T1W,)
     pet_reference: str = "auto"
@@ -285,6 +289,7 @@ class Settings:
         for name in _TUPLES:
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         _check_choices(self)
+        _check_brain_extraction(self)
         _check_numbers(self)
         _check_quantification(self)
         _check_folders(self)
@@ -397,6 +402,7 @@ _PATHS = (
     "config_file",
     "weights",
     "pairs",
+    "synthstrip_model",
     "fs_subjects_dir",
     "templateflow_home",
 )
@@ -550,6 +556,21 @@ def _check_choices(settings: Settings) -> None:
                 )
 
 
+def _check_brain_extraction(settings: Settings) -> None:
+    """Raise ValueError for options that need or contradict each other."""
+    has_model = settings.synthstrip_model is not None
+    if settings.brain_extraction == "synthstrip" and not has_model:
+        raise ValueError(
+            "--brain-extraction synthstrip needs its weights: give --synthstrip-model FILE "
+            "(synthstrip.1.pt of FreeSurfer)"
+        )
+    if settings.brain_extraction in ("template", "skip") and has_model:
+        raise ValueError(
+            f"--brain-extraction {settings.brain_extraction} and --synthstrip-model: give one of "
+            "both"
+        )
+
+
 def _check_numbers(settings: Settings) -> None:
     """Raise ValueError for a number out of its range."""
     lowest = {
@@ -659,6 +680,7 @@ def _check_files(settings: Settings) -> None:
         "--config-file": settings.config_file,
         "--use-plugin": settings.plugin_file,
         "--pairs": settings.pairs,
+        "--synthstrip-model": settings.synthstrip_model,
     }
     for option, file in files.items():
         if file is not None and not file.is_file():

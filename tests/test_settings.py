@@ -96,7 +96,13 @@ def test_paths_become_absolute(folders, tmp_path):
         ({"suvr_mask": "x", "suvr_region": "brainstem"}, "--suvr-mask and --suvr-region"),
         ({"suvr_mask": "{subject}/x.nii"}, "--suvr-mask"),
         ({"suvr_mask": "{sub.x}"}, "--suvr-mask"),
-        ({"brain_extraction": "bet"}, "--brain-extraction: .*auto, template, skip"),
+        ({"brain_extraction": "bet"}, "--brain-extraction: .*auto, template, synthstrip, skip"),
+        ({"brain_extraction": "synthstrip"}, "--brain-extraction synthstrip needs its weights"),
+        ({"synthstrip_model": "none"}, "--synthstrip-model: .*none is not a file"),
+        (
+            {"brain_extraction": "skip", "synthstrip_model": "a_file"},
+            "--brain-extraction skip and --synthstrip-model: give one of both",
+        ),
         ({"rec_label": ("a_b",)}, "--rec-label: 'a_b' is no label"),
         ({"run_label": ("",)}, "--run-label: ''"),
         ({"subject_anatomical_reference": "unbiased"}, "--subject-anatomical-reference: "),
@@ -127,7 +133,7 @@ def test_invalid_options(folders, tmp_path, change, message):
 def unusual(folders, tmp_path):
     for name in ("weights", "other"):
         (tmp_path / name).mkdir()
-    for name in ("filter.json", "plugin.yml", "old.toml", "pairs.tsv"):
+    for name in ("filter.json", "plugin.yml", "old.toml", "pairs.tsv", "synthstrip.1.pt"):
         (tmp_path / name).touch()
     return Settings(
         **folders,
@@ -135,7 +141,8 @@ def unusual(folders, tmp_path):
         session_label=("M000",),
         tracer_label=("18FFDG",),
         rec_label=("coregiso",),
-        brain_extraction="skip",
+        brain_extraction="synthstrip",
+        synthstrip_model=tmp_path / "synthstrip.1.pt",
         run_label=("1", "2"),
         subjects_sessions_tsv=tmp_path / "pairs.tsv",
         subject_anatomical_reference="sessionwise",

@@ -9,6 +9,7 @@ from typing import Any
 from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from m2m_bids.bids.labels import LabelFile, find_class_labels, find_subject_labels
 from m2m_bids.bids.precomputed import Precomputed, find_precomputed, find_template_xfms
 from m2m_bids.bids.quantification import QuantificationOptions, plan_quantification
 from m2m_bids.bids.query import Scan
@@ -22,7 +23,11 @@ from m2m_bids.workflows.diffusion import (
     init_fa_fit_wf,
     init_fa_reference_wf,
 )
-from m2m_bids.workflows.outputs import init_anatomical_outputs_wf, init_scan_outputs_wf
+from m2m_bids.workflows.outputs import (
+    ANATOMY,
+    init_anatomical_outputs_wf,
+    init_scan_outputs_wf,
+)
 from m2m_bids.workflows.pet import init_pet_frames_wf, init_pet_reference_wf
 from m2m_bids.workflows.quantification import init_quantification_wf
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions, init_registration_wf
@@ -106,9 +111,7 @@ def init_single_subject_wf(
     for scan in scans:
         if scan.t1w not in anatomical_wfs:
             # Labels that methods are evaluated with must not help them.
-            given = find_precomputed(
-                scan.t1w, scan.t1w_entities, settings.derivative_dirs if images is None else {}
-            )
+            given = _find_anatomy(scan, settings) if images is None else Precomputed()
             anatomical_wfs[scan.t1w] = _init_anatomy(scan, settings, options, given)
             if images is None:
                 _add_anatomical_outputs(
@@ -175,6 +178,16 @@ def identifier(text: str) -> str:
     return re.sub(r"\W", "_", text.replace("+", "plus"))
 
 
+def _find_anatomy(scan: Scan, settings: Settings) -> Precomputed:
+    """Find what other programs have made of a scan's T1w."""
+    return find_precomputed(
+        scan.t1w,
+        scan.t1w_entities,
+        settings.derivative_dirs,
+        find_subject_labels(settings.fs_subjects_dir, settings.bids_dir, scan.t1w_entities),
+    )
+
+
 def _init_anatomy(
     scan: Scan, settings: Settings, options: RegistrationOptions, precomputed: Precomputed
 ) -> Workflow:
@@ -182,6 +195,7 @@ def _init_anatomy(
     anatomical_wf = init_anatomical_wf(
         precomputed=precomputed,
         brain_extraction=settings.brain_extraction,
+        synthstrip_model=settings.synthstrip_model,
         random_seed=settings.random_seed,
         omp_nthreads=options.omp_nthreads,
         name=anatomical_wf_name(scan),
@@ -199,18 +213,20 @@ def _add_anatomical_outputs(
     precomputed: Precomputed,
 ) -> None:
     """Write what was made of a scan's T1w."""
+    freesurfer = precomputed.freesurfer
+    labels = LabelFile(freesurfer.labels, "freesurfer") if freesurfer else None
     outputs_wf = init_anatomical_outputs_wf(
         precomputed=precomputed,
+        class_labels=find_class_labels(labels, settings.derivative_dirs, scan.t1w_entities),
         t1w_file=scan.t1w,
         t1w_entities=scan.t1w_entities,
         output_dir=settings.output_dir,
         datasets=datasets,
         name=f"outputs_{anatomical_wf_name(scan)}",
     )
-    fields = ("t1w_file", "mask_file", "dseg_file", "is_skull_stripped", "figures")
     workflow.connect([
         (anatomical_wf, outputs_wf, [
-            (f"outputnode.{field}", f"inputnode.{field}") for field in fields
+            (f"outputnode.{field}", f"inputnode.{field}") for field in ANATOMY
         ]),
     ])  # fmt: skip
 

@@ -8,8 +8,10 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.derivatives import bids_uri, image_sidecar
+from m2m_bids.bids.labels import LabelFile
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
+    expected_class_outputs,
     expected_outputs,
     figure_names,
     figures_of_scan,
@@ -18,9 +20,21 @@ from m2m_bids.bids.naming import (
 from m2m_bids.bids.precomputed import Precomputed
 from m2m_bids.bids.query import Scan
 from m2m_bids.interfaces.bids import DerivativesDataSink
-from m2m_bids.interfaces.outputs import DescribeT1w, SaveFigures, SaveScan
+from m2m_bids.interfaces.labels import PrepareLabels
+from m2m_bids.interfaces.outputs import (
+    DescribeMask,
+    DescribeT1w,
+    SaveClasses,
+    SaveFigures,
+    SaveScan,
+)
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions
 
+_NO_CLASSES = (
+    " The 11 classes of the M2M-Reg paper (seg-m2m11) were not written: no labels of FreeSurfer "
+    "were found that are of this T1w."
+)
+ANATOMY = ("t1w_file", "mask_file", "dseg_file", "is_skull_stripped", "mask_method", "figures")
 # What is drawn of a scan before it is measured: by `RegistrationFigures` and `MotionFigure`.
 REGISTRATION_FIGURES = (
     "native",
@@ -43,6 +57,7 @@ def init_anatomical_outputs_wf(
     output_dir: Path,
     datasets: dict[str, Path],
     precomputed: Precomputed | None = None,
+    class_labels: LabelFile | None = None,
     name: str = "outputs_wf",
 ) -> Workflow:
     """
@@ -60,21 +75,18 @@ def init_anatomical_outputs_wf(
         Datasets that sources are in, by the name in BIDS URIs.
     precomputed : Precomputed, optional
         Files of other programs that were used; they are sources of what they stand for.
+    class_labels : LabelFile, optional
+        FreeSurfer's labels of the T1w, of which the 11 classes are written.
     name : str
         Name of the workflow.
 
     Inputs
     ------
-    t1w_file, mask_file, dseg_file, is_skull_stripped, figures
+    t1w_file, mask_file, dseg_file, is_skull_stripped, mask_method, figures
         As `init_anatomical_wf` gives them.
     """
     workflow = Workflow(name=name)
-    inputnode = pe.Node(
-        niu.IdentityInterface(
-            fields=["t1w_file", "mask_file", "dseg_file", "is_skull_stripped", "figures"]
-        ),
-        name="inputnode",
-    )
+    inputnode = pe.Node(niu.IdentityInterface(fields=list(ANATOMY)), name="inputnode")
     given = precomputed or Precomputed()
 
     def sources(*files: Path | None) -> list[str]:
@@ -96,20 +108,17 @@ def init_anatomical_outputs_wf(
         name="describe_t1w",
     )
     ds_mask = pe.Node(
-        DerivativesDataSink(
-            desc="brain",
-            suffix="mask",
-            meta_dict={**image_sidecar(sources(given.mask)), "Type": "Brain"},
-            **common,
-        ),
+        DerivativesDataSink(desc="brain", suffix="mask", **common),
         name="ds_mask",
     )
+    describe_mask = pe.Node(DescribeMask(sources=sources(*given.mask_files)), name="describe_mask")
     ds_dseg = pe.Node(
         DerivativesDataSink(
             suffix="dseg",
             meta_dict=image_sidecar(
-                sources(given.mask, *given.dseg),
-                description="1 grey matter, 2 white matter, 3 cerebrospinal fluid.",
+                sources(*dict.fromkeys((*given.mask_files, *given.tissue_files))),
+                description="1 grey matter, 2 white matter, 3 cerebrospinal fluid."
+                + ("" if class_labels else _NO_CLASSES),
             ),
             **common,
         ),
@@ -124,10 +133,35 @@ def init_anatomical_outputs_wf(
         (inputnode, ds_t1w, [("t1w_file", "in_file")]),
         (describe_t1w, ds_t1w, [("sidecar", "meta_dict")]),
         (inputnode, ds_mask, [("mask_file", "in_file")]),
+        (inputnode, describe_mask, [("mask_method", "method")]),
+        (describe_mask, ds_mask, [("sidecar", "meta_dict")]),
         (inputnode, ds_dseg, [("dseg_file", "in_file")]),
         (inputnode, save_figures, [("figures", "in_files")]),
     ])  # fmt: skip
+    if class_labels is not None:
+        files = expected_class_outputs(t1w_entities, output_dir)
+        _add_classes(workflow, class_labels, files, sources(class_labels.file))
     return workflow
+
+
+def _add_classes(
+    workflow: Workflow, labels: LabelFile, files: dict[str, Path], sources: list[str]
+) -> None:
+    """Write the 11 classes that FreeSurfer's labels have, in the T1w's space."""
+    inputnode = workflow.get_node("inputnode")
+    prepare_labels = pe.Node(
+        PrepareLabels(label_file=str(labels.file), scheme=labels.scheme),
+        name="prepare_labels",
+        mem_gb=1,
+    )
+    save_classes = pe.Node(
+        SaveClasses(outputs={key: str(file) for key, file in files.items()}, sources=sources),
+        name="save_classes",
+    )
+    workflow.connect([
+        (inputnode, prepare_labels, [("t1w_file", "t1w_file"), ("mask_file", "mask_file")]),
+        (prepare_labels, save_classes, [("out_file", "image")]),
+    ])  # fmt: skip
 
 
 def init_scan_outputs_wf(

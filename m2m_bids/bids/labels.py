@@ -57,6 +57,60 @@ def find_freesurfer_labels(
     return None
 
 
+def find_subject_labels(
+    subjects_dir: Path | None, bids_dir: Path, t1w_entities: Mapping[str, str]
+) -> LabelFile | None:
+    """
+    Find what FreeSurfer made of a T1w image of a BIDS dataset.
+
+    Parameters
+    ----------
+    subjects_dir : Path or None
+        FreeSurfer's folder of subjects, if there is one.
+    bids_dir : Path
+        The dataset: where a participant has T1w images in one session only, ``sub-X`` is of it.
+    t1w_entities : mapping of str to str
+        Entities of the T1w's name.
+
+    Returns
+    -------
+    LabelFile or None
+        As `find_freesurfer_labels`.
+    """
+    if subjects_dir is None:
+        return None
+    images = bids_dir.glob(f"sub-{t1w_entities['sub']}/**/anat/*_T1w.nii*")
+    is_only_t1w = len({file.parent for file in images}) <= 1
+    return find_freesurfer_labels(subjects_dir, t1w_entities, is_only_t1w=is_only_t1w)
+
+
+def find_class_labels(
+    freesurfer: LabelFile | None,
+    derivatives: Mapping[str, Path],
+    t1w_entities: Mapping[str, str],
+) -> LabelFile | None:
+    """
+    Find labels of a T1w image that have the 11 classes.
+
+    Parameters
+    ----------
+    freesurfer : LabelFile or None
+        What FreeSurfer made of this T1w; it comes first.
+    derivatives : mapping of str to Path
+        Derivatives datasets by name.
+    t1w_entities : mapping of str to str
+        Entities of the T1w's name.
+
+    Returns
+    -------
+    LabelFile or None
+        FreeSurfer's labels, or those of the first dataset that has them (``desc-aparcaseg_dseg``,
+        ``desc-aseg_dseg``). Tissues do not have these classes.
+    """
+    found = (freesurfer, *(find_dseg(root, t1w_entities) for root in derivatives.values()))
+    return next((label for label in found if label and label.scheme == "freesurfer"), None)
+
+
 def find_pons(labels: LabelFile) -> Path | None:
     """
     Find the labels of the brainstem's substructures beside FreeSurfer's other labels.

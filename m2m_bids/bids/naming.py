@@ -62,6 +62,8 @@ _DESCRIBING = {
     "pvc",
     "desc",
 }
+# Label of the ``seg`` entity of the 11 classes that methods are evaluated with.
+SEGMENTATION = "m2m11"
 _DATATYPES = ("anat", "dwi", "pet", "figures")
 _LABEL = re.compile(r"[a-zA-Z0-9+]+")
 _EXTENSION = re.compile(r"(\.[a-zA-Z0-9]+)+")
@@ -495,6 +497,27 @@ def figures_of_scan(scan: "Scan", out_dir: Path) -> dict[str, str]:
     """Say where the figures of a PET or FA scan go, as `figure_names` does."""
     suffix = "pet" if scan.modality == "pet" else "dwimap"
     return figure_names(scan.entities, suffix, out_dir)
+
+
+def expected_class_outputs(t1w_entities: Mapping[str, str], out_dir: Path) -> dict[str, Path]:
+    """
+    List the outputs of the 11 classes of a T1w reference.
+
+    Returns
+    -------
+    dict
+        ``image`` and ``image_json``, and ``table``, which names the numbers.
+    """
+    return {
+        name: output_path(
+            out_dir,
+            {**output_entities(t1w_entities), "seg": SEGMENTATION},
+            datatype="anat",
+            suffix="dseg",
+            extension=extension,
+        )
+        for name, extension in (("image", ".nii.gz"), ("image_json", ".json"), ("table", ".tsv"))
+    }
 
 
 def expected_template_outputs(

@@ -1,4 +1,9 @@
-"""Find what fMRIPrep, sMRIPrep or PETPrep made of a T1w image, to use it instead of computing."""
+"""
+Find what fMRIPrep, sMRIPrep, PETPrep or FreeSurfer made of a T1w image, to use it, not compute it.
+
+Of each piece the first one counts: derivatives datasets in their order, whose images are on the
+grid of the T1w, and then FreeSurfer, whose mask and labels have to be resampled.
+"""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -6,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from m2m_bids.bids.labels import LabelFile
 
 if TYPE_CHECKING:
     import nibabel as nb
@@ -24,6 +31,34 @@ _IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 _AFFINE_TOLERANCE_MM = 1e-3
 
 
+# What the image is called that FreeSurfer was given, on its own grid.
+_FREESURFER_INPUTS = ("rawavg.mgz", "orig/001.mgz")
+
+
+class FreeSurferFiles(NamedTuple):
+    """
+    What FreeSurfer made of a T1w image, on its conformed grid in the T1w's world.
+
+    Attributes
+    ----------
+    labels : Path
+        ``aparc+aseg.mgz`` or ``aseg.mgz``.
+    original : Path
+        The T1w itself on that grid, ``orig.mgz``.
+    brainmask : Path or None
+        ``brainmask.mgz``, the T1w without skull; 1 is what an editor has taken out of the brain.
+    """
+
+    labels: Path
+    original: Path
+    brainmask: Path | None
+
+    @property
+    def mask_files(self) -> tuple[Path, ...]:
+        """What a brain mask is made of."""
+        return (self.labels, self.brainmask) if self.brainmask else (self.labels,)
+
+
 class Precomputed(NamedTuple):
     """
     Files that stand for steps of the preparation of a T1w image.
@@ -39,6 +74,8 @@ class Precomputed(NamedTuple):
         where there are none.
     xfm : Path or None
         ITK transform that maps points of MNI space to points of the T1w.
+    freesurfer : FreeSurferFiles or None
+        Stands for ``mask`` and ``dseg`` where these are not there.
     findings : tuple of str
         What was found, missed or refused, a line for each piece and dataset.
     """
@@ -47,16 +84,35 @@ class Precomputed(NamedTuple):
     mask: Path | None = None
     dseg: tuple[Path, ...] = ()
     xfm: Path | None = None
+    freesurfer: FreeSurferFiles | None = None
     findings: tuple[str, ...] = ()
+
+    @property
+    def mask_files(self) -> tuple[Path, ...]:
+        """Files that the brain mask is taken from."""
+        if self.mask:
+            return (self.mask,)
+        return self.freesurfer.mask_files if self.freesurfer else ()
+
+    @property
+    def tissue_files(self) -> tuple[Path, ...]:
+        """Files that the tissues are taken from."""
+        if self.dseg:
+            return self.dseg
+        return self.freesurfer.mask_files if self.freesurfer else ()
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that are used."""
-        return tuple(file for file in (self.t1w, self.mask, *self.dseg, self.xfm) if file)
+        files = (self.t1w, *self.mask_files, *self.tissue_files, self.xfm)
+        return tuple(dict.fromkeys(file for file in files if file))
 
 
 def find_precomputed(
-    t1w: Path, t1w_entities: Mapping[str, str], derivatives: Mapping[str, Path]
+    t1w: Path,
+    t1w_entities: Mapping[str, str],
+    derivatives: Mapping[str, Path],
+    freesurfer: LabelFile | None = None,
 ) -> Precomputed:
     """
     Look for the derivatives of one T1w image.
@@ -64,7 +120,8 @@ def find_precomputed(
     A file counts if its name has all entities of the T1w's (one that lacks some may be of several
     images together) and, for an image, if its grid is that of the T1w reordered to RAS+. Of
     several datasets, the first that has a piece gives it. Datasets without any ``anat/`` folder
-    are not searched. Only headers are read.
+    are not searched. FreeSurfer gives the pieces that no dataset has, if the image that it was
+    given lies on the grid of the T1w. Only headers are read.
 
     Parameters
     ----------
@@ -74,6 +131,8 @@ def find_precomputed(
         Entities of its name, short names.
     derivatives : mapping of str to Path
         Derivatives datasets by name.
+    freesurfer : LabelFile, optional
+        FreeSurfer's labels of the T1w, as `m2m_bids.bids.labels.find_subject_labels` finds them.
     """
     found: dict[str, tuple[Path, ...]] = {}
     findings = []
@@ -94,13 +153,39 @@ def find_precomputed(
             expected = folder / f"{_stem(t1w_entities)}_{_XFM.format(_TEMPLATES[0])}.h5"
             findings.append(f"{name}: xfm: {file or f'missed: no {expected}'}")
     first = {piece: files[0] for piece, files in found.items()}
-    return Precomputed(
+    precomputed = Precomputed(
         t1w=first.get("t1w"),
         mask=first.get("mask"),
         dseg=found.get("dseg") or found.get("probseg", ()),
         xfm=first.get("xfm"),
         findings=tuple(findings),
     )
+    return _with_freesurfer(precomputed, t1w, freesurfer) if freesurfer else precomputed
+
+
+def _with_freesurfer(precomputed: Precomputed, t1w: Path, labels: LabelFile) -> Precomputed:
+    """Add what FreeSurfer has, or say why it is refused."""
+    folder = labels.file.parent
+    given = next((file for name in _FREESURFER_INPUTS if (file := folder / name).is_file()), None)
+    original, brainmask = folder / "orig.mgz", folder / "brainmask.mgz"
+    problem = given and _grid_problem(given, t1w)
+    if not original.is_file():
+        reason = f"no {original} to tell by that it is of this T1w"
+    elif problem:
+        reason = f"{given}, which FreeSurfer was given, is not this T1w: {problem}"
+    else:
+        reason = ""
+    if reason:
+        finding = f"freesurfer: refused: {reason}"
+        return precomputed._replace(findings=(*precomputed.findings, finding))
+    files = FreeSurferFiles(labels.file, original, brainmask if brainmask.is_file() else None)
+    pieces = {"mask": precomputed.mask, "dseg": precomputed.dseg}
+    findings = tuple(
+        f"freesurfer: {piece}: {_names(files.mask_files)}"
+        + ("; not used, a dataset has one" if other else "")
+        for piece, other in pieces.items()
+    )
+    return precomputed._replace(freesurfer=files, findings=(*precomputed.findings, *findings))
 
 
 def find_template_xfms(

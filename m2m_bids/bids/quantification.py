@@ -10,8 +10,8 @@ from m2m_bids.bids.labels import (
     PONS,
     LabelFile,
     find_dseg,
-    find_freesurfer_labels,
     find_pons,
+    find_subject_labels,
 )
 from m2m_bids.bids.naming import parse_name
 from m2m_bids.bids.tracers import reference_region_of
@@ -140,14 +140,8 @@ def find_labels(scan: "Scan", bids_dir: Path, options: QuantificationOptions) ->
     -------
     LabelFile or None
     """
-    if options.fs_subjects_dir:
-        sessions = bids_dir.glob(f"sub-{scan.subject}/**/anat/*_T1w.nii*")
-        is_only_t1w = len({file.parent for file in sessions}) <= 1
-        found = find_freesurfer_labels(
-            options.fs_subjects_dir, scan.t1w_entities, is_only_t1w=is_only_t1w
-        )
-        if found:
-            return found
+    if found := find_subject_labels(options.fs_subjects_dir, bids_dir, scan.t1w_entities):
+        return found
     for folder in options.derivatives.values():
         if found := find_dseg(folder, scan.t1w_entities):
             return found

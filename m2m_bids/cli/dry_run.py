@@ -69,14 +69,22 @@ def precomputed_lines(scans: "Sequence[Scan]", settings: Settings) -> list[str]:
     Returns
     -------
     list of str
-        Lines, each T1w once; none where no derivatives dataset has any anatomy.
+        Lines, each T1w once; none where no derivatives dataset nor FreeSurfer has any anatomy.
     """
+    from m2m_bids.bids.labels import find_subject_labels
     from m2m_bids.bids.precomputed import describe_findings, find_precomputed
 
     entities = {scan.t1w: scan.t1w_entities for scan in scans if scan.t1w is not None}
-    dirs = settings.derivative_dirs
-    return list(describe_findings({t1w: find_precomputed(t1w, entities[t1w], dirs)
-                                   for t1w in entities}))  # fmt: skip
+    found = {
+        t1w: find_precomputed(
+            t1w,
+            named,
+            settings.derivative_dirs,
+            find_subject_labels(settings.fs_subjects_dir, settings.bids_dir, named),
+        )
+        for t1w, named in entities.items()
+    }
+    return list(describe_findings(found))
 
 
 def _shown(file: Path | None, settings: Settings) -> str:

@@ -260,8 +260,16 @@ def _add_registration(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--brain-extraction",
         choices=BRAIN_EXTRACTIONS,
-        help="brain of a T1w image: by the registered template ('template'), where it has signal, "
-        "for images without skull ('skip'), or as the image tells ('auto') (default: auto)",
+        help="brain of a T1w image: by the registered template ('template'), by SynthStrip "
+        "('synthstrip'), where it has signal, for images without skull ('skip'), or as the image "
+        "tells ('auto', by SynthStrip if its model is given) (default: auto)",
+    )
+    group.add_argument(
+        "--synthstrip-model",
+        type=Path,
+        metavar="FILE",
+        help="SynthStrip's weights, synthstrip.1.pt of FreeSurfer; they are not part of m2m-bids, "
+        "and its network has to be installed: pip install nipreps-synthstrip (default: none)",
     )
     group.add_argument(
         "--transform",
@@ -317,9 +325,10 @@ def _add_quantification(group: argparse._ArgumentGroup) -> None:
         "--fs-subjects-dir",
         type=Path,
         metavar="FOLDER",
-        help="FreeSurfer's subjects, named sub-LABEL or sub-LABEL_ses-LABEL, for the labels to "
-        "measure in, or to evaluate with (default: a dseg of a derivatives dataset, or tissues "
-        "found by m2m-bids itself)",
+        help="FreeSurfer's subjects, named sub-LABEL or sub-LABEL_ses-LABEL, read only: labels to "
+        "measure in, or to evaluate with, and brain mask and tissues of T1w images for which no "
+        "derivatives dataset has them (default: a dseg of a derivatives dataset, or what m2m-bids "
+        "finds itself)",
     )
     group.add_argument(
         "--suvr-region",

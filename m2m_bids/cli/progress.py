@@ -198,7 +198,10 @@ def _reason(lines: list[str]) -> str:
         return lines[-1].strip() if lines else "unknown"
     last = matches[-1]
     message = (last["message"] or "").strip()
-    own = ("ImageError", "WeightsError", "DeviceError", "QueryError", "CohortError")
+    own = (
+        *("ImageError", "WeightsError", "DeviceError", "QueryError", "CohortError"),
+        "SynthStripError",
+    )
     if last["kind"] in own and message:
         return message
     return f"{last['kind']}: {message}" if message else last["kind"]

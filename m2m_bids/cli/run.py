@@ -65,6 +65,10 @@ def _run(settings: Settings) -> int:
         from m2m_bids.cli.group import run_group
 
         return run_group(settings)
+    if settings.synthstrip_model is not None:
+        from m2m_bids.api import check_synthstrip
+
+        check_synthstrip(settings.synthstrip_model)
     if settings.analysis_level == "train":
         from m2m_bids.cli.train import run_training
 

@@ -44,6 +44,62 @@ class DescribeT1w(SimpleInterface):
         return runtime
 
 
+class _DescribeMaskInputSpec(BaseInterfaceInputSpec):
+    sources = traits.List(traits.Str(), mandatory=True, desc="BIDS URIs")
+    method = traits.Str(mandatory=True, desc="how it was found")
+
+
+class DescribeMask(SimpleInterface):
+    """Compose the sidecar of a brain mask."""
+
+    input_spec = _DescribeMaskInputSpec
+    output_spec = _DescribeT1wOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.bids.derivatives import image_sidecar
+
+        sidecar = image_sidecar(self.inputs.sources, description=self.inputs.method)
+        self._results["sidecar"] = {**sidecar, "Type": "Brain"}
+        return runtime
+
+
+class _SaveClassesInputSpec(BaseInterfaceInputSpec):
+    image = File(exists=True, mandatory=True, desc="the 11 classes, on the grid of the T1w")
+    outputs = traits.Dict(
+        mandatory=True, desc="paths, as `bids.naming.expected_class_outputs` gives them"
+    )
+    sources = traits.List(traits.Str(), mandatory=True, desc="BIDS URIs")
+
+
+class _SaveOutputSpec(TraitedSpec):
+    out_files = traits.List(File(), desc="files of the output dataset")
+
+
+class SaveClasses(SimpleInterface):
+    """Copy the 11 classes of a T1w, with their look-up table and sidecar."""
+
+    input_spec = _SaveClassesInputSpec
+    output_spec = _SaveOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        from m2m_bids.bids.derivatives import image_sidecar, write_json, write_text
+        from m2m_bids.evaluation.labels import CLASSES
+
+        outputs = {key: Path(file) for key, file in self.inputs.outputs.items()}
+        sidecar = image_sidecar(
+            self.inputs.sources,
+            description="The 11 classes that M2M-Reg is evaluated with, left and right together, "
+            "by nearest voxel from FreeSurfer's labels; 0 is what belongs to none.",
+        )
+        rows = [f"{number}\t{name}" for number, name in CLASSES.items()]
+        write_text(outputs["table"], "\n".join(["index\tname", *rows]) + "\n")
+        write_json(outputs["image_json"], sidecar)
+        _copy(self.inputs.image, outputs["image"])
+        self._results["out_files"] = [str(file) for file in outputs.values()]
+        return runtime
+
+
 class _SaveFiguresInputSpec(BaseInterfaceInputSpec):
     in_files = traits.List(
         File(exists=True), mandatory=True, desc="SVG or HTML files, named by content"
@@ -54,10 +110,6 @@ class _SaveFiguresInputSpec(BaseInterfaceInputSpec):
     figures_dir = traits.Str(mandatory=True, desc="folder of the subject's figures")
     stem = traits.Str(mandatory=True, desc="entities of the scan, as in its file name")
     suffix = traits.Str(mandatory=True, desc="suffix of the figures")
-
-
-class _SaveOutputSpec(TraitedSpec):
-    out_files = traits.List(File(), desc="files of the output dataset")
 
 
 class SaveFigures(SimpleInterface):

@@ -5,6 +5,7 @@ from pathlib import Path
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
+    InputMultiObject,
     SimpleInterface,
     TraitedSpec,
     isdefined,
@@ -42,21 +43,25 @@ class ConformT1w(SimpleInterface):
 class _ExtractBrainInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
     source = traits.Enum(
-        *("auto", "template", "skip"),
+        *("auto", "template", "skip", "synthstrip"),
         usedefault=True,
-        desc="tell whether there is a skull, take it that there is one, or that there is none",
+        desc="tell whether there is a skull, take it that there is one, or that there is none; or "
+        "by SynthStrip, which 'auto' takes too if it is given",
     )
+    synthstrip_model = File(exists=True, desc="weights of SynthStrip")
     random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
+    n_threads = traits.Int(0, usedefault=True, nohash=True, desc="threads of SynthStrip")
 
 
 class _ExtractBrainOutputSpec(TraitedSpec):
     mask_file = File(desc="brain mask on the grid of the T1w")
     template2anat = File(desc="ITK affine: maps points of MNI space to points of the T1w")
     is_skull_stripped = traits.Bool(desc="whether the T1w came without skull")
+    method = traits.Str(desc="how the mask was found")
 
 
 class ExtractBrain(SimpleInterface):
-    """Find the brain in a T1w image by the embedded template."""
+    """Find the brain in a T1w image by the embedded template or by SynthStrip."""
 
     input_spec = _ExtractBrainInputSpec
     output_spec = _ExtractBrainOutputSpec
@@ -66,16 +71,21 @@ class ExtractBrain(SimpleInterface):
         from m2m_bids.spatial.images import load_image, save_image
         from m2m_bids.spatial.itk import write_affine
 
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        image = load_image(inputs.in_file)
+        image.set_filename(inputs.in_file)  # messages name it
         brain = extract_brain(
-            load_image(self.inputs.in_file),
-            source=self.inputs.source,
-            random_seed=self.inputs.random_seed,
+            image,
+            source=inputs.source,
+            synthstrip_model=inputs.synthstrip_model or None,
+            random_seed=inputs.random_seed,
+            n_threads=inputs.n_threads,
         )
-        folder = Path(runtime.cwd)
         self._results["mask_file"] = str(save_image(brain.mask, folder / "mask.nii"))
         xfm = write_affine(brain.template2anat, folder / "template2anat.txt")
         self._results["template2anat"] = str(xfm)
         self._results["is_skull_stripped"] = brain.is_skull_stripped
+        self._results["method"] = brain.method
         return runtime
 
 
@@ -139,8 +149,40 @@ class TakeMask(SimpleInterface):
         return runtime
 
 
+class _TakeFreeSurferInputSpec(BaseInterfaceInputSpec):
+    t1w_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
+    label_file = File(exists=True, mandatory=True, desc="aparc+aseg.mgz or aseg.mgz")
+    original_file = File(exists=True, mandatory=True, desc="orig.mgz, the T1w conformed")
+    brainmask_file = File(exists=True, desc="brainmask.mgz")
+
+
+class _TakeFreeSurferOutputSpec(TraitedSpec):
+    mask_file = File(desc="brain mask on the grid of the T1w")
+    dseg_file = File(desc="grey matter 1, white matter 2, fluid 3, on the same grid")
+
+
+class TakeFreeSurfer(SimpleInterface):
+    """Take over brain mask and tissues that FreeSurfer has made, if they are of this T1w."""
+
+    input_spec = _TakeFreeSurferInputSpec
+    output_spec = _TakeFreeSurferOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.freesurfer import take_freesurfer
+        from m2m_bids.spatial.images import load_image, save_image
+
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        t1w = load_image(inputs.t1w_file)
+        t1w.set_filename(inputs.t1w_file)  # messages name it
+        brainmask = inputs.brainmask_file if isdefined(inputs.brainmask_file) else None
+        brain = take_freesurfer(t1w, inputs.label_file, inputs.original_file, brainmask)
+        self._results["mask_file"] = str(save_image(brain.mask, folder / "mask.nii"))
+        self._results["dseg_file"] = str(save_image(brain.tissues, folder / "dseg.nii"))
+        return runtime
+
+
 class _TakeTissuesInputSpec(BaseInterfaceInputSpec):
-    in_files = traits.List(
+    in_files = InputMultiObject(
         File(exists=True), mandatory=True, desc="labels, or maps of grey, white and fluid"
     )
     t1w_file = File(exists=True, mandatory=True, desc="T1w image without bias field, RAS+")

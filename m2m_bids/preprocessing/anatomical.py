@@ -26,6 +26,7 @@ from m2m_bids.preprocessing.ants_bridge import (
     working_copy,
 )
 from m2m_bids.preprocessing.mutual_information import MutualInformation, climb, pose_matrix
+from m2m_bids.preprocessing.synthstrip import sha256_of, synthstrip_mask
 from m2m_bids.preprocessing.tissues import fit_classes
 from m2m_bids.spatial.conform import to_ras
 from m2m_bids.spatial.images import ImageError, load_image, require_3d
@@ -44,6 +45,9 @@ MASK_SPACING_MM = 1.5
 TISSUE_SPACING_MM = 1.2
 # A head has scalp and muscle in the shell around the brain, a stripped image has next to nothing.
 STRIPPED_SHELL_FRACTION = 0.15
+BY_TEMPLATE = "By registration of the MNI152 template (ICBM 2009a symmetric) with ANTs."
+BY_SIGNAL = "Where the image has signal: it came without skull."
+GIVEN = "Found by another program."
 # The affine part of a right transform leaves out little of the brain; an inverse one moves it by
 # its whole shift and scale.
 TRANSFORM_INSIDE = 0.7
@@ -63,12 +67,15 @@ class BrainExtraction(NamedTuple):
     template2anat : ndarray, shape (4, 4)
         Affine that maps points of the MNI152 world to points of the image's world, RAS+ mm.
     is_skull_stripped : bool
-        Whether the image came without skull; its mask is then where it has signal.
+        Whether the image came without skull.
+    method : str
+        How the mask was found, in words.
     """
 
     mask: nb.Nifti1Image
     template2anat: np.ndarray
     is_skull_stripped: bool
+    method: str = GIVEN
 
 
 @cache
@@ -161,25 +168,34 @@ def correct_bias_field(
 def extract_brain(
     image: nb.Nifti1Image,
     *,
-    source: Literal["auto", "template", "skip"] = "auto",
+    source: Literal["auto", "template", "skip", "synthstrip"] = "auto",
+    synthstrip_model: Path | str | None = None,
     random_seed: int = 0,
+    n_threads: int = 0,
 ) -> BrainExtraction:
     """
     Find the brain in a T1w image with or without skull, neck and face.
 
-    The template is searched in the image by mutual information over many poses, refined by
-    an affine and a coarse SyN registration [Avants et al., Med Image Anal 2008], and its mask
-    brought to the image and cleaned. An image that came skull-stripped keeps its own outline.
+    Without SynthStrip, the template is searched in the image by mutual information over many
+    poses, refined by an affine and a coarse SyN registration [Avants et al., Med Image Anal 2008],
+    and its mask brought to the image and cleaned. An image that came skull-stripped keeps its own
+    outline.
 
     Parameters
     ----------
     image : Nifti1Image, shape (I, J, K)
         T1w image, bias-corrected or not. Its header may be off by several centimetres.
-    source : {"auto", "template", "skip"}
+    source : {"auto", "template", "skip", "synthstrip"}
         Tell from the image whether it came without skull, or take it that it has one, or that it
-        has none: its mask is then where it has signal.
+        has none: its mask is then where it has signal. "auto" is by SynthStrip where its model is
+        given, "synthstrip" always, also for images without skull.
+    synthstrip_model : Path or str, optional
+        Weights of SynthStrip, as of `m2m_bids.preprocessing.synthstrip.load_synthstrip`.
+    n_threads : int
+        Threads of SynthStrip; 0 leaves them as they are.
     random_seed : int
-        Seed of ANTs. The mask repeats exactly on one ITK thread, to a Dice of 0.998 on two.
+        Seed of ANTs. The template's mask repeats exactly on one ITK thread, to a Dice of 0.998 on
+        two.
 
     Returns
     -------
@@ -189,20 +205,30 @@ def extract_brain(
     Raises
     ------
     ImageError
-        If the image is not 3-D or has no signal.
+        If the image is not 3-D or has no signal, or SynthStrip finds no brain.
+    SynthStripError
+        If SynthStrip is asked for, and its network or weights are missing.
     """
     data = _clipped(image)
+    if source == "synthstrip" or (source == "auto" and synthstrip_model is not None):
+        if synthstrip_model is None:
+            raise ValueError("source='synthstrip' needs synthstrip_model, a file of its weights")
+        mask = synthstrip_mask(image, synthstrip_model, n_threads=n_threads)
+        brain = align_template(image, mask, random_seed=random_seed)
+        if brain.is_skull_stripped and source == "auto":
+            return brain._replace(mask=_signal_mask(image, data), method=BY_SIGNAL)
+        return brain._replace(method=f"By SynthStrip, weights {sha256_of(synthstrip_model)}.")
     moving = working_copy(image, WARP_SPACING_MM, data=data)
     fixed, options = _template_brain(random_seed)
     affine = _template_affine(image, data, random_seed)
     if source == "skip" or (source == "auto" and _is_stripped(moving, affine)):
-        return BrainExtraction(_signal_mask(image, data), affine, True)
+        return BrainExtraction(_signal_mask(image, data), affine, True, BY_SIGNAL)
     short = AFFINE_STAGE._replace(convergence="[20x10,1e-6,10]")
     result = register(fixed, moving, [short, WARP_STAGE], fixed2moving=affine, **options)
     grid = working_copy(image, MASK_SPACING_MM, data=data)
     brain = _clean(_warped_mask(result, fixed.affine, grid))
     soft = resample_onto(brain, grid.affine, image.shape, image.affine, order=1)
-    return BrainExtraction(_as_mask(soft > 0.5, image), affine, False)
+    return BrainExtraction(_as_mask(soft > 0.5, image), affine, False, BY_TEMPLATE)
 
 
 def align_template(

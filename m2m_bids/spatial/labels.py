@@ -31,7 +31,7 @@ def load_labels(file: Path | str) -> nb.Nifti1Image:
         If it cannot be read, is not 3-D, or has a value that is not a whole number.
     """
     file = Path(file)
-    image = require_3d(_load_mgh(file) if file.suffix == ".mgz" else load_image(file), file)
+    image = require_3d(load_mgh(file) if file.suffix == ".mgz" else load_image(file), file)
     try:
         labels = whole_numbers(np.asanyarray(image.dataobj))
     except ValueError as error:
@@ -113,7 +113,26 @@ def labels_on_t1w(
     return on_grid
 
 
-def _load_mgh(file: Path) -> nb.Nifti1Image:
+def load_mgh(file: Path) -> nb.Nifti1Image:
+    """
+    Read an image of FreeSurfer.
+
+    Parameters
+    ----------
+    file : Path
+        ``.mgz`` or ``.mgh``.
+
+    Returns
+    -------
+    Nifti1Image
+        The same voxels; its affine maps them to RAS+ scanner millimetres, as the image has it that
+        FreeSurfer was given.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    """
     try:
         image = nb.load(file)
         return nb.Nifti1Image(np.asanyarray(image.dataobj), image.affine)

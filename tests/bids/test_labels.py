@@ -1,6 +1,12 @@
 import pytest
 
-from m2m_bids.bids.labels import LabelFile, find_dseg, find_freesurfer_labels
+from m2m_bids.bids.labels import (
+    LabelFile,
+    find_class_labels,
+    find_dseg,
+    find_freesurfer_labels,
+    find_subject_labels,
+)
 
 ENTITIES = {"sub": "01", "ses": "M000"}
 
@@ -81,3 +87,23 @@ def test_dseg_of_a_participant_without_sessions(add, tmp_path):
     add("sub-01/anat/sub-01_dseg.nii.gz")
     found = find_dseg(tmp_path, {"sub": "01"})
     assert found == LabelFile(tmp_path / "sub-01/anat/sub-01_dseg.nii.gz", "tissues")
+
+
+def test_labels_of_a_participant_are_of_its_only_session(add, tmp_path):
+    add("freesurfer/sub-01/mri/aseg.mgz", "bids/sub-01/ses-M000/anat/sub-01_ses-M000_T1w.nii.gz")
+    arguments = tmp_path / "freesurfer", tmp_path / "bids", ENTITIES
+    assert find_subject_labels(*arguments).file == tmp_path / "freesurfer/sub-01/mri/aseg.mgz"
+    assert find_subject_labels(None, *arguments[1:]) is None
+    add("bids/sub-01/ses-M012/anat/sub-01_ses-M012_T1w.nii.gz")
+    assert find_subject_labels(*arguments) is None
+
+
+def test_classes_are_of_freesurfer_then_of_the_first_dataset_that_has_them(add, tmp_path):
+    stem = "sub-01/ses-M000/anat/sub-01_ses-M000"
+    add(f"a/{stem}_dseg.nii.gz", f"b/{stem}_desc-aseg_dseg.nii.gz")
+    datasets = {name: tmp_path / name for name in "ab"}
+    label = LabelFile(tmp_path / "aseg.mgz", "freesurfer")
+    assert find_class_labels(label, datasets, ENTITIES) == label
+    found = find_class_labels(None, datasets, ENTITIES)
+    assert found == LabelFile(tmp_path / f"b/{stem}_desc-aseg_dseg.nii.gz", "freesurfer")
+    assert find_class_labels(None, {"a": tmp_path / "a"}, ENTITIES) is None

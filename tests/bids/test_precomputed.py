@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from m2m_bids.bids.labels import LabelFile
 from m2m_bids.bids.precomputed import describe_findings, find_precomputed, find_template_xfms
 
 ENTITIES = {"sub": "1", "ses": "M000"}
@@ -150,6 +151,70 @@ def test_subject_without_session(tmp_path):
     found = find_precomputed(t1w, {"sub": "1"}, {"fmriprep": tmp_path / "fmriprep"})
     assert found.mask == mask
     assert "lacks" not in " ".join(found.findings)
+
+
+def write_mgz(file, shape=SHAPE, affine=AFFINE):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nb.MGHImage(np.ones(shape, np.uint8), affine).to_filename(file)
+    return file
+
+
+@pytest.fixture
+def mri(t1w, tmp_path):
+    """What FreeSurfer made of the T1w; conformed images have a grid of their own."""
+    folder = tmp_path / "freesurfer/sub-1_ses-M000/mri"
+    for name in ("aparc+aseg", "orig", "brainmask"):
+        write_mgz(folder / f"{name}.mgz", (9, 9, 9), np.diag([-1, 1, 1, 1]))
+    write_mgz(folder / "rawavg.mgz", *reordered())
+    return folder
+
+
+def find_with(t1w, mri, derivatives=None):
+    label = LabelFile(mri / "aparc+aseg.mgz", "freesurfer")
+    return find_precomputed(t1w, ENTITIES, derivatives or {}, label)
+
+
+def test_freesurfer_of_this_t1w_is_taken(t1w, mri):
+    found = find_with(t1w, mri)
+    files = tuple(mri / f"{name}.mgz" for name in ("aparc+aseg", "brainmask"))
+    assert found.mask_files == found.tissue_files == found.files == files
+    assert (found.mask, found.dseg) == (None, ())
+    assert found.freesurfer.original == mri / "orig.mgz"
+    listed = ", ".join(map(str, files))
+    assert found.findings == (f"freesurfer: mask: {listed}", f"freesurfer: dseg: {listed}")
+    (mri / "brainmask.mgz").unlink()
+    assert find_with(t1w, mri).mask_files == files[:1]
+
+
+def test_datasets_come_before_freesurfer(t1w, mri, anat):
+    mask = write(anat / f"{STEM}_desc-brain_mask.nii.gz")
+    found = find_with(t1w, mri, {"fmriprep": anat.parents[2]})
+    assert found.mask_files == (mask,)
+    assert found.tissue_files[0] == mri / "aparc+aseg.mgz"
+    assert found.findings[-2].endswith("brainmask.mgz; not used, a dataset has one")
+
+
+@pytest.mark.parametrize("name", ["rawavg", "orig/001"])
+def test_freesurfer_of_another_image_is_refused(t1w, mri, name):
+    (mri / "rawavg.mgz").unlink()
+    file = write_mgz(mri / f"{name}.mgz", SHAPE, shifted(0.5))
+    found = find_with(t1w, mri)
+    assert found.files == ()
+    (finding,) = found.findings
+    assert finding.startswith(f"freesurfer: refused: {file}, which FreeSurfer was given, is not")
+    assert "corners are up to 0.5 mm" in finding
+
+
+def test_freesurfer_that_cannot_be_compared_is_refused(t1w, mri):
+    (mri / "orig.mgz").unlink()
+    assert find_with(t1w, mri).findings == (
+        f"freesurfer: refused: no {mri / 'orig.mgz'} to tell by that it is of this T1w",
+    )
+
+
+def test_without_its_input_freesurfer_is_compared_later(t1w, mri):
+    (mri / "rawavg.mgz").unlink()
+    assert find_with(t1w, mri).freesurfer is not None
 
 
 def test_transforms_to_a_template_are_found_in_both_directions(tmp_path):

@@ -50,6 +50,13 @@ def test_weights_of_the_package_have_a_name(call):
     assert (call("--weights", "default").weights / "card.json").is_file()
 
 
+def test_synthstrip_comes_with_its_model(call, tmp_path):
+    (tmp_path / "synthstrip.1.pt").touch()
+    settings = call("--brain-extraction", "synthstrip", "--synthstrip-model", "synthstrip.1.pt")
+    assert settings.brain_extraction == "synthstrip"
+    assert settings.synthstrip_model == tmp_path / "synthstrip.1.pt"
+
+
 @pytest.mark.parametrize(
     ("options", "name", "value"),
     [

@@ -140,6 +140,10 @@ def test_unusable_weights(main, weights, tmp_path, spoil, words):
         (["--weights", "absent"], ["--weights", "absent"]),
         (["--device", "gpu"], ["--device", "gpu"]),
         (["--device", "cuda:63"], ["--device cuda:63", "--nv"]),
+        (
+            ["--synthstrip-model", "bids/dataset_description.json"],
+            ["dataset_description.json", "SynthStrip"],
+        ),
         (["-w", "bids/work"], ["--work-dir", "bids/work"]),
         (["--config-file", "bids/dataset_description.json"], ["--config-file"]),
     ],

@@ -11,7 +11,7 @@ from m2m_bids.bids.derivatives import FRAMES_FIELD, missing_outputs
 from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, frame_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.interfaces import outputs as module
-from m2m_bids.interfaces.outputs import DescribeT1w, SaveFigures, SaveScan
+from m2m_bids.interfaces.outputs import DescribeMask, DescribeT1w, SaveFigures, SaveScan
 
 SCAN = Scan(
     "pet",
@@ -283,3 +283,8 @@ def test_images_can_be_read_after_the_copy(save, expected, tmp_path):
     image.to_filename(tmp_path / "work/real.nii.gz")
     assert module._copy(str(tmp_path / "work/real.nii.gz"), expected["preproc"])
     assert nb.load(expected["preproc"]).shape == (2, 3, 4)
+
+
+def test_sidecar_of_a_mask_says_how_it_was_found():
+    found = DescribeMask(sources=["bids:raw:a"], method="By hand.").run().outputs.sidecar
+    assert found == {"Description": "By hand.", "Sources": ["bids:raw:a"], "Type": "Brain"}

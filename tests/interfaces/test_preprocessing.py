@@ -109,16 +109,20 @@ def test_conform_takes_one_volume_only(save, rng):
 
 
 def test_brain_mask_and_affine_of_the_template(t1w, mask, monkeypatch, tmp_path):
-    seeds = []
+    given = []
 
-    def extract_brain(image, *, source, random_seed):
-        seeds.append(random_seed)
-        assert source == "skip"
-        return anatomical.BrainExtraction(nb.load(mask), OBLIQUE, True)
+    def extract_brain(image, **options):
+        given.append(options)
+        return anatomical.BrainExtraction(nb.load(mask), OBLIQUE, True, "By hand.")
 
     monkeypatch.setattr(anatomical, "extract_brain", extract_brain)
     result = ExtractBrain(in_file=t1w, source="skip", random_seed=5).run().outputs
-    assert seeds == [5]
+    ExtractBrain(in_file=t1w, source="synthstrip", synthstrip_model=mask, n_threads=3).run()
+    assert given == [
+        {"source": "skip", "synthstrip_model": None, "random_seed": 5, "n_threads": 0},
+        {"source": "synthstrip", "synthstrip_model": str(mask), "random_seed": 0, "n_threads": 3},
+    ]
+    assert result.method == "By hand."
     assert result.is_skull_stripped is True
     assert nb.load(result.mask_file).get_fdata().all()
     # The direction of the function's matrix, MNI points to T1w points, is that of the file.

@@ -276,10 +276,10 @@ def test_precomputed_pieces_replace_steps(settings, scan, pieces):
     used = {PIECES[piece][piece in pieces] for piece in ("desc-preproc_T1w", "desc-brain_mask")}
     assert used <= sources
     uri = f"bids:dti:sub-01/ses-M000/anat/sub-01_ses-M000_{pieces[0]}.nii.gz"
-    ds = {"desc-preproc_T1w": "describe_t1w", "desc-brain_mask": "ds_mask", "dseg": "ds_dseg"}
-    node = nodes[ds[pieces[0]]]
-    found = node.inputs.sources if pieces[0] == "desc-preproc_T1w" else node.inputs.meta_dict
-    assert uri in str(found)
+    described = {"desc-preproc_T1w": "describe_t1w", "desc-brain_mask": "describe_mask"}
+    node = nodes[described.get(pieces[0], "ds_dseg")]
+    found = node.inputs.meta_dict["Sources"] if pieces[0] == "dseg" else node.inputs.sources
+    assert uri in found
     assert "precomputed" in methods_text(workflow)
 
 
@@ -289,7 +289,97 @@ def test_brain_extraction_reaches_its_node(settings, scan):
         workflow = init_m2m_bids_wf(given, [scan("pet")], options())
         nodes = {node.name: node for node in workflow._get_all_nodes()}
         assert nodes["extract_brain"].inputs.source == source
+        assert not isdefined(nodes["extract_brain"].inputs.synthstrip_model)
         assert ("without skull" in methods_text(workflow)) == (source == "skip")
+
+
+@pytest.mark.parametrize("source", ["auto", "synthstrip"])
+def test_synthstrip_reaches_its_node(settings, scan, tmp_path, source):
+    model = tmp_path / "synthstrip.1.pt"
+    model.touch()
+    given = replace(settings, brain_extraction=source, synthstrip_model=model)
+    workflow = init_m2m_bids_wf(given, [scan("pet")], options())
+    (node,) = (n for n in workflow._get_all_nodes() if n.name == "extract_brain")
+    assert (node.inputs.source, node.inputs.synthstrip_model) == (source, str(model))
+    assert (node.inputs.n_threads, node.mem_gb) == (2, 8)
+    assert "SynthStrip" in methods_text(workflow)
+    assert not unset_inputs(workflow)
+
+
+@pytest.fixture
+def freesurfer(settings, scan):
+    """A scan, and settings with FreeSurfer's folder of its T1w; all images are of one grid."""
+    pet = scan("pet")
+    nb.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)).to_filename(pet.t1w)
+    folder = settings.bids_dir.parent / "freesurfer/sub-01_ses-M000/mri"
+    folder.mkdir(parents=True)
+    for name in ("aparc+aseg", "orig", "rawavg", "brainmask"):
+        image = nb.MGHImage(np.ones((3, 4, 5), np.uint8), np.eye(4))
+        image.to_filename(folder / f"{name}.mgz")
+    return pet, replace(settings, fs_subjects_dir=folder.parents[1])
+
+
+def test_freesurfer_replaces_steps_and_gives_classes(freesurfer):
+    pet, settings = freesurfer
+    workflow = init_m2m_bids_wf(settings, [pet], options())
+    assert not unset_inputs(workflow)
+    nodes = {node.name: node for node in workflow._get_all_nodes()}
+    assert {"take_freesurfer", "align_template", "take_tissues", "correct_bias"} <= nodes.keys()
+    assert not {"extract_brain", "segment_tissues", "take_mask"} & nodes.keys()
+    uris = [
+        f"bids:freesurfer:sub-01_ses-M000/mri/{name}.mgz" for name in ("aparc+aseg", "brainmask")
+    ]
+    assert nodes["describe_mask"].inputs.sources[1:] == uris
+    sidecar = nodes["ds_dseg"].inputs.meta_dict
+    assert sidecar["Sources"][1:] == uris
+    assert "seg-m2m11" not in sidecar["Description"]
+    assert nodes["save_classes"].inputs.sources[1:] == uris[:1]
+    assert nodes["prepare_labels"].inputs.scheme == "freesurfer"
+    assert methods_text(workflow).count("from FreeSurfer") == 2
+
+
+def test_derivatives_come_before_freesurfer(freesurfer):
+    pet, settings = freesurfer
+    folder = settings.derivative_dirs["dti"] / "sub-01/ses-M000/anat"
+    folder.mkdir(parents=True)
+    mask = folder / "sub-01_ses-M000_desc-brain_mask.nii.gz"
+    nb.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)).to_filename(mask)
+    workflow = init_m2m_bids_wf(settings, [pet], options())
+    graph = workflow._create_flat_graph()
+    nodes = {node.name: node for node in graph.nodes}
+    assert nodes["take_mask"].inputs.in_file == str(mask)
+    assert nodes["take_freesurfer"] in nx.ancestors(graph, nodes["take_tissues"])
+    assert nodes["take_freesurfer"] not in nx.ancestors(graph, nodes["align_template"])
+    dseg = folder / "sub-01_ses-M000_dseg.nii.gz"
+    nb.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)).to_filename(dseg)
+    workflow = init_m2m_bids_wf(settings, [pet], options())
+    nodes = {node.name: node for node in workflow._get_all_nodes()}
+    assert "take_freesurfer" not in nodes
+    assert nodes["take_tissues"].inputs.in_files == [str(dseg)]
+    assert "save_classes" in nodes  # which the dataset does not have
+
+
+def test_freesurfer_of_another_grid_is_left_alone(freesurfer):
+    pet, settings = freesurfer
+    rawavg = settings.fs_subjects_dir / "sub-01_ses-M000/mri/rawavg.mgz"
+    nb.MGHImage(np.ones((3, 4, 6), np.uint8), np.eye(4)).to_filename(rawavg)
+    workflow = init_m2m_bids_wf(settings, [pet], options())
+    nodes = {node.name: node for node in workflow._get_all_nodes()}
+    assert {"extract_brain", "segment_tissues"} <= nodes.keys()
+    assert not {"take_freesurfer", "save_classes"} & nodes.keys()
+    assert "no labels of FreeSurfer" in nodes["ds_dseg"].inputs.meta_dict["Description"]
+
+
+def test_classes_are_written_of_labels_in_derivatives(settings, scan):
+    pet = scan("pet")
+    folder = settings.derivative_dirs["dti"] / "sub-01/ses-M000/anat"
+    folder.mkdir(parents=True)
+    file = folder / "sub-01_ses-M000_desc-aseg_dseg.nii.gz"
+    file.touch()
+    workflow = init_m2m_bids_wf(settings, [pet], options())
+    (node,) = (n for n in workflow._get_all_nodes() if n.name == "prepare_labels")
+    assert node.inputs.label_file == str(file)
+    assert not unset_inputs(workflow)
 
 
 def test_cohort_levels_compute_the_anatomy_themselves(settings, scan, images):
@@ -303,6 +393,15 @@ def test_cohort_levels_compute_the_anatomy_themselves(settings, scan, images):
     rigid = options(transform="rigid", weights=None)
     workflow = init_m2m_bids_wf(settings, [pet], rigid, images=images)
     assert "take_tissues" not in {node.name for node in workflow._get_all_nodes()}
+
+
+def test_cohort_levels_are_not_helped_by_freesurfer(freesurfer, images):
+    pet, settings = freesurfer
+    rigid = options(transform="rigid", weights=None)
+    workflow = init_m2m_bids_wf(settings, [pet], rigid, images=images)
+    names = {node.name for node in workflow._get_all_nodes()}
+    assert {"extract_brain", "segment_tissues"} <= names
+    assert not {"take_freesurfer", "take_tissues", "prepare_labels"} & names
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,21 @@
 """Names and metadata of what the workflows write, compared with what `bids.naming` expects."""
 
+import json
 from pathlib import Path
 
 import nibabel as nb
 import numpy as np
 import pytest
 
-from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, parse_name
+from m2m_bids.bids.labels import LabelFile
+from m2m_bids.bids.naming import (
+    expected_anat_outputs,
+    expected_class_outputs,
+    expected_outputs,
+    parse_name,
+)
 from m2m_bids.bids.query import Scan
+from m2m_bids.evaluation.labels import CLASSES
 from m2m_bids.workflows.outputs import (
     FRAME_INPUTS,
     init_anatomical_outputs_wf,
@@ -61,6 +69,8 @@ def test_anatomical_names_are_those_expected(tmp_path, monkeypatch, name):
         interface.inputs.in_file = str(image)
         if sink == "ds_t1w":
             interface.inputs.meta_dict = {"SkullStripped": False}
+        if sink == "ds_mask":
+            interface.inputs.meta_dict = {"Type": "Brain"}
         interface.run()
     found = {file for file in (tmp_path / "out").rglob("*") if file.is_file()}
     assert found == set(expected_anat_outputs(entities, tmp_path / "out").values())
@@ -70,9 +80,42 @@ def test_anatomical_sources(tmp_path):
     workflow, _ = anatomical_wf(tmp_path, T1W_NAMES[2])
     source = [f"bids:raw:sub-01/ses-M000/anat/{T1W_NAMES[2]}"]
     assert workflow.get_node("describe_t1w").inputs.sources == source
-    for name in ("ds_mask", "ds_dseg"):
-        assert workflow.get_node(name).inputs.meta_dict["Sources"] == source
-    assert workflow.get_node("ds_mask").inputs.meta_dict["Type"] == "Brain"
+    assert workflow.get_node("describe_mask").inputs.sources == source
+    assert workflow.get_node("ds_dseg").inputs.meta_dict["Sources"] == source
+
+
+def test_classes_and_their_table_lie_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bids_dir, name = tmp_path / "bids", "sub-01_ses-M000_run-1_T1w.nii.gz"
+    entities = parse_name(name).entities
+    aseg = tmp_path / "freesurfer/sub-01/mri/aseg.mgz"
+    aseg.parent.mkdir(parents=True)
+    aseg.touch()
+    workflow = init_anatomical_outputs_wf(
+        t1w_file=bids_dir / "sub-01/ses-M000/anat" / name,
+        t1w_entities=entities,
+        output_dir=tmp_path / "out",
+        datasets={"raw": bids_dir, "freesurfer": tmp_path / "freesurfer"},
+        class_labels=LabelFile(aseg, "freesurfer"),
+    )
+    node = workflow.get_node("save_classes")
+    interface = type(node.interface)(**node.inputs.get())
+    classes = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    nb.Nifti1Image(classes, np.eye(4)).to_filename(tmp_path / "labels.nii.gz")
+    interface.inputs.image = str(tmp_path / "labels.nii.gz")
+    interface.run()
+    files = expected_class_outputs(entities, tmp_path / "out")
+    folder = tmp_path / "out/sub-01/ses-M000/anat"
+    assert set(files.values()) == set(folder.iterdir())
+    assert files["image"].name == "sub-01_ses-M000_run-1_seg-m2m11_dseg.nii.gz"
+    assert np.array_equal(nb.load(files["image"]).dataobj, classes)
+    assert json.loads(files["image_json"].read_text())["Sources"] == [
+        f"bids:raw:sub-01/ses-M000/anat/{name}",
+        "bids:freesurfer:sub-01/mri/aseg.mgz",
+    ]
+    table = [line.split("\t") for line in files["table"].read_text().splitlines()]
+    assert table[0] == ["index", "name"]
+    assert {int(number): label for number, label in table[1:]} == CLASSES
 
 
 @pytest.fixture(params=["pet", "fa"])
