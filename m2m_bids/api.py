@@ -6,12 +6,12 @@
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import nibabel as nb
 import numpy as np
@@ -440,6 +440,7 @@ def register_files(
     transform: Literal["m2m", "rigid"] = "m2m",
     options: DeformableOptions | None = None,
     synthstrip_model: Path | str | None = None,
+    sidecar: Mapping[str, Any] | None = None,
     random_seed: int = 0,
 ) -> RegisteredImage:
     """
@@ -448,7 +449,7 @@ def register_files(
     Parameters
     ----------
     moving_file : Path or str
-        PET (3-D, or 4-D frames, which are averaged) or FA map.
+        PET (3-D, or 4-D frames, which are corrected for motion and averaged) or FA map.
     fixed_file : Path or str
         T1w image, with or without skull.
     modality : {"pet", "fa"}
@@ -459,6 +460,8 @@ def register_files(
         Of the deformable step; the default ones of the modality.
     synthstrip_model : Path or str, optional
         Weights of SynthStrip, to find the brain by it rather than by the template.
+    sidecar : mapping, optional
+        BIDS metadata of a PET scan: frames are weighted by ``FrameDuration`` where that is known.
     random_seed : int
         Seed of ANTs.
 
@@ -480,13 +483,13 @@ def register_files(
     )
     from m2m_bids.preprocessing.coregistration import register_rigid
     from m2m_bids.preprocessing.diffusion import clean_fa
-    from m2m_bids.preprocessing.pet import static_reference
+    from m2m_bids.preprocessing.pet_motion import corrected_reference
 
     fixed = load_t1w(fixed_file)
     moving = load_image(moving_file)
     moving.set_filename(str(moving_file))  # messages name it
     if modality == "pet":
-        moving = static_reference(moving, None).image
+        moving = corrected_reference(moving, sidecar or {}, random_seed=random_seed).image
     else:
         moving = clean_fa(require_3d(moving, moving_file))
     brain = extract_brain(fixed, synthstrip_model=synthstrip_model, random_seed=random_seed)

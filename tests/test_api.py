@@ -27,7 +27,7 @@ from m2m_bids.api import (
     register_files,
     resolve_device,
 )
-from m2m_bids.preprocessing import anatomical, coregistration
+from m2m_bids.preprocessing import anatomical, coregistration, pet_motion
 from m2m_bids.registration.networks.gradicon import GradICON, GradICONConfig
 from m2m_bids.registration.weights import (
     WeightsCard,
@@ -397,6 +397,25 @@ def test_rigid_files(files, pair):
     np.testing.assert_array_equal(result.rigid, RIGID)
     expected = resample(pair[0], (RIGID,), pair[1])
     np.testing.assert_allclose(result.moved.get_fdata(), expected.get_fdata(), atol=1e-4)
+
+
+def test_frames_of_files_are_corrected_for_motion(files, pair, monkeypatch):
+    """As the app does: the second frame comes back to the pose of the first."""
+    moving = pair[0]
+    shift = nb.affines.from_matvec(np.eye(3), (6, 0, -4))
+    away = nb.Nifti1Image(moving.get_fdata(dtype=np.float32), shift @ moving.affine)
+    frames = np.stack([moving.get_fdata(), resample(away, (), moving).get_fdata()], axis=-1)
+    nb.Nifti1Image(frames.astype(np.float32), moving.affine).to_filename(files[0])
+    motion = pet_motion.FrameMotion((np.eye(4), shift), np.zeros((2, 6)), 0, ())
+    monkeypatch.setattr(pet_motion, "estimate_motion", lambda *_, **__: motion)
+    moved = register_files(*files, modality="pet", transform="rigid").moved.get_fdata()
+    inside = np.asarray(pair[2].dataobj) > 0
+    still, mixed = (
+        resample(nb.Nifti1Image(np.float32(data), moving.affine), (RIGID,), pair[1]).get_fdata()
+        for data in (frames[..., 0], frames.mean(axis=-1))
+    )
+    # What is left is the interpolation, there and back.
+    assert np.abs(moved - still)[inside].mean() < 0.3 * np.abs(mixed - still)[inside].mean()
 
 
 @pytest.mark.parametrize("quality", [GOOD, replace(GOOD, folding_percent=0.2)])

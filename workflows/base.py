@@ -386,8 +386,14 @@ def _add_space(
         "datasets": settings.datasets,
         "options": options,
     }
+    # Transforms are of the template, whatever the grid: the first of its spaces writes them.
+    first = next(one for one in settings.further_spaces if one.template == space.template)
     space_wf = init_scan_space_wf(
-        space=space, scan=scan, name=f"{identifier(str(space))}_wf", **common
+        space=space,
+        scan=scan,
+        has_xfms=space == first,
+        name=f"{identifier(str(space))}_wf",
+        **common,
     )
     scan_wf = workflow.get_node(scan_wf_name(scan))
     reference_wf, registration_wf = (

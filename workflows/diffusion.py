@@ -56,15 +56,23 @@ def init_fa_reference_wf(*, name: str = "reference_wf") -> Workflow:
     md_file, ad_file, rd_file
         Not set: a fit gives them (`init_fa_fit_wf`).
     """
+    workflow = _init_cleaning_wf(f"#### Diffusion\n\n{_CLEANING}", name)
+    inputnode, clean_fa = (workflow.get_node(node) for node in ("inputnode", "clean_fa"))
+    workflow.connect([(inputnode, clean_fa, [("in_file", "in_file")])])
+    return workflow
+
+
+def _init_cleaning_wf(description: str, name: str) -> Workflow:
+    """Start a workflow that ends in the cleaning of an FA map, wherever that comes from."""
     workflow = Workflow(name=name)
-    workflow.__desc__ = f"#### Diffusion\n\n{_CLEANING}"
+    workflow.__desc__ = description
     inputnode = pe.Node(niu.IdentityInterface(fields=["in_file"]), name="inputnode")
     outputnode = pe.Node(
         niu.IdentityInterface(fields=["out_file", "method", *MAPS]), name="outputnode"
     )
     clean_fa = pe.Node(CleanFA(), name="clean_fa", mem_gb=1)
+    workflow.add_nodes([inputnode])
     workflow.connect([
-        (inputnode, clean_fa, [("in_file", "in_file")]),
         (clean_fa, outputnode, [("out_file", "out_file"), ("method", "method")]),
     ])  # fmt: skip
     return workflow
@@ -108,13 +116,13 @@ def init_fa_fit_wf(
     md_file, ad_file, rd_file
         Mean, axial and radial diffusivity, mm^2/s.
     """
-    workflow = init_fa_reference_wf(name=name)
     kind, motion = ("raw", _MOTION) if is_raw else ("preprocessed", "")
-    workflow.__desc__ = f"#### Diffusion, {kind} images\n\n{_FIT}{motion}{_CLEANING}"
+    workflow = _init_cleaning_wf(
+        f"#### Diffusion, {kind} images\n\n{_FIT}{motion}{_CLEANING}", name
+    )
     inputnode, outputnode, clean_fa = (
         workflow.get_node(node) for node in ("inputnode", "outputnode", "clean_fa")
     )
-    workflow.disconnect([(inputnode, clean_fa, [("in_file", "in_file")])])
     fit_tensor = pe.Node(
         FitTensor(
             bval_file=str(gradients.bval),

@@ -134,6 +134,7 @@ def init_scan_space_wf(
     output_dir: Path,
     datasets: dict[str, Path],
     options: RegistrationOptions,
+    has_xfms: bool = True,
     name: str = "space_wf",
 ) -> Workflow:
     """
@@ -153,6 +154,9 @@ def init_scan_space_wf(
         Datasets that sources are in, by the name in BIDS URIs.
     options : RegistrationOptions
         How the scan was registered.
+    has_xfms : bool
+        Whether the composites to and from a template are written too: they are the same for all
+        of its grids.
     name : str
         Name of the workflow.
 
@@ -180,7 +184,8 @@ def init_scan_space_wf(
         make_grid.inputs.resolution = space.resolution
     resample_scan = pe.Node(ResampleImage(), name="resample_scan", mem_gb=1.5)
     save_in_space = pe.Node(
-        _saver(space, scan, output_dir, datasets, options), name="save_in_space"
+        _saver(space, scan, output_dir, datasets, options, has_xfms=has_xfms),
+        name="save_in_space",
     )
     workflow.connect([
         (inputnode, make_grid, [("moving_file", "native_file")]),
@@ -198,21 +203,32 @@ def init_scan_space_wf(
     make_grid.inputs.trait_set(**_template_inputs(space, templateflow_home))
     # Outermost first: points go from the template to the T1w, and from there to the scan.
     list_xfms = pe.Node(niu.Merge(2), name="list_xfms")
+    workflow.connect([
+        (inputnode, list_xfms, [("best_xfm", "in1"), ("template_xfm", "in2")]),
+        (list_xfms, resample_scan, [("out", "xfm")]),
+    ])  # fmt: skip
+    if has_xfms:
+        _add_composites(workflow)
+    return workflow
+
+
+def _add_composites(workflow: Workflow) -> None:
+    """Write the transforms between a scan and a template."""
+    inputnode, list_xfms, save_in_space = (
+        workflow.get_node(name) for name in ("inputnode", "list_xfms", "save_in_space")
+    )
     list_inverse_xfms = pe.Node(niu.Merge(2), name="list_inverse_xfms")
     compose_xfms = pe.Node(ComposeTransforms(), name="compose_xfms", mem_gb=1)
     compose_inverse_xfms = pe.Node(ComposeTransforms(), name="compose_inverse_xfms", mem_gb=1)
     workflow.connect([
-        (inputnode, list_xfms, [("best_xfm", "in1"), ("template_xfm", "in2")]),
         (inputnode, list_inverse_xfms, [
             ("template_inverse_xfm", "in1"), ("best_inverse_xfm", "in2"),
         ]),
-        (list_xfms, resample_scan, [("out", "xfm")]),
         (list_xfms, compose_xfms, [("out", "xfm")]),
         (list_inverse_xfms, compose_inverse_xfms, [("out", "xfm")]),
         (compose_xfms, save_in_space, [("out_file", "xfm")]),
         (compose_inverse_xfms, save_in_space, [("out_file", "inverse_xfm")]),
     ])  # fmt: skip
-    return workflow
 
 
 def _template_inputs(space: OutputSpace, templateflow_home: Path) -> dict[str, str]:
@@ -227,10 +243,17 @@ def _saver(
     output_dir: Path,
     datasets: dict[str, Path],
     options: RegistrationOptions,
+    *,
+    has_xfms: bool,
 ) -> SaveInSpace:
     """Make the interface that writes a scan in a space."""
     files = {
-        used: expected_space_outputs(scan, output_dir, space, used) for used in ("m2m", "rigid")
+        used: {
+            key: file
+            for key, file in expected_space_outputs(scan, output_dir, space, used).items()
+            if has_xfms or not key.endswith("xfm")
+        }
+        for used in ("m2m", "rigid")
     }
     timings = (scan.sidecar.get(name) for name in ("FrameDuration", "FrameTimesStart"))
     has_frames = any(isinstance(values, list) and len(values) > 1 for values in timings)

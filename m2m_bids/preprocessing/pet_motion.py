@@ -18,7 +18,8 @@ from m2m_bids.preprocessing.ants_bridge import (
     register,
     working_copy,
 )
-from m2m_bids.preprocessing.pet_timing import FrameTiming
+from m2m_bids.preprocessing.pet import StaticReference, as_frames, static_reference
+from m2m_bids.preprocessing.pet_timing import FrameTiming, frame_timing
 from m2m_bids.spatial.images import ImageError
 
 SPACING_MM = 4.0
@@ -121,6 +122,39 @@ def estimate_motion(
         anchor,
         tuple(index for index in range(len(copies)) if index not in usable),
     )
+
+
+def corrected_reference(
+    image: nb.Nifti1Image, sidecar: Mapping[str, Any], *, random_seed: int = 0
+) -> StaticReference:
+    """
+    Reduce a PET scan to one volume; the frames of a dynamic one are aligned first.
+
+    Parameters
+    ----------
+    image : Nifti1Image, shape (I, J, K) or (I, J, K, T)
+        PET scan.
+    sidecar : mapping
+        Its metadata, of which the timing of the frames is used as far as it can be.
+    random_seed : int
+        Seed of ANTs.
+
+    Returns
+    -------
+    StaticReference
+        As the app makes it without further options.
+
+    Raises
+    ------
+    ImageError
+        If the image is not 3-D or 4-D, or has no finite positive voxel.
+    """
+    image = as_frames(image)
+    if image.ndim == 3:
+        return static_reference(image)
+    timing = frame_timing(sidecar, image.shape[3])
+    motion = estimate_motion(image, timing, random_seed=random_seed)
+    return static_reference(image, timing, reference2frames=motion.reference2frames)
 
 
 def motion_parameters(affine: np.ndarray, centre: Sequence[float]) -> np.ndarray:

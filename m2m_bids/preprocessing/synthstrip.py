@@ -121,7 +121,8 @@ def synthstrip_mask(
     clean = nb.Nifti1Image(finite_data(image), image.affine)
     data = np.asarray(resample(clean, (), grid, order=1).dataobj)
     data = data - data.min()
-    data = np.clip(data / np.percentile(data, 99), 0, 1)
+    # Of a head in a very large field of view, more than 99 % may be dark.
+    data = np.clip(data / (np.percentile(data, 99) or data.max() or 1), 0, 1)
     with torch.inference_mode():
         distance_mm = model(torch.from_numpy(data.astype(np.float32))[None, None])[0, 0].numpy()
     found = nb.Nifti1Image(distance_mm, grid.affine)

@@ -4,9 +4,13 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
+from m2m_bids.preprocessing import pet_motion
+from m2m_bids.preprocessing.pet import static_reference
 from m2m_bids.preprocessing.pet_motion import (
+    FrameMotion,
     _nearest,
     _usable_frames,
+    corrected_reference,
     estimate_motion,
     motion_parameters,
 )
@@ -160,3 +164,30 @@ def test_a_volume_is_refused():
         estimate_motion(
             nb.Nifti1Image(np.ones((8, 8, 8), np.float32), AFFINE), frame_timing({}, 1)
         )
+
+
+def test_reference_is_of_aligned_frames(monkeypatch):
+    """With the true motion, frames of a moved head give the image of one that lies still."""
+    affines = tuple(pose_matrix(*pose) for pose in POSES)
+    seen = []
+
+    def estimate(image, timing, *, random_seed):
+        seen.append((timing.durations_s.tolist(), random_seed))
+        return FrameMotion(affines, np.zeros((7, 6)), 0, ())
+
+    monkeypatch.setattr(pet_motion, "estimate_motion", estimate)
+    sidecar = {"FrameTimesStart": STARTS_S, "FrameDuration": DURATIONS_S}
+    still = scan([((0, 0, 0), (0, 0, 0))] * 7, noise=0)
+    found = corrected_reference(scan(noise=0), sidecar, random_seed=3)
+    assert seen == [([float(value) for value in DURATIONS_S], 3)]
+    assert found.method == "mean of 7 frames, weighted by duration, aligned"
+    expected = static_reference(still, TIMING).image.get_fdata()
+    left = static_reference(scan(noise=0), TIMING).image.get_fdata()
+    error = np.abs(found.image.get_fdata() - expected).mean()
+    assert error < 0.2 * np.abs(left - expected).mean()
+
+
+def test_reference_of_a_volume_needs_no_motion(monkeypatch):
+    monkeypatch.setattr(pet_motion, "estimate_motion", None)
+    volume = nb.Nifti1Image(np.ones((*SHAPE, 1), np.float32), AFFINE)
+    assert corrected_reference(volume, {}).method == "3-D image"

@@ -219,13 +219,38 @@ def test_synthstrip_needs_its_model(head):
         anatomical.extract_brain(head, source="synthstrip")
 
 
-@pytest.mark.slow
-def test_network_of_full_size_with_random_weights(tmp_path, head):
-    """The sizes that are used: 192 voxels along each axis."""
+def test_random_weights(tmp_path, head, small_grid):
     torch.manual_seed(0)
     network = model.StripModel()
-    with torch.no_grad():
-        network.remaining[-1].conv.bias.fill_(0.9)
-    mask = synthstrip_mask(head, checkpoint(tmp_path / "w.pt", network.state_dict()))
-    assert set(np.unique(mask.dataobj)) <= {0, 1}
-    assert mask.shape == SHAPE
+    with torch.inference_mode():
+        middle = network(torch.rand(1, 1, 64, 64, 64)).median()
+        network.remaining[2].conv.bias += 1 - middle  # half of it is brain
+    state = network.state_dict()
+    file = checkpoint(tmp_path / "synthstrip.1.pt", state)
+    loaded = load_synthstrip(file).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    mask = np.asarray(synthstrip_mask(head, file).dataobj)
+    assert set(np.unique(mask)) == {0, 1}
+    assert ndimage.label(mask)[1] == 1
+    assert np.array_equal(ndimage.binary_fill_holes(mask), mask > 0)
+
+
+def test_dim_image_in_a_large_field_of_view(tmp_path, small_grid):
+    """Where the 99th percentile is zero, the brightest voxel is 1."""
+    data = np.zeros(SHAPE, np.float32)
+    data[8:14, 10:18, 6:11] = 50
+    image = nb.Nifti1Image(data, AFFINE)
+    mask = synthstrip_mask(image, checkpoint(tmp_path / "w.pt", threshold_state()))
+    assert np.array_equal(mask.dataobj, data > 0)
+
+
+@pytest.mark.slow
+def test_network_of_full_size(tmp_path, head):
+    """On the grid that is used, of 192 voxels along each axis; 3.6 GB."""
+    affine = from_matvec(3 * AXES, (0, 0, 0))
+    large = nb.Nifti1Image(np.asarray(head.dataobj), affine)
+    mask = synthstrip_mask(large, checkpoint(tmp_path / "w.pt", threshold_state()))
+    found = np.asarray(mask.dataobj) > 0
+    assert found[ball(BALL_MM, 10)].all()
+    assert not found[~ball(BALL_MM, 12)].any()

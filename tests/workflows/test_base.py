@@ -210,6 +210,17 @@ def test_every_space_has_its_image_and_every_t1w_its_template_once(settings, sca
     for one in scans:
         saved = [name for name in names if name.startswith(scan_wf_name(one))]
         assert sum(name.endswith("save_in_space") for name in saved) == 3
+        # Two grids of one template share their transforms.
+        xfms = [
+            file
+            for node in workflow.get_node(scan_wf_name(one))._get_all_nodes()
+            if node.name == "save_in_space"
+            for key, file in node.inputs.outputs["m2m"].items()
+            if key.endswith("xfm")
+        ]
+        assert len(xfms) == len(set(xfms)) == 2
+        assert sum(name.endswith("compose_xfms") for name in saved) == 1
+    assert not unset_inputs(workflow)
     grids = [node for node in workflow._get_all_nodes() if node.name == "make_grid"]
     found = sorted(node.inputs.resolution for node in grids if isdefined(node.inputs.resolution))
     assert found == ["2", "2", "native", "native", "native", "native"]
