@@ -452,8 +452,8 @@ def segment_tissues(
         Brain mask on the grid of ``image``.
     template2anat : ndarray, shape (4, 4), optional
         Affine that maps points of the MNI152 world to the image's world, as `extract_brain`
-        gives it. With it, the template's tissue maps are a weak prior (they tell deep grey matter
-        from white matter); without it, intensities decide alone.
+        gives it. With it, the template's tissue maps are a weak prior (they help to tell deep grey
+        matter from white matter, which is little brighter); without it, intensities decide alone.
 
     Returns
     -------
