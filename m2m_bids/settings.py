@@ -670,6 +670,12 @@ def _check_folders(settings: Settings) -> None:
                 f"--derivatives: {name}={path} holds the output or work folder. Inputs are never "
                 "written to: give other folders."
             )
+    subjects_dir = settings.fs_subjects_dir
+    if subjects_dir and any(_is_within(path, subjects_dir) for path in (output_dir, work_dir)):
+        raise ValueError(
+            f"--fs-subjects-dir: {subjects_dir} holds the output or work folder. Inputs are never "
+            "written to: give other folders."
+        )
 
 
 def _check_files(settings: Settings) -> None:

@@ -111,6 +111,7 @@ def test_paths_become_absolute(folders, tmp_path):
         ({"bids_database_dir": "link/db"}, "--bids-database-dir: .*in the dataset bids_dir="),
         ({"bids_database_dir": "other/x", "derivatives": (("q", "other"),)}, "dataset q="),
         ({"bids_database_dir": "a_file"}, "--bids-database-dir: .*a_file is a file"),
+        ({"fs_subjects_dir": "other", "work_dir": "other/w"}, "--fs-subjects-dir: .*holds the"),
         ({"fs_subjects_dir": "none"}, "--fs-subjects-dir: .*none is not a folder"),
         ({"pairs": "other"}, "--pairs: .*other is not a file"),
         ({"n_pairs": 0}, "--n-pairs: 0"),
