@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from m2m_bids.bids.quantification import QuantificationOptions
 from m2m_bids.bids.spaces import T1W, OutputSpace, parse_space
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ DEFAULT_BASELINE_SPACING_MM = 1.5
 MODALITIES = ("pet", "fa")
 ANATOMICAL_REFERENCES = ("nearest", "sessionwise", "first-lex")
 BRAIN_EXTRACTIONS = ("auto", "template", "synthstrip", "skip")
+NO_T1W = ("skip", "register-to-template")
 TRANSFORMS = ("m2m", "rigid")
 SUVR_REGIONS = (
     *("auto", "none", "cerebellar-grey", "whole-cerebellum", "brainstem"),
@@ -136,6 +138,8 @@ class Settings:
         have none; or SynthStrip, which "auto" takes too where its model is given.
     synthstrip_model : Path, optional
         SynthStrip's weights.
+    no_t1w : {"skip", "register-to-template"}
+        What becomes of scans without a T1w: left out, or registered to the embedded template.
     transform : {"m2m", "rigid"}
         The last step of registration.
     output_spaces : tuple of str
@@ -238,6 +242,7 @@ class Settings:
     refine: int = DEFAULT_REFINE_STEPS
     brain_extraction: Literal["auto", "template", "synthstrip", "skip"] = "auto"
     synthstrip_model: Path | None = None
+    no_t1w: Literal["skip", "register-to-template"] = "skip"
     transform: Literal["m2m", "rigid"] = "m2m"
     output_spaces: tuple[str, ...] = (T1W,)
     pet_reference: str = "auto"
@@ -307,6 +312,19 @@ class Settings:
     def frames_request(self) -> dict[str, Any]:
         """How the frames of dynamic PET scans are used, as their sidecars tell."""
         return {"Reference": self.pet_reference, "MotionCorrection": not self.hmc_off}
+
+    @property
+    def quantification_options(self) -> QuantificationOptions:
+        """How scans are quantified."""
+        return QuantificationOptions(
+            fs_subjects_dir=self.fs_subjects_dir,
+            derivatives=self.derivative_dirs,
+            suvr_region=self.suvr_region,
+            suvr_mask=self.suvr_mask,
+            pvc=self.pvc,
+            psf_fwhm_mm=self.psf_fwhm_mm,
+            smooth_fwhm_mm=self.smooth_fwhm_mm,
+        )
 
     @property
     def further_spaces(self) -> list[OutputSpace]:
@@ -523,6 +541,7 @@ def _check_choices(settings: Settings) -> None:
             ANATOMICAL_REFERENCES,
         ),
         "--brain-extraction": ((settings.brain_extraction,), BRAIN_EXTRACTIONS),
+        "--no-t1w": ((settings.no_t1w,), NO_T1W),
         "--transform": ((settings.transform,), TRANSFORMS),
         "--suvr-region": ((settings.suvr_region,), SUVR_REGIONS),
         "--pvc": ((settings.pvc,), PVC_METHODS),

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "registration": set(),
     "spatial": set(),
-    "bids": set(),
+    "bids": {"spatial"},
     "preprocessing": {"spatial"},
     "evaluation": {"spatial"},
     "quantification": {"spatial"},
@@ -41,6 +41,7 @@ ALLOWED = {
         "cohort",
         "evaluation",
         "quality",
+        "quantification",
         "registration",
         "reports",
         "settings",

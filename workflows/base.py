@@ -1,7 +1,7 @@
 """The workflow of a run: the only builders that take Settings."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,17 @@ from typing import Any
 from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
+from m2m_bids.bids.derivatives import file_sizes
 from m2m_bids.bids.labels import LabelFile, find_class_labels, find_subject_labels
+from m2m_bids.bids.obsolete import obsolete_outputs
 from m2m_bids.bids.precomputed import Precomputed, find_precomputed, find_template_xfms
-from m2m_bids.bids.quantification import QuantificationOptions, plan_quantification
+from m2m_bids.bids.quantification import (
+    plan_quantification,
+    quantification_record,
+)
 from m2m_bids.bids.query import Scan
-from m2m_bids.bids.spaces import OutputSpace
+from m2m_bids.bids.request import FRAMES, Request
+from m2m_bids.bids.spaces import OutputSpace, spaces_from
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.anatomical import init_anatomical_wf
 from m2m_bids.workflows.cohort import EvaluationImages, TrainingImages, init_images_wf
@@ -31,7 +37,11 @@ from m2m_bids.workflows.outputs import (
 from m2m_bids.workflows.pet import init_pet_frames_wf, init_pet_reference_wf
 from m2m_bids.workflows.quantification import init_quantification_wf
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions, init_registration_wf
-from m2m_bids.workflows.spaces import init_scan_space_wf, init_template_wf
+from m2m_bids.workflows.spaces import (
+    init_scan_space_wf,
+    init_template_target_wf,
+    init_template_wf,
+)
 
 
 def init_m2m_bids_wf(
@@ -86,7 +96,7 @@ def init_single_subject_wf(
     name: str,
 ) -> Workflow:
     """
-    Build the workflow of one subject: each T1w once, then each scan to its T1w.
+    Build the workflow of one subject: each T1w once, then each scan to its T1w or the template.
 
     Parameters
     ----------
@@ -106,32 +116,75 @@ def init_single_subject_wf(
     Workflow
     """
     workflow = Workflow(name=name)
-    datasets = settings.datasets
-    anatomical_wfs: dict[Path, Workflow] = {}
+    targets: dict[str, Workflow] = {}
     for scan in scans:
-        if scan.t1w not in anatomical_wfs:
-            # Labels that methods are evaluated with must not help them.
-            given = _find_anatomy(scan, settings) if images is None else Precomputed()
-            anatomical_wfs[scan.t1w] = _init_anatomy(scan, settings, options, given)
-            if images is None:
-                _add_anatomical_outputs(
-                    workflow, scan, anatomical_wfs[scan.t1w], settings, datasets, given
-                )
-        scan_wf = _add_scan(workflow, scan, anatomical_wfs[scan.t1w], settings, options)
-        if images is None:
-            if scan.modality == "pet":
-                _add_frames(workflow, scan_wf, anatomical_wfs[scan.t1w])
-            _add_scan_outputs(scan_wf, scan, settings, datasets, options)
-            if scan.diffusivities:
-                _add_diffusivities(workflow, scan, anatomical_wfs[scan.t1w], settings, options)
-            _add_quantification(
-                workflow, scan_wf, scan, anatomical_wfs[scan.t1w], settings, datasets
+        target = anatomical_wf_name(scan)
+        if target not in targets:
+            targets[target] = _add_target(
+                workflow, scan, settings, options, is_written=images is None
             )
-            for space in settings.further_spaces:
-                _add_space(workflow, scan, anatomical_wfs[scan.t1w], settings, options, space)
+        scan_wf = _add_scan(workflow, scan, targets[target], settings, options)
+        if images is None:
+            _add_outputs(workflow, scan_wf, scan, targets[target], settings, options)
         else:
-            _add_images(workflow, scan_wf, scan, anatomical_wfs[scan.t1w], images)
+            _add_images(workflow, scan_wf, scan, targets[target], images)
     return workflow
+
+
+def scan_request(scan: Scan, settings: Settings, options: RegistrationOptions) -> Request:
+    """
+    Say what the outputs of a scan are to be made from, to compare with what they were made from.
+
+    Parameters
+    ----------
+    scan : Scan
+        A scan with its target.
+    settings : Settings
+        Settings of the run.
+    options : RegistrationOptions
+        How scans are registered.
+
+    Returns
+    -------
+    Request
+    """
+
+    def sizes(files: Iterable[Path]) -> dict[str, int]:
+        return file_sizes(files, settings.output_dir, settings.datasets)
+
+    own_maps = [file for file in scan.diffusivities.values() if file]
+    registration = {
+        "Target": scan.space,
+        "Files": sizes([*scan.sources, *own_maps]),
+        "Metadata": dict(scan.sidecar),
+        **options.record,
+    }
+    if scan.t1w is not None:
+        given = find_anatomy(scan, settings)
+        registration["Anatomy"] = sizes(given.files)
+        registration["BrainExtraction"] = (
+            "given" if given.mask_files else settings.brain_extraction
+        )
+        if settings.synthstrip_model and not given.mask_files:
+            registration["SynthStripModel"] = sizes([settings.synthstrip_model])
+    if scan.modality == "pet":
+        registration[FRAMES] = settings.frames_request
+    asked = settings.quantification_options
+    plan = plan_quantification(scan, settings.bids_dir, asked)
+    spaces = {}
+    for space in spaces_from(scan.space, settings.further_spaces):
+        given_xfms = None
+        if space.is_template and scan.t1w is not None:
+            given_xfms = find_template_xfms(
+                scan.t1w_entities, settings.derivative_dirs, space.template
+            )
+        spaces[space] = {"TemplateTransforms": sizes(given_xfms)} if given_xfms else {}
+    return Request(
+        settings.transform,
+        registration,
+        quantification_record(plan, asked, sizes(plan.files)),
+        spaces,
+    )
 
 
 def methods_text(workflow: Workflow) -> str:
@@ -157,7 +210,9 @@ def methods_text(workflow: Workflow) -> str:
 
 
 def anatomical_wf_name(scan: Scan) -> str:
-    """Name of the workflow that prepares a scan's T1w."""
+    """Name of the workflow that prepares a scan's T1w, or takes the template in its place."""
+    if scan.t1w is None:
+        return f"{identifier(scan.template)}_wf"
     return f"{identifier(scan.t1w.name.split('.')[0])}_wf"
 
 
@@ -178,7 +233,7 @@ def identifier(text: str) -> str:
     return re.sub(r"\W", "_", text.replace("+", "plus"))
 
 
-def _find_anatomy(scan: Scan, settings: Settings) -> Precomputed:
+def find_anatomy(scan: Scan, settings: Settings) -> Precomputed:
     """Find what other programs have made of a scan's T1w."""
     return find_precomputed(
         scan.t1w,
@@ -186,6 +241,46 @@ def _find_anatomy(scan: Scan, settings: Settings) -> Precomputed:
         settings.derivative_dirs,
         find_subject_labels(settings.fs_subjects_dir, settings.bids_dir, scan.t1w_entities),
     )
+
+
+def _add_target(
+    workflow: Workflow,
+    scan: Scan,
+    settings: Settings,
+    options: RegistrationOptions,
+    *,
+    is_written: bool,
+) -> Workflow:
+    """Prepare what a scan is registered to: its T1w, which may be written, or the template."""
+    if scan.t1w is None:
+        return init_template_target_wf(name=anatomical_wf_name(scan))
+    # Labels that methods are evaluated with must not help them.
+    given = find_anatomy(scan, settings) if is_written else Precomputed()
+    anatomical_wf = _init_anatomy(scan, settings, options, given)
+    if is_written:
+        _add_anatomical_outputs(workflow, scan, anatomical_wf, settings, settings.datasets, given)
+    return anatomical_wf
+
+
+def _add_outputs(
+    workflow: Workflow,
+    scan_wf: Workflow,
+    scan: Scan,
+    anatomical_wf: Workflow,
+    settings: Settings,
+    options: RegistrationOptions,
+) -> None:
+    """Write all that there is to be of a scan."""
+    request = scan_request(scan, settings, options)
+    obsolete = obsolete_outputs(scan, settings.output_dir, request)
+    if scan.modality == "pet":
+        _add_frames(workflow, scan_wf, anatomical_wf)
+    _add_scan_outputs(scan_wf, scan, settings, options, request, obsolete)
+    if scan.diffusivities:
+        _add_diffusivities(workflow, scan, anatomical_wf, settings, options)
+    _add_quantification(workflow, scan_wf, scan, anatomical_wf, settings, request, obsolete)
+    for space, made_from in request.spaces.items():
+        _add_space(workflow, scan, anatomical_wf, settings, options, space, dict(made_from))
 
 
 def _init_anatomy(
@@ -261,7 +356,10 @@ def _add_scan(
         reference_wf = init_fa_reference_wf(name="reference_wf")
     reference_wf.inputs.inputnode.in_file = str(scan.file)
     registration_wf = init_registration_wf(
-        modality=scan.modality, options=options, name="registration_wf"
+        modality=scan.modality,
+        options=options,
+        template=scan.template,
+        name="registration_wf",
     )
     scan_wf.connect([
         (reference_wf, registration_wf, [("outputnode.out_file", "inputnode.moving_file")]),
@@ -300,16 +398,18 @@ def _add_scan_outputs(
     scan_wf: Workflow,
     scan: Scan,
     settings: Settings,
-    datasets: dict[str, Path],
     options: RegistrationOptions,
+    request: Request,
+    obsolete: Sequence[Path],
 ) -> None:
     """Write the derivatives of a scan."""
     outputs_wf = init_scan_outputs_wf(
         scan=scan,
         output_dir=settings.output_dir,
-        datasets=datasets,
+        datasets=settings.datasets,
         options=options,
-        frames_request=settings.frames_request,
+        made_from=dict(request.registration),
+        obsolete=obsolete,
         name="outputs_wf",
     )
     reference_wf, registration_wf = (
@@ -378,6 +478,7 @@ def _add_space(
     settings: Settings,
     options: RegistrationOptions,
     space: OutputSpace,
+    made_from: dict[str, Any],
 ) -> None:
     """Write a scan in another space; the first scan there brings its T1w along."""
     common: dict[str, Any] = {
@@ -392,6 +493,7 @@ def _add_space(
         space=space,
         scan=scan,
         has_xfms=space == first,
+        made_from=made_from,
         name=f"{identifier(str(space))}_wf",
         **common,
     )
@@ -411,7 +513,7 @@ def _add_space(
             ("outputnode.t1w_file", f"{space_wf.name}.inputnode.t1w_file"),
         ]),
     ])  # fmt: skip
-    if not space.is_template:
+    if not space.is_template or scan.t1w is None:
         return
     name = f"{anatomical_wf_name(scan).removesuffix('_wf')}_{identifier(space.template)}_wf"
     template_wf = workflow.get_node(name)
@@ -440,41 +542,31 @@ def _add_space(
     ])  # fmt: skip
 
 
-def quantification_options(settings: Settings) -> QuantificationOptions:
-    """Select the settings that quantification has."""
-    return QuantificationOptions(
-        fs_subjects_dir=settings.fs_subjects_dir,
-        derivatives=settings.derivative_dirs,
-        suvr_region=settings.suvr_region,
-        suvr_mask=settings.suvr_mask,
-        pvc=settings.pvc,
-        psf_fwhm_mm=settings.psf_fwhm_mm,
-        smooth_fwhm_mm=settings.smooth_fwhm_mm,
-    )
-
-
 def _add_quantification(
     workflow: Workflow,
     scan_wf: Workflow,
     scan: Scan,
     anatomical_wf: Workflow,
     settings: Settings,
-    datasets: dict[str, Path],
+    request: Request,
+    obsolete: Sequence[Path],
 ) -> None:
     """Measure a registered scan in regions."""
-    options = quantification_options(settings)
+    options = settings.quantification_options
     quantification_wf = init_quantification_wf(
         scan=scan,
         plan=plan_quantification(scan, settings.bids_dir, options),
         options=options,
         output_dir=settings.output_dir,
-        datasets=datasets,
+        datasets=settings.datasets,
+        made_from=dict(request.quantification),
+        obsolete=obsolete,
         name="quantification_wf",
     )
     reference_wf, registration_wf = (
         scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
     )
-    registered = ("best_xfm", "best_inverse_xfm")
+    registered = ("best_xfm", "best_inverse_xfm", "m2m_xfms")
     on_t1w = scan_wf.get_node("frames_wf" if scan.modality == "pet" else "registration_wf")
     scan_wf.connect([
         (on_t1w, quantification_wf, [("outputnode.preproc", "inputnode.preproc")]),

@@ -8,11 +8,12 @@ from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.derivatives import bids_uri
 from m2m_bids.bids.diffusion import DIFFUSIVITIES, GradientFiles
-from m2m_bids.bids.naming import expected_anat_outputs, expected_diffusivity_outputs
+from m2m_bids.bids.naming import expected_diffusivity_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.interfaces.outputs import SaveInSpace
 from m2m_bids.interfaces.preprocessing import CleanFA, FitTensor
 from m2m_bids.interfaces.registration import ResampleImage
+from m2m_bids.workflows.outputs import spatial_reference
 from m2m_bids.workflows.registration import RegistrationOptions
 
 MAPS = ("md_file", "ad_file", "rd_file")
@@ -208,7 +209,6 @@ def _diffusivity_saver(
     """Make the interface that writes a diffusivity."""
     files = expected_diffusivity_outputs(scan, output_dir, parameter)
     outputs = {key: str(file) for key, file in files.items()}
-    reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
     file = scan.diffusivities[parameter]
     sources = scan.sources if file is None else [file, *scan.sources]
     # Of maps that others have made the unit is not known.
@@ -217,11 +217,12 @@ def _diffusivity_saver(
         outputs={"m2m": outputs, "rigid": outputs},
         sidecar={
             "sources": [bids_uri(source, output_dir, datasets) for source in sources],
-            "spatial_reference": bids_uri(reference, output_dir, datasets),
+            "spatial_reference": spatial_reference(scan, output_dir, datasets),
             "is_skull_stripped": True,
             "source_metadata": {**scan.sidecar, **units},
-            "description": f"{DIFFUSIVITIES[parameter]} diffusivity, brought to the T1w by the "
-            "transform of FA, in one interpolation.",
+            "description": f"{DIFFUSIVITIES[parameter]} diffusivity, brought to "
+            f"{scan.template or 'the T1w'} by the transform of FA, in one interpolation.",
         },
         provenance=options.provenance,
+        linear=scan.linear,
     )

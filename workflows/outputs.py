@@ -1,5 +1,6 @@
 """Everything that writes into the output dataset."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,8 @@ def init_scan_outputs_wf(
     output_dir: Path,
     datasets: dict[str, Path],
     options: RegistrationOptions,
-    frames_request: dict[str, Any] | None = None,
+    made_from: dict[str, Any] | None = None,
+    obsolete: Sequence[Path] = (),
     name: str = "outputs_wf",
 ) -> Workflow:
     """
@@ -186,8 +188,10 @@ def init_scan_outputs_wf(
         Datasets that sources are in, by the name in BIDS URIs.
     options : RegistrationOptions
         How it was registered.
-    frames_request : dict, optional
-        How frames were to be used, for a PET scan.
+    made_from : dict, optional
+        What the outputs depend on, which their sidecar keeps.
+    obsolete : sequence of Path
+        Files of an earlier run to be removed.
     name : str
         Name of the workflow.
 
@@ -207,7 +211,6 @@ def init_scan_outputs_wf(
         niu.IdentityInterface(fields=["reference_method", *FRAME_INPUTS, *OUTPUTS]),
         name="inputnode",
     )
-    reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
     save_scan = pe.Node(
         SaveScan(
             outputs={
@@ -215,11 +218,15 @@ def init_scan_outputs_wf(
             },
             sidecar={
                 "sources": [bids_uri(file, output_dir, datasets) for file in scan.sources],
-                "spatial_reference": bids_uri(reference, output_dir, datasets),
+                "spatial_reference": spatial_reference(scan, output_dir, datasets),
                 "is_skull_stripped": scan.modality == "fa",
                 "source_metadata": dict(scan.sidecar),
+                "description": description_of(scan),
             },
             provenance=options.provenance,
+            template=scan.template,
+            made_from=made_from or {},
+            obsolete_files=[str(file) for file in obsolete],
         ),
         name="save_scan",
     )
@@ -229,7 +236,6 @@ def init_scan_outputs_wf(
     )
     if scan.modality == "pet":
         files = frame_outputs(scan, output_dir)
-        save_scan.inputs.frames_request = frames_request or {}
         save_scan.inputs.frame_outputs = {key: str(file) for key, file in files.items()}
     saved = ["reference_method", *FRAME_INPUTS, *(name for name in OUTPUTS if name != "figures")]
     workflow.connect([
@@ -237,3 +243,18 @@ def init_scan_outputs_wf(
         (inputnode, save_figures, [("figures", "in_files")]),
     ])  # fmt: skip
     return workflow
+
+
+def spatial_reference(scan: Scan, output_dir: Path, datasets: dict[str, Path]) -> str | None:
+    """Name the prepared T1w that a scan is registered to; a template's space needs no name."""
+    if scan.t1w is None:
+        return None
+    reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
+    return bids_uri(reference, output_dir, datasets)
+
+
+def description_of(scan: Scan) -> str | None:
+    """Say that a registered scan is in the space of a template, if it is, and why."""
+    if not scan.template:
+        return None
+    return f"Registered to the template {scan.template} itself: {scan.t1w_choice}."

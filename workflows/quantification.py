@@ -1,12 +1,14 @@
 """Regional tables, SUV, SUVR and correction for partial volume effects of a registered scan."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from m2m_bids.bids.derivatives import file_uri, image_sidecar
+from m2m_bids.bids.derivatives import NO_PVC_FIELD, file_uri, image_sidecar
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
     figures_of_scan,
@@ -19,8 +21,8 @@ from m2m_bids.interfaces.quantification import (
     CorrectPartialVolume,
     PlaceLabels,
     QuantifyScan,
+    ResampleCorrected,
 )
-from m2m_bids.interfaces.registration import ResampleImage
 from m2m_bids.interfaces.reports import SUVRFigure
 
 INPUTS = (
@@ -31,6 +33,7 @@ INPUTS = (
     "dseg_file",
     "best_xfm",
     "best_inverse_xfm",
+    "m2m_xfms",
 )
 
 
@@ -41,6 +44,8 @@ def init_quantification_wf(
     options: QuantificationOptions,
     output_dir: Path,
     datasets: dict[str, Path],
+    made_from: dict[str, Any] | None = None,
+    obsolete: Sequence[Path] = (),
     name: str = "quantification_wf",
 ) -> Workflow:
     """
@@ -58,6 +63,10 @@ def init_quantification_wf(
         Root of the output dataset.
     datasets : dict of str to Path
         Datasets that sources are in, by the name in BIDS URIs.
+    made_from : dict, optional
+        What the tables depend on, which their sidecar keeps.
+    obsolete : sequence of Path
+        Files of an earlier run to be removed.
     name : str
         Name of the workflow.
 
@@ -69,7 +78,7 @@ def init_quantification_wf(
         Scan on its native grid, as it was registered.
     t1w_file, mask_file, dseg_file
         As `init_anatomical_wf` gives them.
-    best_xfm, best_inverse_xfm
+    best_xfm, best_inverse_xfm, m2m_xfms
         As `init_registration_wf` gives them.
 
     Outputs
@@ -81,11 +90,15 @@ def init_quantification_wf(
     workflow.__desc__ = _methods(scan, plan, options)
     inputnode = pe.Node(niu.IdentityInterface(fields=list(INPUTS)), name="inputnode")
     outputnode = pe.Node(niu.IdentityInterface(fields=["out_files"]), name="outputnode")
-    place_labels = pe.Node(PlaceLabels(), name="place_labels", mem_gb=1)
+    place_labels = pe.Node(
+        PlaceLabels(needs_m2m=bool(scan.template)), name="place_labels", mem_gb=1
+    )
     quantify_scan = _quantify_node(scan, plan, options, name="quantify_scan")
     save_quantification = pe.Node(
         SaveQuantification(
-            request=options.request(), **_saved(scan, plan, options, output_dir, datasets)
+            made_from=made_from or {},
+            obsolete_files=[str(file) for file in obsolete],
+            **_saved(scan, plan, options, output_dir, datasets),
         ),
         name="save_quantification",
     )
@@ -97,11 +110,13 @@ def init_quantification_wf(
         (inputnode, draw_suvr, [("mask_file", "mask_file"), ("dseg_file", "dseg_file")]),
         (quantify_scan, draw_suvr, [("files", "files"), ("facts", "facts")]),
         (draw_suvr, save_figures, [("out_files", "in_files")]),
-        (inputnode, place_labels, [("t1w_file", "t1w_file"), ("mask_file", "mask_file")]),
+        (inputnode, place_labels, [
+            ("t1w_file", "t1w_file"), ("mask_file", "mask_file"), ("m2m_xfms", "m2m_xfms"),
+        ]),
         (inputnode, quantify_scan, [
             ("preproc", "in_file"), ("native_file", "native_file"), ("best_xfm", "xfm"),
         ]),
-        (place_labels, quantify_scan, [("out_file", "label_file")]),
+        (place_labels, quantify_scan, [("out_file", "label_file"), ("reason", "labels_reason")]),
         (quantify_scan, save_quantification, [("files", "files"), ("facts", "facts")]),
         (save_quantification, outputnode, [("out_files", "out_files")]),
     ])  # fmt: skip
@@ -109,7 +124,7 @@ def init_quantification_wf(
         workflow.connect(inputnode, "dseg_file", place_labels, "label_file")
     else:
         place_labels.inputs.label_file = str(plan.labels.file)
-    if options.pvc != "none" and scan.modality == "pet":
+    if plan.pvc != "none":
         _add_correction(workflow, scan, plan, options, output_dir, datasets)
     return workflow
 
@@ -129,7 +144,7 @@ def _add_correction(
     correct_pv = pe.Node(
         CorrectPartialVolume(
             scheme=plan.scheme,
-            method=options.pvc,
+            method=plan.pvc,
             psf_fwhm_mm=list(options.psf_fwhm_mm),
             metadata=dict(scan.sidecar),
         ),
@@ -137,7 +152,7 @@ def _add_correction(
         mem_gb=3,
     )
     save_corrected = pe.Node(
-        SaveQuantification(**_saved(scan, plan, options, output_dir, datasets, pvc=options.pvc)),
+        SaveQuantification(**_saved(scan, plan, options, output_dir, datasets, pvc=plan.pvc)),
         name="save_corrected",
     )
     workflow.connect([
@@ -147,15 +162,17 @@ def _add_correction(
         (place_labels, correct_pv, [("out_file", "label_file")]),
         (save_corrected, save_quantification, [("out_files", "waits_for")]),
     ])  # fmt: skip
-    if options.pvc == "gtm":
+    if plan.pvc == "gtm":
         workflow.connect(correct_pv, "tacs_file", save_corrected, "tacs_file")
         return
-    resample_corrected = pe.Node(ResampleImage(), name="resample_corrected", mem_gb=1.5)
+    resample_corrected = pe.Node(ResampleCorrected(), name="resample_corrected", mem_gb=1.5)
     quantify_corrected = _quantify_node(scan, plan, options, name="quantify_corrected")
     workflow.connect([
         (inputnode, resample_corrected, [("t1w_file", "reference_file"), ("best_xfm", "xfm")]),
         (inputnode, quantify_corrected, [("native_file", "native_file"), ("best_xfm", "xfm")]),
-        (place_labels, quantify_corrected, [("out_file", "label_file")]),
+        (place_labels, quantify_corrected, [
+            ("out_file", "label_file"), ("reason", "labels_reason"),
+        ]),
         (correct_pv, resample_corrected, [("out_file", "in_file")]),
         (resample_corrected, quantify_corrected, [("out_file", "in_file")]),
         (resample_corrected, save_corrected, [("out_file", "preproc")]),
@@ -199,12 +216,17 @@ def _saved(
     pvc: str | None = None,
 ) -> dict[str, dict]:
     """Where outputs go, and what their sidecars say whatever is found."""
-    anatomy = expected_anat_outputs(scan.t1w_entities, output_dir)
-    used = [scan.file, plan.labels.file if plan.labels else anatomy["dseg"]]
-    if plan.suvr_mask:
-        used.append(plan.suvr_mask)
+    used, reference, labels = [scan.file, *plan.files], None, f"tissues of {scan.template}"
+    if scan.t1w is not None:
+        anatomy = expected_anat_outputs(scan.t1w_entities, output_dir)
+        label_file = plan.labels.file if plan.labels else anatomy["dseg"]
+        used = list(dict.fromkeys([scan.file, label_file, *plan.files]))
+        labels = file_uri(label_file, output_dir, datasets)
+        reference = file_uri(anatomy["preproc"], output_dir, datasets)
     sources = [file_uri(file, output_dir, datasets) for file in used]
-    said = {"Segmentation": plan.segmentation, "LabelFile": sources[1]}
+    said = {"Segmentation": plan.segmentation, "LabelFile": labels}
+    if plan.pvc_reason:
+        said[NO_PVC_FIELD] = plan.pvc_reason
     if pvc:
         said["PartialVolumeCorrection"] = pvc
         said["PSFFullWidthHalfMaximum"] = list(options.psf_fwhm_mm)
@@ -219,7 +241,7 @@ def _saved(
             **image_sidecar(
                 sources,
                 is_skull_stripped=scan.modality == "fa",
-                spatial_reference=file_uri(anatomy["preproc"], output_dir, datasets),
+                spatial_reference=reference,
                 source_metadata=dict(scan.sidecar),
             ),
             **said,
@@ -233,22 +255,24 @@ def _saved(
 
 def _methods(scan: Scan, plan: QuantificationPlan, options: QuantificationOptions) -> str:
     """Say what was done, for the methods section."""
-    labels = "FreeSurfer [@fischl2012]" if plan.scheme == "freesurfer" else "tissue"
+    labels = "FreeSurfer labels [@fischl2012] of the T1w"
+    if plan.scheme == "tissues":
+        labels = f"tissue labels of {scan.template or 'the T1w'}"
     text = f"""\
 #### Quantification
 
-Registered images were averaged over {labels} labels of the T1w, within the scans' field of view.
+Registered images were averaged over {labels}, within the scans' field of view.
 """
     if scan.modality == "pet" and (plan.suvr_region or plan.suvr_mask):
         text += """\
 SUVR is the ratio to the mean of a reference region, which the sidecars name.
 """
-    if scan.modality == "pet" and options.pvc != "none":
+    if plan.pvc != "none":
         width = " x ".join(f"{value:g}" for value in options.psf_fwhm_mm)
         method = {
             "gtm": "the geometric transfer matrix [@rousset1998]",
             "rbv": "region-based voxelwise correction [@thomas2011]",
-        }[options.pvc]
+        }[plan.pvc]
         text += f"""\
 Partial volume effects were corrected by {method} on the native grid, with labels carried there as
 fractions of voxels, and a Gaussian point spread function of {width} mm.

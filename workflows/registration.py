@@ -60,6 +60,14 @@ class RegistrationOptions:
             "random_seed": self.random_seed,
         }
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What of these options registered images depend on, as their sidecars keep it."""
+        record: dict[str, Any] = {"Transform": self.transform, "RandomSeed": self.random_seed}
+        if self.transform == "m2m":
+            record |= {"WeightsSHA256": self.weights_sha256, "RefinementSteps": self.n_refine}
+        return record
+
 
 OUTPUTS = (
     "preproc",
@@ -82,16 +90,45 @@ NETWORKS = {
     "corrmlp": "a CorrMLP network [@meng2024]",
 }
 BEST_XFMS = ("best_xfm", "best_inverse_xfm")
+_TO_T1W = """\
+#### Registration
+
+Each image was aligned with the T1w by a rigid transform (mutual information, several starts),
+refined with ANTs [@avants2011].
+"""
+_TO_TEMPLATE = """\
+#### Registration to a template
+
+Where there was no T1w, images were registered to the template {}, as between persons: aligned
+by an affine transform (mutual information, several rigid starts), refined with ANTs [@avants2011].
+"""
+_DEFORMABLE = """\
+What it left over was estimated by M2M-Reg [@choo2025]: {network} predicts the
+map, and the same objective, with the MNI152 template and its simulated counterpart as the
+pre-aligned bridge pair, and with the T1w and what is simulated from its tissues as another,
+refines it for the pair at hand. Where that moves the brain by less than 3.6 mm on average, as
+within a person, it begins anew from the rigid alignment and bends less. The deformable map was
+used only where it has no folds, agrees with the backward map through the bridge, improves the
+mono-modal similarity, both to the bridge's image and to what is simulated from the T1w's tissues,
+makes the image similar to the bridge's deep inside the brain, and is larger than its own error;
+otherwise the rigid result is the output. Images were interpolated once, with cubic B-splines.
+"""
+_DEFORMABLE_TO_TEMPLATE = """\
+What it left over was estimated by M2M-Reg [@choo2025], whose map {network} predicts
+and the same objective refines, with the template and its simulated counterpart as the pre-aligned bridge pair, and judged as the registration to a T1w is;
+where it was rejected, the affine result is the output.
+"""
 
 
 def init_registration_wf(
     *,
     modality: Literal["pet", "fa"],
     options: RegistrationOptions,
+    template: str = "",
     name: str = "registration_wf",
 ) -> Workflow:
     """
-    Register a static image to a T1w.
+    Register a static image to a T1w, of the same person or a template's.
 
     Parameters
     ----------
@@ -99,6 +136,8 @@ def init_registration_wf(
         Kind of the moving image.
     options : RegistrationOptions
         How.
+    template : str
+        Name of the template whose T1w it is, to which alignment is affine; empty for a person's.
     name : str
         Name of the workflow.
 
@@ -114,7 +153,7 @@ def init_registration_wf(
     preproc
         Registered image on the T1w's grid: by the deformable map if it was accepted.
     rigid
-        Rigidly registered image.
+        Rigidly (to a template affinely) registered image.
     rigid_xfm, rigid_inverse_xfm
         ITK affines.
     rigid_score, rigid_start
@@ -133,12 +172,7 @@ def init_registration_wf(
         ITK transforms that were used: deformable, or rigid.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = """\
-#### Registration
-
-Each image was aligned with the T1w by a rigid transform (mutual information, several starts),
-refined with ANTs [@avants2011].
-"""
+    workflow.__desc__ = _TO_TEMPLATE.format(template) if template else _TO_T1W
     inputnode = pe.Node(
         niu.IdentityInterface(
             fields=["moving_file", "t1w_file", "mask_file", "dseg_file", "template2anat"]
@@ -147,7 +181,7 @@ refined with ANTs [@avants2011].
     )
     outputnode = pe.Node(niu.IdentityInterface(fields=[*OUTPUTS, *BEST_XFMS]), name="outputnode")
     register_rigid = pe.Node(
-        RegisterRigid(random_seed=options.random_seed),
+        RegisterRigid(random_seed=options.random_seed, is_affine=bool(template)),
         name="register_rigid",
         mem_gb=1.5,
         n_procs=options.omp_nthreads,
@@ -191,6 +225,8 @@ refined with ANTs [@avants2011].
         ])  # fmt: skip
         return workflow
     _add_deformable_step(workflow, modality, options)
+    text = _DEFORMABLE_TO_TEMPLATE if template else _DEFORMABLE
+    workflow.__desc__ += text.format(network=NETWORKS[options.network])
     return workflow
 
 
@@ -198,17 +234,6 @@ def _add_deformable_step(
     workflow: Workflow, modality: Literal["pet", "fa"], options: RegistrationOptions
 ) -> None:
     """Add M2M-Reg behind the rigid alignment."""
-    workflow.__desc__ += f"""\
-What it left over was estimated by M2M-Reg [@choo2025]: {NETWORKS[options.network]} predicts the
-map, and the same objective, with the MNI152 template and its simulated counterpart as the
-pre-aligned bridge pair, and with the T1w and what is simulated from its tissues as another,
-refines it for the pair at hand. Where that moves the brain by less than 3.6 mm on average, as
-within a person, it begins anew from the rigid alignment and bends less. The deformable map was
-used only where it has no folds, agrees with the backward map through the bridge, improves the
-mono-modal similarity, both to the bridge's image and to what is simulated from the T1w's tissues,
-makes the image similar to the bridge's deep inside the brain, and is larger than its own error;
-otherwise the rigid result is the output. Images were interpolated once, with cubic B-splines.
-"""
     inputnode, outputnode, register_rigid, draw_registration, measure_scan = (
         workflow.get_node(name)
         for name in (

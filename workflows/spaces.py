@@ -1,23 +1,51 @@
 """Outputs in other spaces: other grids of the T1w's space, and templates."""
 
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.derivatives import bids_uri, without_frames
-from m2m_bids.bids.naming import (
-    expected_anat_outputs,
-    expected_space_outputs,
-    expected_template_outputs,
-)
+from m2m_bids.bids.naming import expected_space_outputs, expected_template_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import OutputSpace
 from m2m_bids.interfaces.outputs import SaveInSpace, SaveTemplate
 from m2m_bids.interfaces.registration import ResampleImage
-from m2m_bids.interfaces.spaces import ComposeTransforms, MakeGrid, NormalizeT1w
+from m2m_bids.interfaces.spaces import (
+    ComposeTransforms,
+    MakeGrid,
+    NormalizeT1w,
+    TakeTemplate,
+)
+from m2m_bids.workflows.outputs import spatial_reference
 from m2m_bids.workflows.registration import RegistrationOptions
+
+
+def init_template_target_wf(*, name: str = "template_target_wf") -> Workflow:
+    """
+    Let the embedded template stand for the T1w of a person who has none.
+
+    Parameters
+    ----------
+    name : str
+        Name of the workflow.
+
+    Outputs
+    -------
+    t1w_file, mask_file, dseg_file, template2anat
+        As `init_anatomical_wf` gives them.
+    """
+    workflow = Workflow(name=name)
+    outputnode = pe.Node(
+        niu.IdentityInterface(fields=["t1w_file", "mask_file", "dseg_file", "template2anat"]),
+        name="outputnode",
+    )
+    take_template = pe.Node(TakeTemplate(), name="take_template", mem_gb=1)
+    fields = ("t1w_file", "mask_file", "dseg_file", "template2anat")
+    workflow.connect([(take_template, outputnode, [(field, field) for field in fields])])
+    return workflow
 
 
 def init_template_wf(
@@ -135,6 +163,7 @@ def init_scan_space_wf(
     datasets: dict[str, Path],
     options: RegistrationOptions,
     has_xfms: bool = True,
+    made_from: dict[str, Any] | None = None,
     name: str = "space_wf",
 ) -> Workflow:
     """
@@ -157,6 +186,8 @@ def init_scan_space_wf(
     has_xfms : bool
         Whether the composites to and from a template are written too: they are the same for all
         of its grids.
+    made_from : dict, optional
+        What the image depends on beside the registration, which its sidecar keeps.
     name : str
         Name of the workflow.
 
@@ -167,7 +198,7 @@ def init_scan_space_wf(
     t1w_file
         As `init_anatomical_wf` gives it.
     template_xfm, template_inverse_xfm
-        As `init_template_wf` gives them, for a template.
+        As `init_template_wf` gives them, for a template that is not the scan's target.
     """
     workflow = Workflow(name=name)
     inputnode = pe.Node(
@@ -184,7 +215,7 @@ def init_scan_space_wf(
         make_grid.inputs.resolution = space.resolution
     resample_scan = pe.Node(ResampleImage(), name="resample_scan", mem_gb=1.5)
     save_in_space = pe.Node(
-        _saver(space, scan, output_dir, datasets, options, has_xfms=has_xfms),
+        _saver(space, scan, output_dir, datasets, options, made_from, has_xfms=has_xfms),
         name="save_in_space",
     )
     workflow.connect([
@@ -201,6 +232,9 @@ def init_scan_space_wf(
         ])  # fmt: skip
         return workflow
     make_grid.inputs.trait_set(**_template_inputs(space, templateflow_home))
+    if space.name == scan.template:
+        workflow.connect(inputnode, "best_xfm", resample_scan, "xfm")
+        return workflow
     # Outermost first: points go from the template to the T1w, and from there to the scan.
     list_xfms = pe.Node(niu.Merge(2), name="list_xfms")
     workflow.connect([
@@ -243,6 +277,7 @@ def _saver(
     output_dir: Path,
     datasets: dict[str, Path],
     options: RegistrationOptions,
+    made_from: dict[str, Any] | None,
     *,
     has_xfms: bool,
 ) -> SaveInSpace:
@@ -269,12 +304,13 @@ def _saver(
         kind = "The template's resolution number" if space.is_template else "Voxels of, in mm,"
         static["resolution"] = f"{kind} {space.resolution}."
     if not space.is_template:
-        reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
-        static["spatial_reference"] = bids_uri(reference, output_dir, datasets)
+        static["spatial_reference"] = spatial_reference(scan, output_dir, datasets)
     return SaveInSpace(
         outputs={
             used: {key: str(file) for key, file in named.items()} for used, named in files.items()
         },
         sidecar=static,
         provenance=options.provenance,
+        linear=scan.linear,
+        made_from=made_from or {},
     )

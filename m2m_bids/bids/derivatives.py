@@ -6,13 +6,14 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2m_bids import __version__
 from m2m_bids.bids.naming import (
+    Linear,
     Transform,
     expected_anat_outputs,
     expected_diffusivity_outputs,
@@ -20,17 +21,24 @@ from m2m_bids.bids.naming import (
     expected_space_outputs,
     expected_template_outputs,
     frame_outputs,
-    parse_name,
     quantification_outputs,
 )
-from m2m_bids.bids.quantification import REQUEST_FIELD
+from m2m_bids.bids.request import (
+    FRAMES,
+    SEGMENTATION,
+    Request,
+    differences,
+    made_from,
+    read_json,
+)
 from m2m_bids.bids.spaces import OutputSpace
 
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
 
-# How the frames of a dynamic scan are to be used, in the sidecar of its registered image.
-FRAMES_FIELD = "FramesRequested"
+# Why there is no table, in the sidecar that stands in its place.
+NO_STATISTICS_FIELD = "StatisticsNotComputed"
+NO_PVC_FIELD = "PartialVolumeCorrectionNotComputed"
 BIDS_VERSION = "1.10.0"
 # What the BIDS schema does not define yet. The validator wants a folder to be ignored in all
 # three ways: as an entry, as a folder, and with its content.
@@ -194,8 +202,8 @@ class Provenance:
 
     Attributes
     ----------
-    transform : {"m2m", "rigid"}
-        The transform that was applied.
+    transform : {"m2m", "rigid", "affine"}
+        The transform that was applied; "affine" to a template.
     transform_requested : {"m2m", "rigid"}
         The transform that was asked for: it differs where the deformable step was rejected.
     fallback_reason : str, optional
@@ -210,7 +218,7 @@ class Provenance:
         Seed of the run.
     """
 
-    transform: Transform
+    transform: Transform | Linear
     transform_requested: Transform
     fallback_reason: str | None = None
     weights_sha256: str | None = None
@@ -302,77 +310,81 @@ def image_sidecar(
     return sidecar
 
 
-def missing_outputs(
-    scan: "Scan",
-    out_dir: Path,
-    transform: Transform,
-    *,
-    made_with: Mapping[str, Any] | None = None,
-    spaces: Sequence[OutputSpace] = (),
-) -> list[Path]:
+def file_sizes(
+    files: Iterable[Path], out_dir: Path, datasets: Mapping[str, Path]
+) -> dict[str, int]:
+    """
+    List files by name with their sizes in bytes, which tell a file that was replaced.
+
+    Times are not kept: a dataset that was copied elsewhere is the same one.
+    """
+    return {file_uri(file, out_dir, datasets): file.stat().st_size for file in files}
+
+
+def missing_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]:
     """
     List the outputs that a scan still lacks; an empty list means that it is finished.
 
     A scan whose deformable step was rejected is finished without deformable transforms. One that
-    was finished with another ``--transform`` than is asked for now is not.
+    was made from other files, or with other options, than is asked for now is not finished.
 
     Parameters
     ----------
     scan : Scan
-        A scan with its T1w.
+        A scan with its target.
     out_dir : Path
         Root of the output dataset.
-    transform : {"m2m", "rigid"}
-        The transform that is asked for.
-    made_with : mapping, optional
-        Further fields that the sidecar of the registered image must hold, such as
-        ``WeightsSHA256``; a scan made with other ones is not finished. The request of a
-        quantification is looked for beside its tables; that for frames (`FRAMES_FIELD`) matters
-        to dynamic scans alone.
-    spaces : sequence of OutputSpace
-        Spaces beside the T1w's own in which its image has to be.
+    request : Request
+        What is asked for.
     """
-    outputs = expected_outputs(scan, out_dir, transform)
-    sidecar = outputs["preproc_json"]
-    used: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        used = json.loads(sidecar.read_text(encoding="utf-8"))
-    wanted = {"TransformRequested": transform, **(made_with or {})}
-    request = wanted.pop(REQUEST_FIELD, None)
-    frames = wanted.pop(FRAMES_FIELD, None)
-    used_frames = used.get(FRAMES_FIELD)
-    is_other = None not in (frames, used_frames) and frames != used_frames
-    if is_other or any(used.get(name) != value for name, value in wanted.items()):
+    outputs = expected_outputs(scan, out_dir, request.transform)
+    used = made_from(outputs["preproc_json"])
+    if differences(used, request.registration):
         return list(outputs.values())
-    if used.get("Transform") == "rigid":
+    transform = request.transform
+    if read_json(outputs["preproc_json"]).get("Transform") != "m2m":
         transform = "rigid"
         outputs = expected_outputs(scan, out_dir, "rigid")
-    anatomical = expected_anat_outputs(scan.t1w_entities, out_dir)
-    needed = [*outputs.values(), *(anatomical[key] for key in ("preproc", "mask"))]
-    if used_frames is not None:
+    needed = [*outputs.values()]
+    if scan.t1w is not None:
+        anatomical = expected_anat_outputs(scan.t1w_entities, out_dir)
+        needed += [anatomical[key] for key in ("preproc", "mask")]
+    if FRAMES in used:
         made = frame_outputs(scan, out_dir)
-        kinds = ("static", "motion") if used_frames.get("MotionCorrection") else ("static",)
+        kinds = ("static", "motion") if used[FRAMES].get("MotionCorrection") else ("static",)
         needed += [made[f"{kind}{end}"] for kind in kinds for end in ("", "_json")]
     for parameter in scan.diffusivities:
         needed += expected_diffusivity_outputs(scan, out_dir, parameter).values()
-    for space in spaces:
-        needed += expected_space_outputs(scan, out_dir, space, transform).values()
-        if space.is_template:
-            needed += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
     missing = [file for file in needed if not file.is_file()]
-    if request is not None and not _is_quantified(scan, out_dir, request):
-        missing.append(quantification_outputs(scan, out_dir, "any")["stat_json"])
-    return missing
+    for space, record in request.spaces.items():
+        missing += _missing_in_space(scan, out_dir, space, transform, record)
+    return missing + _missing_quantification(scan, out_dir, request.quantification)
 
 
-def _is_quantified(scan: "Scan", out_dir: Path, request: Mapping[str, Any]) -> bool:
-    """Tell whether statistics of a scan, with labels of any kind, were made as is asked for."""
-    expected = quantification_outputs(scan, out_dir, "any")["stat_json"]
-    wanted = {**parse_name(expected).entities, "seg": None}
-    for file in expected.parent.glob("*_desc-preproc_stat.json"):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            is_of_scan = {**parse_name(file).entities, "seg": None} == wanted
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if is_of_scan and content.get(REQUEST_FIELD) == request:
-                return True
-    return False
+def _missing_in_space(
+    scan: "Scan",
+    out_dir: Path,
+    space: OutputSpace,
+    transform: Transform,
+    record: Mapping[str, Any],
+) -> list[Path]:
+    """List what a scan lacks in a space."""
+    in_space = expected_space_outputs(scan, out_dir, space, transform)
+    needed = [*in_space.values()]
+    if space.is_template and scan.t1w is not None:
+        needed += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
+    if differences(made_from(in_space["image_json"]), record):
+        return needed
+    return [file for file in needed if not file.is_file()]
+
+
+def _missing_quantification(scan: "Scan", out_dir: Path, request: Mapping[str, Any]) -> list[Path]:
+    """List the tables that a scan lacks, unless it is known why they cannot be there."""
+    if not request:
+        return []
+    made = quantification_outputs(scan, out_dir, request[SEGMENTATION])
+    if differences(made_from(made["stat_json"]), request):
+        return [made["stat_json"]]
+    if NO_STATISTICS_FIELD in read_json(made["stat_json"]):
+        return []
+    return [made[key] for key in ("stat", "tacs") if key in made and not made[key].is_file()]

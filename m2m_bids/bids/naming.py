@@ -70,6 +70,7 @@ _EXTENSION = re.compile(r"(\.[a-zA-Z0-9]+)+")
 
 Modality = Literal["pet", "fa"]
 Transform = Literal["m2m", "rigid"]
+Linear = Literal["rigid", "affine"]
 
 
 class ParsedName(NamedTuple):
@@ -220,7 +221,8 @@ def expected_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> dict[
     """
     List what a finished scan consists of.
 
-    The files are in the folder of the scan's own session, whichever session its T1w is of.
+    The files are in the folder of the scan's own session, whichever session its T1w is of. Of a
+    scan without a T1w, the space is that of its template, and "rigid" in names is "affine".
 
     Parameters
     ----------
@@ -234,20 +236,23 @@ def expected_outputs(scan: "Scan", out_dir: Path, transform: Transform) -> dict[
     Returns
     -------
     dict
-        ``preproc`` and ``rigid`` (images on the T1w's grid), both with ``_json``;
+        ``preproc`` and ``rigid`` (images on the target's grid), both with ``_json``;
         ``rigid_xfm`` and ``rigid_inverse_xfm`` (ITK affines); ``qc_json``; with "m2m" also
         ``m2m_xfm`` and ``m2m_inverse_xfm`` (ITK composites). ``*_xfm`` carry images from the scan
-        to the T1w.
+        to the target.
     """
+    descriptions = {"preproc": "preproc", "rigid": scan.linear, "m2m": "m2m"}
     outputs = {
-        name: _scan_image(scan, out_dir, extension, space="T1w", desc=desc)
-        for desc in ("preproc", "rigid")
-        for name, extension in ((desc, ".nii.gz"), (f"{desc}_json", ".json"))
+        name: _scan_image(scan, out_dir, extension, space=scan.space, desc=descriptions[key])
+        for key in ("preproc", "rigid")
+        for name, extension in ((key, ".nii.gz"), (f"{key}_json", ".json"))
     }
-    for desc in ("rigid", "m2m") if transform == "m2m" else ("rigid",):
-        extension = ".txt" if desc == "rigid" else ".h5"
-        forward, inverse = _scan_xfms(scan, out_dir, extension, to="T1w", desc=desc)
-        outputs |= {f"{desc}_xfm": forward, f"{desc}_inverse_xfm": inverse}
+    for key in ("rigid", "m2m") if transform == "m2m" else ("rigid",):
+        extension = ".txt" if key == "rigid" else ".h5"
+        forward, inverse = _scan_xfms(
+            scan, out_dir, extension, to=scan.space, desc=descriptions[key]
+        )
+        outputs |= {f"{key}_xfm": forward, f"{key}_inverse_xfm": inverse}
     return outputs | {"qc_json": qc_file(scan.name, out_dir)}
 
 
@@ -258,11 +263,11 @@ def frame_outputs(scan: "Scan", out_dir: Path) -> dict[str, Path]:
     Returns
     -------
     dict
-        ``static`` (image on the T1w's grid) and ``motion`` (table of motion parameters), both
+        ``static`` (image on the target's grid) and ``motion`` (table of motion parameters), both
         with ``_json``.
     """
     described = {
-        "static": ({"space": "T1w"}, "petref", ".nii.gz"),
+        "static": ({"space": scan.space}, "petref", ".nii.gz"),
         "motion": ({"desc": "confounds"}, "timeseries", ".tsv"),
     }
     return {
@@ -298,14 +303,15 @@ def expected_space_outputs(
     Returns
     -------
     dict
-        ``image`` and ``image_json``; in a template's space also ``xfm`` and ``inverse_xfm``, ITK
-        composites between the scan and the template. ``xfm`` carries images to the template.
+        ``image`` and ``image_json``; in the space of a template that is not the scan's target also
+        ``xfm`` and ``inverse_xfm``, ITK composites between the scan and the template. ``xfm``
+        carries images to the template.
     """
     outputs = {
         name: _scan_image(scan, out_dir, extension, **space.entities, desc="preproc")
         for name, extension in (("image", ".nii.gz"), ("image_json", ".json"))
     }
-    if space.is_template:
+    if space.name != scan.space and space.is_template:
         pair = _scan_xfms(scan, out_dir, ".h5", to=space.template, desc=transform)
         outputs |= dict(zip(("xfm", "inverse_xfm"), pair, strict=True))
     return outputs
@@ -318,10 +324,12 @@ def expected_diffusivity_outputs(scan: "Scan", out_dir: Path, parameter: str) ->
     Returns
     -------
     dict
-        ``image``, on the T1w's grid, and ``image_json``.
+        ``image``, on the target's grid, and ``image_json``.
     """
     return {
-        name: _scan_image(scan, out_dir, extension, space="T1w", param=parameter, desc="preproc")
+        name: _scan_image(
+            scan, out_dir, extension, space=scan.space, param=parameter, desc="preproc"
+        )
         for name, extension in (("image", ".nii.gz"), ("image_json", ".json"))
     }
 
@@ -414,9 +422,9 @@ def quantification_outputs(
     Returns
     -------
     dict
-        ``stat`` and, of PET, ``tacs`` (tables), and images in the T1w's space by their ``desc``:
-        ``preproc`` with a correction, ``preprocSUV``, ``preprocSUVR``, and each with
-        ``Smoothed`` at its end.
+        ``stat`` and, of PET, ``tacs`` (tables, which name the space where it is a template's), and
+        images in the target's space by their ``desc``: ``preproc`` with a correction,
+        ``preprocSUV``, ``preprocSUVR``, and each with ``Smoothed`` at its end.
     """
     is_pet = scan.modality == "pet"
     entities = {
@@ -430,10 +438,11 @@ def quantification_outputs(
     images = [f"{kind}{end}" for kind in kinds for end in ("", "Smoothed")]
     if pvc is None:
         images.remove("preproc")
+    measured = {"space": scan.template or None, "seg": segmentation, "desc": "preproc"}
     described = {
-        **{table: ({"seg": segmentation, "desc": "preproc"}, table, ".tsv") for table in tables},
+        **{table: (measured, table, ".tsv") for table in tables},
         **{
-            desc: ({"space": "T1w", "desc": desc}, "pet" if is_pet else "dwimap", ".nii.gz")
+            desc: ({"space": scan.space, "desc": desc}, "pet" if is_pet else "dwimap", ".nii.gz")
             for desc in images
         },
     }

@@ -14,12 +14,13 @@ from m2m_bids.bids.labels import (
     find_subject_labels,
 )
 from m2m_bids.bids.naming import parse_name
+from m2m_bids.bids.request import SEGMENTATION
 from m2m_bids.bids.tracers import reference_region_of
 
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
 
-REQUEST_FIELD = "QuantificationRequested"
+_NO_REGIONS = "no T1w was there, and the regions of a template are not this person's"
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,6 @@ class QuantificationOptions:
     psf_fwhm_mm: tuple[float, ...] = ()
     smooth_fwhm_mm: float | None = None
 
-    def request(self) -> dict[str, Any]:
-        """Spell what was asked for as JSON; a scan made with other options is made anew."""
-        return {
-            "FreeSurferLabels": self.fs_subjects_dir is not None,
-            "SUVRRegion": self.suvr_mask or self.suvr_region,
-            "PartialVolumeCorrection": self.pvc,
-            "PSFFullWidthHalfMaximum": list(self.psf_fwhm_mm),
-            "SmoothingFullWidthHalfMaximum": self.smooth_fwhm_mm,
-        }
-
 
 @dataclass(frozen=True)
 class QuantificationPlan:
@@ -85,6 +76,10 @@ class QuantificationPlan:
         Its label in that mask; None for all that is in the mask.
     suvr_reason : str
         Why there is no SUVR, where that is known beforehand.
+    pvc : {"none", "gtm", "rbv"}
+        Correction for partial volume effects.
+    pvc_reason : str
+        Why there is none, where it is asked for.
     """
 
     segmentation: str
@@ -94,6 +89,13 @@ class QuantificationPlan:
     suvr_mask: Path | None = None
     suvr_mask_label: int | None = None
     suvr_reason: str = ""
+    pvc: Literal["none", "gtm", "rbv"] = "none"
+    pvc_reason: str = ""
+
+    @property
+    def files(self) -> list[Path]:
+        """Files that are used beside the scan and what is made of its T1w."""
+        return [file for file in (self.labels and self.labels.file, self.suvr_mask) if file]
 
     @property
     def scheme(self) -> Literal["freesurfer", "tissues"]:
@@ -121,15 +123,58 @@ def plan_quantification(
         Labels are FreeSurfer's if its folder is given and has them, or else those of the first
         derivatives dataset that has any.
     """
+    weight = find_body_weight(bids_dir, scan.entities, scan.sidecar)
+    is_corrected = options.pvc != "none" and scan.modality == "pet"
+    if scan.template:
+        # The borders of a template's tissues lie millimetres from this person's: neither a
+        # reference region nor a correction at borders is to be had from them.
+        return QuantificationPlan(
+            *("tissues", None, weight),
+            suvr_reason=_NO_REGIONS if scan.modality == "pet" else "not a PET scan",
+            pvc_reason=_NO_REGIONS if is_corrected else "",
+        )
     labels = find_labels(scan, bids_dir, options)
     segmentation = _segmentation(labels)
-    weight = find_body_weight(bids_dir, scan.entities, scan.sidecar)
     region, mask, reason = _reference(scan, segmentation, options)
+    label = None
     if region == "brainstem" and labels and (pons := find_pons(labels)):
-        return QuantificationPlan(
-            segmentation, labels, weight, suvr_mask=pons, suvr_mask_label=PONS
-        )
-    return QuantificationPlan(segmentation, labels, weight, region, mask, suvr_reason=reason)
+        region, mask, label = None, pons, PONS
+    return QuantificationPlan(
+        *(segmentation, labels, weight, region, mask, label, reason),
+        pvc=options.pvc if is_corrected else "none",
+    )
+
+
+def quantification_record(
+    plan: QuantificationPlan, options: QuantificationOptions, files: Mapping[str, int]
+) -> dict[str, Any]:
+    """
+    Spell what a quantification is made from; one made otherwise is made anew.
+
+    Parameters
+    ----------
+    plan : QuantificationPlan
+    options : QuantificationOptions
+    files : mapping of str to int
+        Names and sizes of the plan's files.
+
+    Returns
+    -------
+    dict
+        JSON object.
+    """
+    record = {
+        SEGMENTATION: plan.segmentation,
+        "Files": dict(files),
+        "SUVRRegion": plan.suvr_region,
+        "SUVRMaskLabel": plan.suvr_mask_label,
+        "BodyWeight": str(plan.weight.value),
+        "BodyWeightUnits": str(plan.weight.units),
+        "PartialVolumeCorrection": plan.pvc,
+        "PSFFullWidthHalfMaximum": list(options.psf_fwhm_mm) if plan.pvc != "none" else None,
+        "SmoothingFullWidthHalfMaximum": options.smooth_fwhm_mm,
+    }
+    return {name: value for name, value in record.items() if value not in (None, "None")}
 
 
 def find_labels(scan: "Scan", bids_dir: Path, options: QuantificationOptions) -> LabelFile | None:

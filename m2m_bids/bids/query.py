@@ -31,8 +31,9 @@ from m2m_bids.bids.layout import (
     read_bids_filters,
     read_sidecar,
 )
-from m2m_bids.bids.naming import Modality, ParsedName, parse_name, scan_name
+from m2m_bids.bids.naming import Linear, Modality, ParsedName, parse_name, scan_name
 from m2m_bids.bids.sessions import Reference, T1wImage, choose_t1w
+from m2m_bids.bids.spaces import T1W
 from m2m_bids.bids.tables import (
     check_subjects_sessions,
     read_subjects_sessions,
@@ -79,8 +80,8 @@ class Scan:
     entities : dict
         Entities of the file name under their short names (``sub``, ``ses``, ``trc``, ...).
     t1w : Path or None
-        The T1w image, always of the same subject; None for a scan that is left out for lack
-        of one.
+        The T1w image, always of the same subject; None for lack of one: the scan is left out, or
+        goes to a template.
     t1w_entities : dict
         Entities of the T1w's file name.
     source : str
@@ -90,12 +91,14 @@ class Scan:
     sidecar : dict
         PET metadata from JSON sidecars; of FA that is fitted to a raw image, what was corrected.
     t1w_choice : str
-        The rule by which the T1w image was chosen.
+        The rule by which the T1w image was chosen, or why there is none.
     is_alternative : bool
         Whether this is a further version of a scan (another space, dataset or compression),
         whose outputs would be mistaken for that scan's. Alternatives are always left out.
     gradients : GradientFiles or None
         Of a diffusion-weighted image, to which FA is to be fitted; None for other images.
+    template : str
+        Template that the scan is registered to for lack of a T1w; empty for others.
     """
 
     modality: Modality
@@ -109,6 +112,17 @@ class Scan:
     t1w_choice: str = ""
     is_alternative: bool = False
     gradients: GradientFiles | None = None
+    template: str = ""
+
+    @property
+    def space(self) -> str:
+        """Label of the space that the scan is registered to: ``T1w``, or its template."""
+        return self.template or T1W
+
+    @property
+    def linear(self) -> Linear:
+        """Linear step of its registration: a person's head has not the size of a template's."""
+        return "affine" if self.template else "rigid"
 
     @property
     def diffusivities(self) -> dict[str, Path | None]:
@@ -158,6 +172,7 @@ def query(
     run_labels: Sequence[str] = (),
     subjects_sessions_tsv: Path | None = None,
     anatomical_reference: Reference = "nearest",
+    template: str = "",
     modalities: Sequence[Modality] = ("pet", "fa"),
     derivatives: Mapping[str, Path] | None = None,
     filters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -186,6 +201,8 @@ def query(
         Table of the participants and sessions to keep, for `read_subjects_sessions`.
     anatomical_reference : {"nearest", "sessionwise", "first-lex"}
         How the T1w image of a scan is chosen, see `choose_t1w`.
+    template : str
+        Template that scans without a T1w are registered to; if empty they are left out.
     modalities : sequence of {"pet", "fa"}
         Kinds of images to find.
     derivatives : mapping of str to Path, optional
@@ -235,7 +252,10 @@ def query(
     t1w_filter = f" that matches {dict(filters['t1w'])}" if filters.get("t1w") else ""
     none = f"no T1w image (anat/*_T1w.nii[.gz]){t1w_filter} of its subject in {bids_dir}"
     scans = [
-        _add_t1w(scan, images.get(scan.subject, []), none, Path(bids_dir), anatomical_reference)
+        _add_t1w(
+            *(scan, images.get(scan.subject, []), none, Path(bids_dir), anatomical_reference),
+            template,
+        )
         for scan in scans
     ]
     return sorted(
@@ -513,8 +533,9 @@ def _add_t1w(
     why_none: str,
     bids_dir: Path,
     reference: Reference,
+    template: str,
 ) -> Scan:
-    """Choose the T1w image of a scan among those of its subject."""
+    """Choose the T1w image of a scan among those of its subject, else the template."""
     choice = choose_t1w(
         scan.session,
         images,
@@ -527,6 +548,8 @@ def _add_t1w(
             f"no T1w image in {own}, and --subject-anatomical-reference is sessionwise; its "
             f"subject has {_listed(image.file.name for image in images)}"
         )
+    if choice is None and template and not scan.reason:
+        return replace(scan, template=template, t1w_choice=why_none)
     if choice is None:
         return replace(scan, reason=scan.reason or why_none)
     reason = scan.reason

@@ -1,6 +1,7 @@
 """Spaces of the outputs beside the T1w's own: ``MNI152NLin2009cAsym:res-2`` and the like."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 T1W = "T1w"
@@ -48,6 +49,41 @@ class OutputSpace(NamedTuple):
         """Spell the space as on the command line."""
         parts = {"cohort": self.cohort, "res": self.resolution}
         return ":".join([self.name, *(f"{key}-{value}" for key, value in parts.items() if value)])
+
+
+def spaces_from(target: str, spaces: Sequence[OutputSpace]) -> list[OutputSpace]:
+    """
+    Keep the spaces that a scan can be brought to from the space that it is registered to.
+
+    Parameters
+    ----------
+    target : str
+        ``T1w``, from which all can be reached, or a template, which has but further grids.
+    spaces : sequence of OutputSpace
+        Beside the T1w's own grid.
+
+    Examples
+    --------
+    >>> spaces = [OutputSpace("T1w", None, "2"), OutputSpace("MNI"), OutputSpace("MNI", None, "2")]
+    >>> [str(space) for space in spaces_from("MNI", spaces)]
+    ['MNI:res-2']
+    """
+    if target == T1W:
+        return list(spaces)
+    return [space for space in spaces if space.name == target and space.resolution]
+
+
+def unreachable_spaces(target: str, spaces: Sequence[OutputSpace]) -> list[OutputSpace]:
+    """
+    List the spaces that a scan cannot be brought to from that of a template.
+
+    Examples
+    --------
+    >>> spaces = [OutputSpace("T1w", None, "2"), OutputSpace("MNI"), OutputSpace("MNI", None, "2")]
+    >>> [str(space) for space in unreachable_spaces("MNI", spaces)]
+    ['T1w:res-2']
+    """
+    return [space for space in spaces if target not in (T1W, space.name)]
 
 
 def parse_space(text: str) -> OutputSpace:

@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2m_bids.bids.spaces import spaces_from, unreachable_spaces
 from m2m_bids.settings import Settings
 
 if TYPE_CHECKING:
+    from m2m_bids.bids.quantification import QuantificationPlan
     from m2m_bids.bids.query import Scan
+    from m2m_bids.bids.request import Request
+    from m2m_bids.bids.spaces import OutputSpace
 
 
 def dry_run_table(
@@ -36,14 +40,17 @@ def dry_run_table(
     left_out = [scan for scan in scans if scan.reason]
     lines = [f"m2m-bids would register {len(used)} of {len(scans)} scans."]
     for scan in used:
-        lines += [
-            "",
-            scan.name,
-            f"  {scan.modality:8s}{_shown(scan.file, settings)}",
-            f"  {'T1w':8s}{_shown(scan.t1w, settings)} ({scan.t1w_choice})",
-            f"  {'from':8s}{_dataset(scan.source)}{_fit(scan)}",
-            f"  {'weights':8s}{_weights(scan, settings, weights or {})}",
-        ]
+        described = {
+            scan.modality: _shown(scan.file, settings),
+            "T1w": f"{_shown(scan.t1w, settings)} ({scan.t1w_choice})",
+            "from": f"{_kind(scan)} of {_dataset(scan.source)}{_fit(scan)}",
+            "spaces": _spaces(scan, settings),
+            **quantities(scan, settings),
+            "weights": _weights(scan, settings, weights or {}),
+        }
+        if scan.template:
+            described["T1w"] = target_note(scan)
+        lines += ["", scan.name, *(f"  {name:8s}{text}" for name, text in described.items())]
     if anatomy := precomputed_lines(used, settings):
         lines += ["", *anatomy]
     if left_out:
@@ -87,11 +94,149 @@ def precomputed_lines(scans: "Sequence[Scan]", settings: Settings) -> list[str]:
     return list(describe_findings(found))
 
 
+def target_note(scan: "Scan", spaces: "Sequence[OutputSpace]" = ()) -> str:
+    """
+    Say that a scan goes to a template, why, and in which output spaces it cannot be.
+
+    Parameters
+    ----------
+    scan : Scan
+        A scan without a T1w.
+    spaces : sequence of OutputSpace
+        Spaces that are asked for.
+    """
+    note = f"{scan.t1w_choice}; registered to the template {scan.template} instead"
+    if unreachable := unreachable_spaces(scan.space, spaces):
+        note += f", and not in {', '.join(map(str, unreachable))}, which takes a T1w"
+    return note
+
+
+def target_lines(scans: "Sequence[Scan]", settings: Settings) -> list[str]:
+    """Say which scans go to a template, a line for each."""
+    return [
+        f"{scan.name}: {target_note(scan, settings.further_spaces)}"
+        for scan in scans
+        if scan.template
+    ]
+
+
+def changed_lines(
+    scans: "Sequence[Scan]", output_dir: Path, requests: "Mapping[str, Request]"
+) -> list[str]:
+    """
+    Say why finished scans are made anew.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        Scans to register.
+    output_dir : Path
+        Root of the output dataset.
+    requests : mapping of str to Request
+        What they are to be made from, by name.
+    """
+    from m2m_bids.bids.naming import expected_outputs
+    from m2m_bids.bids.request import differences, made_from
+
+    lines = []
+    for scan in scans:
+        used = made_from(expected_outputs(scan, output_dir, "rigid")["preproc_json"])
+        changed = differences(used, requests[scan.name].registration) if used else []
+        if changed:
+            lines.append(f"{scan.name} is made anew: changed is {', '.join(changed)}")
+    return lines
+
+
+def quantities(scan: "Scan", settings: Settings) -> dict[str, str]:
+    """
+    Say what would be measured in a scan, and why not what is not.
+
+    Parameters
+    ----------
+    scan : Scan
+        A scan with its target.
+    settings : Settings
+
+    Returns
+    -------
+    dict of str to str
+        Texts under "regions" and, of PET, "SUV", "SUVR" and, if it is asked for, "PVC".
+    """
+    from m2m_bids.bids.quantification import plan_quantification
+
+    plan = plan_quantification(scan, settings.bids_dir, settings.quantification_options)
+    if plan.labels:
+        regions = f"{_shown(plan.labels.file, settings)} (seg-{plan.segmentation})"
+    elif scan.template:
+        regions = f"tissues of {scan.template}, if the deformable step is used (seg-tissues)"
+        if settings.transform == "rigid":
+            regions = f"none: tissues of {scan.template} need the deformable step"
+    else:
+        regions = "tissues of the T1w (seg-tissues)"
+    described = {"regions": regions}
+    if scan.modality != "pet":
+        return described
+    described["SUV"] = _suv(scan, plan)
+    reference = plan.suvr_region
+    if plan.suvr_mask:
+        label = f", label {plan.suvr_mask_label}" if plan.suvr_mask_label else ""
+        reference = f"{_shown(plan.suvr_mask, settings)}{label}"
+    described["SUVR"] = f"reference {reference}" if reference else f"none: {plan.suvr_reason}"
+    if settings.pvc != "none":
+        widths = " x ".join(f"{width:g}" for width in settings.psf_fwhm_mm)
+        described["PVC"] = f"{plan.pvc}, {widths} mm"
+        if plan.pvc_reason:
+            described["PVC"] = f"none: {plan.pvc_reason}"
+    return described
+
+
+def _suv(scan: "Scan", plan: "QuantificationPlan") -> str:
+    """Say whether there will be SUV, and by which weight."""
+    from m2m_bids.quantification.scan import Quantification, suv_factors
+    from m2m_bids.quantification.suv import NoSUVError
+
+    durations = scan.sidecar.get("FrameDuration")
+    known = Quantification(
+        plan.scheme,
+        metadata=scan.sidecar,
+        weight=plan.weight.value,
+        weight_units=plan.weight.units,
+        weight_source=plan.weight.source,
+    )
+    try:
+        suv_factors(known, len(durations) if isinstance(durations, list) else 1)
+    except NoSUVError as error:
+        return f"none: {error}"
+    return f"by the body weight of {plan.weight.source}"
+
+
+def _spaces(scan: "Scan", settings: Settings) -> str:
+    """Name the spaces that a scan would be written in, and those that it cannot be."""
+    spaces = settings.further_spaces
+    text = ", ".join([scan.space, *map(str, spaces_from(scan.space, spaces))])
+    if unreachable := unreachable_spaces(scan.space, spaces):
+        text += f" (not {', '.join(map(str, unreachable))}: takes a T1w)"
+    return text
+
+
+def _kind(scan: "Scan") -> str:
+    """Say what an image is: of FA, whether it is a map already."""
+    if scan.modality == "pet":
+        return "PET image"
+    if scan.gradients is None:
+        return "FA map"
+    return "raw DWI" if scan.source == "raw" else "preprocessed DWI"
+
+
 def _shown(file: Path | None, settings: Settings) -> str:
     """Shorten a path to the part below its dataset."""
     if file is None:
         return "none"
-    roots = [*settings.derivative_dirs.values(), settings.bids_dir]
+    roots = [
+        *settings.derivative_dirs.values(),
+        *filter(None, [settings.fs_subjects_dir]),
+        settings.bids_dir,
+    ]
     for root in roots:
         if root in file.parents:
             return file.relative_to(root).as_posix()
@@ -108,10 +253,10 @@ def _fit(scan: "Scan") -> str:
     if scan.gradients is None:
         return ""
     if scan.source != "raw":
-        return "; FA is to be fitted to this preprocessed image"
+        return "; FA is to be fitted"
     return (
-        "; FA is to be fitted to this raw image: motion is corrected, eddy currents and "
-        "susceptibility distortion are not"
+        "; FA is to be fitted: motion is corrected, eddy currents and susceptibility distortion "
+        "are not"
     )
 
 

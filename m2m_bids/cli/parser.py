@@ -21,6 +21,7 @@ from m2m_bids.settings import (
     DEFAULT_REFINE_STEPS,
     MODALITIES,
     NETWORK_SIZES,
+    NO_T1W,
     NOT_REUSED,
     PRECISIONS,
     PVC_METHODS,
@@ -270,6 +271,13 @@ def _add_registration(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="SynthStrip's weights, synthstrip.1.pt of FreeSurfer; they are not part of m2m-bids, "
         "and its network has to be installed: pip install nipreps-synthstrip (default: none)",
+    )
+    group.add_argument(
+        "--no-t1w",
+        choices=NO_T1W,
+        help="scans without a T1w: left out ('skip'), or registered to the template "
+        "MNI152NLin2009aSym by an affine transform and M2M-Reg ('register-to-template') "
+        "(default: skip)",
     )
     group.add_argument(
         "--transform",

@@ -2,16 +2,23 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from m2m_bids import __version__
-from m2m_bids.bids.derivatives import missing_outputs, software_versions, write_text
-from m2m_bids.bids.naming import expected_outputs
+from m2m_bids.bids.derivatives import (
+    NO_STATISTICS_FIELD,
+    missing_outputs,
+    software_versions,
+    write_text,
+)
+from m2m_bids.bids.naming import expected_outputs, quantification_outputs
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import SEGMENTATION, Request, read_json
 from m2m_bids.bids.status import StatusRow, status_row, update_status
+from m2m_bids.cli.dry_run import target_note
 from m2m_bids.cli.scan_facts import write_scan_fragments, write_t1w_fragment
 from m2m_bids.reports.citation import cite
 from m2m_bids.reports.html import write_subject_report
@@ -50,7 +57,7 @@ def read_sidecar(scan: Scan, settings: Settings) -> dict[str, Any]:
 def status_of(
     scan: Scan,
     settings: Settings,
-    made_with: Mapping[str, Any],
+    request: Request | None,
     *,
     failure: str = "",
     seconds: float | None = None,
@@ -62,8 +69,8 @@ def status_of(
     ----------
     scan : Scan
     settings : Settings
-    made_with : mapping
-        Fields that a finished scan's sidecar holds.
+    request : Request or None
+        What its outputs are to be made from; None for a scan that is left out.
     failure : str
         Why it failed, where it did.
     seconds : float, optional
@@ -73,22 +80,37 @@ def status_of(
     -------
     StatusRow
     """
-    if scan.reason:
+    if scan.reason or request is None:
         return status_row(scan, "skipped")
-    missing = missing_outputs(
-        scan,
-        settings.output_dir,
-        settings.transform,
-        made_with=made_with,
-        spaces=settings.further_spaces,
-    )
+    missing = missing_outputs(scan, settings.output_dir, request)
     if failure or missing:
         reason = failure or f"{missing[0].name} was not written"
         return status_row(scan, "failed", reason, seconds)
     sidecar = read_sidecar(scan, settings)
-    if sidecar["Transform"] == "rigid" and settings.transform == "m2m":
-        return status_row(scan, "rigid only", sidecar.get("TransformFallbackReason", ""), seconds)
-    return status_row(scan, "done", seconds=seconds)
+    notes = notes_of(scan, settings, request)
+    if sidecar["Transform"] != "m2m" and settings.transform == "m2m":
+        notes.insert(0, sidecar.get("TransformFallbackReason", ""))
+        return status_row(scan, "rigid only", "; ".join(filter(None, notes)), seconds)
+    return status_row(scan, "done", "; ".join(notes), seconds)
+
+
+def notes_of(scan: Scan, settings: Settings, request: Request) -> list[str]:
+    """
+    List what there is to know of a finished scan.
+
+    Parameters
+    ----------
+    scan : Scan
+    settings : Settings
+    request : Request
+        What its outputs are made from.
+    """
+    notes = [target_note(scan, settings.further_spaces)] if scan.template else []
+    segmentation = request.quantification[SEGMENTATION]
+    stat = quantification_outputs(scan, settings.output_dir, segmentation)["stat_json"]
+    if reason := read_json(stat).get(NO_STATISTICS_FIELD):
+        notes.append(f"no values of regions: {reason}")
+    return notes
 
 
 def as_before(row: StatusRow, earlier: Iterable[StatusRow]) -> StatusRow:
@@ -166,7 +188,7 @@ def _table_row(scan: Scan, row: StatusRow, settings: Settings) -> dict[str, obje
         "scan": scan.name,
         "status": row.status,
         "reason": None if row.reason == "n/a" else row.reason,
-        "T1w": f"{row.t1w} ({scan.t1w_choice})" if scan.t1w else None,
+        "T1w": f"{row.t1w} ({scan.t1w_choice})" if scan.t1w else scan.t1w_choice or None,
         "rigid MI (nats)": sidecar.get("RigidScore"),
         "folding (%)": quality.get("folding_percent"),
         "forward-backward (mm)": quality.get("disagreement_mm"),

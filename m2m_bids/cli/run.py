@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2m_bids.cli.dry_run import dry_run_table, precomputed_lines
+from m2m_bids.cli.dry_run import (
+    changed_lines,
+    dry_run_table,
+    precomputed_lines,
+    target_lines,
+)
 from m2m_bids.cli.environment import (
     available_memory_gb,
     configure_nipype,
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from niworkflows.engine.workflows import LiterateWorkflow
 
     from m2m_bids.bids.query import Scan
+    from m2m_bids.bids.request import Request
     from m2m_bids.cli.progress import Progress
     from m2m_bids.workflows.cohort import EvaluationImages, TrainingImages
     from m2m_bids.workflows.registration import RegistrationOptions
@@ -96,19 +102,12 @@ def _run(settings: Settings) -> int:
         _validate(settings.bids_dir)
 
     from m2m_bids.bids.derivatives import missing_outputs, write_dataset_files
+    from m2m_bids.workflows.base import scan_request
 
-    made_with = _made_with(settings, options)
     wanted = [scan for scan in scans if not scan.reason]
+    requests = {scan.name: scan_request(scan, settings, options) for scan in wanted}
     due = [
-        scan
-        for scan in wanted
-        if missing_outputs(
-            scan,
-            settings.output_dir,
-            settings.transform,
-            made_with=made_with,
-            spaces=settings.further_spaces,
-        )
+        scan for scan in wanted if missing_outputs(scan, settings.output_dir, requests[scan.name])
     ]
     write_dataset_files(settings.output_dir, settings.datasets)
     settings.to_toml()
@@ -116,20 +115,30 @@ def _run(settings: Settings) -> int:
         "%d scans: %d to register, %d finished before, %d left out",
         *(len(scans), len(due), len(wanted) - len(due), len(scans) - len(wanted)),
     )
-    for line in precomputed_lines(due, settings):
+    for line in (
+        *changed_lines(due, settings.output_dir, requests),
+        *precomputed_lines(due, settings),
+        *target_lines(due, settings),
+    ):
         LOGGER.info("%s", line)
     progress = None
     if due and not settings.reports_only:
         progress = run_workflow(settings, due, options)
     elif settings.write_graph:
         LOGGER.warning("no graph was written: there is nothing to run")
-    return _report(settings, scans, made_with, progress)
+    return _report(settings, scans, requests, progress)
 
 
 def find_scans(settings: Settings) -> "list[Scan]":
     """Query the dataset for what the settings select."""
     from m2m_bids.bids.query import query, read_bids_filters
+    from m2m_bids.spatial.templates import EMBEDDED
 
+    if settings.no_t1w != "skip" and settings.analysis_level != "participant":
+        raise ValueError(
+            f"--no-t1w {settings.no_t1w}: only for the level participant; the level "
+            f"{settings.analysis_level} needs pairs of a scan and a T1w"
+        )
     filters = read_bids_filters(settings.bids_filter_file) if settings.bids_filter_file else None
     return query(
         settings.bids_dir,
@@ -140,6 +149,7 @@ def find_scans(settings: Settings) -> "list[Scan]":
         run_labels=settings.run_label,
         subjects_sessions_tsv=settings.subjects_sessions_tsv,
         anatomical_reference=settings.subject_anatomical_reference,
+        template=EMBEDDED if settings.no_t1w == "register-to-template" else "",
         modalities=settings.modalities,
         derivatives=settings.derivative_dirs,
         filters=filters,
@@ -189,21 +199,6 @@ def _registration_options(
         omp_nthreads=settings.omp_nthreads,
         network=read_card(weights).network if weights else "",
     )
-
-
-def _made_with(settings: Settings, options: "RegistrationOptions") -> dict[str, Any]:
-    from m2m_bids.bids.derivatives import FRAMES_FIELD
-    from m2m_bids.bids.quantification import REQUEST_FIELD
-    from m2m_bids.workflows.base import quantification_options
-
-    request = {
-        REQUEST_FIELD: quantification_options(settings).request(),
-        FRAMES_FIELD: settings.frames_request,
-    }
-    if settings.transform == "rigid":
-        return request
-    used = {"WeightsSHA256": options.weights_sha256, "RefinementSteps": settings.refine}
-    return {**used, **request}
 
 
 def _validate(bids_dir: Path) -> None:
@@ -325,7 +320,7 @@ def failure_of(scan: "Scan", settings: Settings) -> str:
 def _report(
     settings: Settings,
     scans: "list[Scan]",
-    made_with: dict[str, Any],
+    requests: "dict[str, Request]",
     progress: "Progress | None",
 ) -> int:
     """Write status and reports, say where they are, and return the exit code."""
@@ -340,7 +335,7 @@ def _report(
         if not scan.reason and progress is not None:
             failure = failure_of(scan, settings)
             seconds = progress.elapsed_s(scan_wf_name(scan))
-        row = status_of(scan, settings, made_with, failure=failure, seconds=seconds)
+        row = status_of(scan, settings, requests.get(scan.name), failure=failure, seconds=seconds)
         has_run = bool(failure) or seconds is not None
         rows.append(row if has_run else as_before(row, earlier))
     reports = write_reports(settings, scans, rows)

@@ -134,10 +134,17 @@ class SaveFigures(SimpleInterface):
         return runtime
 
 
-class _SaveScanInputSpec(BaseInterfaceInputSpec):
+class _ReplacingInputSpec(BaseInterfaceInputSpec):
+    made_from = traits.Dict(desc="what the outputs depend on, kept in a sidecar (`bids.request`)")
+    obsolete_files = traits.List(
+        traits.Str(), desc="files that an earlier run wrote and that no longer belong to the scan"
+    )
+
+
+class _SaveScanInputSpec(_ReplacingInputSpec):
     preproc = File(exists=True, mandatory=True, desc="registered image")
     rigid = File(exists=True, mandatory=True, desc="rigidly registered image")
-    rigid_xfm = File(exists=True, mandatory=True, desc="ITK affine to the T1w")
+    rigid_xfm = File(exists=True, mandatory=True, desc="ITK affine to the target")
     rigid_inverse_xfm = File(exists=True, mandatory=True, desc="its inverse")
     rigid_score = traits.Float(desc="mutual information, nats")
     rigid_start = traits.Str(desc="the start that won")
@@ -152,10 +159,10 @@ class _SaveScanInputSpec(BaseInterfaceInputSpec):
     motion_file = File(exists=True, desc="motion parameters of a dynamic scan")
     motion_description = traits.Dict(desc="sidecar of the motion parameters")
     outputs = traits.Dict(mandatory=True, desc="paths, as `bids.naming.expected_outputs` gives")
-    frames_request = traits.Dict(desc="how frames are to be used, for dynamic scans")
     frame_outputs = traits.Dict(desc="paths, as `bids.naming.frame_outputs` gives, for PET")
     sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
     provenance = traits.Dict(mandatory=True, desc="fields of `bids.derivatives.Provenance`")
+    template = traits.Str("", usedefault=True, desc="target, if it is a template and no T1w")
 
 
 class SaveScan(SimpleInterface):
@@ -184,14 +191,16 @@ class SaveScan(SimpleInterface):
             Path(outputs[name]).unlink(missing_ok=True)
         written = [_copy(file, Path(outputs[name])) for name, file in files.items()]
         written += self._save_frames()
-        rigid = Provenance(**{**inputs.provenance, "transform": "rigid"})
-        static = self._static_sidecar()
-        write_json(
-            Path(outputs["rigid_json"]),
-            image_sidecar(**static, provenance=rigid, description="Rigidly aligned with the T1w."),
-        )
+        _remove(inputs.obsolete_files)
+        linear, description = "rigid", "Rigidly aligned with the T1w."
+        if inputs.template:
+            linear = "affine"
+            description = f"Affinely aligned with the template {inputs.template}."
+        rigid = Provenance(**{**inputs.provenance, "transform": linear})
+        static = {**self._static_sidecar(), "description": description}
+        write_json(Path(outputs["rigid_json"]), image_sidecar(**static, provenance=rigid))
         write_json(Path(outputs["qc_json"]), inputs.measures)
-        write_json(marker, self._sidecar("m2m" if m2m_xfms else "rigid"))
+        write_json(marker, self._sidecar("m2m" if m2m_xfms else linear))
         written += [outputs["rigid_json"], outputs["qc_json"], str(marker)]
         self._results["out_files"] = written
         return runtime
@@ -207,11 +216,10 @@ class SaveScan(SimpleInterface):
         written = []
         if isdefined(inputs.static):
             written = [_copy(inputs.static, Path(outputs["static"])), outputs["static_json"]]
-            description = f"Static image in the space of the T1w: {inputs.reference_method}."
-            write_json(
-                Path(outputs["static_json"]),
-                image_sidecar(**self._static_sidecar(), description=description),
-            )
+            space = inputs.template or "the T1w"
+            description = f"Static image in the space of {space}: {inputs.reference_method}."
+            static = {**self._static_sidecar(), "description": description}
+            write_json(Path(outputs["static_json"]), image_sidecar(**static))
         if isdefined(inputs.motion_file):
             written += [_copy(inputs.motion_file, Path(outputs["motion"])), outputs["motion_json"]]
             description = {**inputs.motion_description, "Sources": inputs.sidecar["sources"][:1]}
@@ -229,7 +237,8 @@ class SaveScan(SimpleInterface):
         return {**inputs.sidecar, "source_metadata": kept}
 
     def _sidecar(self, transform: str) -> dict:
-        from m2m_bids.bids.derivatives import FRAMES_FIELD, Provenance, image_sidecar
+        from m2m_bids.bids.derivatives import Provenance, image_sidecar
+        from m2m_bids.bids.request import FRAMES, MADE_FROM_FIELD
 
         inputs = self.inputs
         known = {"weights_sha256": inputs.sha256, "device": inputs.device_used}
@@ -243,8 +252,11 @@ class SaveScan(SimpleInterface):
             "RigidScore": inputs.rigid_score,
             "RigidStart": inputs.rigid_start,
             "DeformableQuality": inputs.quality,
-            **({FRAMES_FIELD: inputs.frames_request} if isdefined(inputs.static) else {}),
         }
+        if isdefined(inputs.made_from):
+            is_dynamic = isdefined(inputs.static)
+            used = {k: v for k, v in inputs.made_from.items() if k != FRAMES or is_dynamic}
+            numbers[MADE_FROM_FIELD] = used
         return {
             **sidecar,
             **{name: value for name, value in numbers.items() if isdefined(value) and value != {}},
@@ -262,6 +274,10 @@ class _SaveInSpaceInputSpec(BaseInterfaceInputSpec):
     )
     sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
     provenance = traits.Dict(mandatory=True, desc="fields of `bids.derivatives.Provenance`")
+    linear = traits.Enum(
+        "rigid", "affine", usedefault=True, desc="transform if none is deformable"
+    )
+    made_from = traits.Dict(desc="what these outputs alone depend on (`bids.request`)")
 
 
 class SaveInSpace(SimpleInterface):
@@ -273,6 +289,7 @@ class SaveInSpace(SimpleInterface):
 
     def _run_interface(self, runtime):
         from m2m_bids.bids.derivatives import Provenance, image_sidecar, write_json
+        from m2m_bids.bids.request import MADE_FROM_FIELD
 
         inputs = self.inputs
         used = "m2m" if isdefined(inputs.m2m_xfms) and inputs.m2m_xfms else "rigid"
@@ -285,8 +302,11 @@ class SaveInSpace(SimpleInterface):
         written = [
             _copy(getattr(inputs, name), outputs[name]) for name in names if name in outputs
         ]
-        provenance = Provenance(**{**inputs.provenance, "transform": used})
+        transform = inputs.linear if used == "rigid" else used
+        provenance = Provenance(**{**inputs.provenance, "transform": transform})
         sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
+        if isdefined(inputs.made_from) and inputs.made_from:
+            sidecar[MADE_FROM_FIELD] = inputs.made_from
         write_json(outputs["image_json"], sidecar)
         self._results["out_files"] = [*written, str(outputs["image_json"])]
         return runtime
@@ -326,7 +346,7 @@ class SaveTemplate(SimpleInterface):
         return runtime
 
 
-class _SaveQuantificationInputSpec(BaseInterfaceInputSpec):
+class _SaveQuantificationInputSpec(_ReplacingInputSpec):
     files = traits.Dict(desc="files by key")
     facts = traits.Dict(desc="what sidecars say, by key")
     tacs_file = File(exists=True, desc="time-activity curves, besides `files`")
@@ -336,7 +356,6 @@ class _SaveQuantificationInputSpec(BaseInterfaceInputSpec):
     )
     image_sidecar = traits.Dict(mandatory=True, desc="sidecar of images, without facts")
     table_sidecar = traits.Dict(mandatory=True, desc="sidecar of tables, without facts")
-    request = traits.Dict(desc="what was asked for, kept in the sidecar of the statistics")
     waits_for = InputMultiObject(traits.Any, nohash=True, desc="what is to be saved before")
 
 
@@ -344,7 +363,8 @@ class SaveQuantification(SimpleInterface):
     """
     Copy tables and images of a scan, each with its sidecar, and remove those of earlier runs.
 
-    The sidecar of the statistics comes last: where it is, the quantification is complete.
+    The sidecar of the statistics comes last: where it is, the quantification is complete. Where
+    there can be no statistics it says why.
     """
 
     input_spec = _SaveQuantificationInputSpec
@@ -364,15 +384,21 @@ class SaveQuantification(SimpleInterface):
         for key in {name.removesuffix("_json") for name in outputs} - files.keys():
             outputs[key].unlink(missing_ok=True)
             outputs[f"{key}_json"].unlink(missing_ok=True)
+        _remove(inputs.obsolete_files)
+        keys = [*sorted(files.keys() - {"stat"})]
+        if "stat" in files or isdefined(inputs.made_from):
+            keys.append("stat")
         written = []
-        for key, file in sorted(files.items(), key=lambda item: item[0] == "stat"):
-            written += [_copy(file, outputs[key]), str(outputs[f"{key}_json"])]
+        for key in keys:
+            if key in files:
+                written.append(_copy(files[key], outputs[key]))
             write_json(outputs[f"{key}_json"], self._sidecar(key))
+            written.append(str(outputs[f"{key}_json"]))
         self._results["out_files"] = written
         return runtime
 
     def _sidecar(self, key: str) -> dict:
-        from m2m_bids.bids.quantification import REQUEST_FIELD
+        from m2m_bids.bids.request import MADE_FROM_FIELD
         from m2m_bids.quantification.tables import STAT_COLUMNS, TACS_COLUMNS
 
         inputs = self.inputs
@@ -380,10 +406,16 @@ class SaveQuantification(SimpleInterface):
         columns = {"stat": STAT_COLUMNS, "tacs": TACS_COLUMNS}.get(key)
         if columns is None:
             return {**inputs.image_sidecar, **facts}
-        request = {}
-        if key == "stat" and isdefined(inputs.request):
-            request = {REQUEST_FIELD: inputs.request}
-        return {**inputs.table_sidecar, **facts, **request, **columns}
+        made_from = {}
+        if key == "stat" and isdefined(inputs.made_from):
+            made_from = {MADE_FROM_FIELD: inputs.made_from}
+        return {**inputs.table_sidecar, **facts, **made_from, **columns}
+
+
+def _remove(files: list[str]) -> None:
+    """Remove files that may be gone already."""
+    for file in files if isdefined(files) else []:
+        Path(file).unlink(missing_ok=True)
 
 
 def _copy(file: str, destination: Path) -> str:

@@ -428,6 +428,9 @@ class _RegisterRigidInputSpec(BaseInterfaceInputSpec):
     moving_file = File(exists=True, mandatory=True, desc="static PET or FA image")
     fixed_file = File(exists=True, mandatory=True, desc="T1w image")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
+    is_affine = traits.Bool(
+        False, usedefault=True, desc="whether size and shear are estimated too, for a template"
+    )
     random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
 
 
@@ -439,7 +442,7 @@ class _RegisterRigidOutputSpec(TraitedSpec):
 
 
 class RegisterRigid(SimpleInterface):
-    """Align an image with a T1w by a rotation and a shift."""
+    """Align an image with a T1w by a rotation and a shift, or with a template affinely."""
 
     input_spec = _RegisterRigidInputSpec
     output_spec = _RegisterRigidOutputSpec
@@ -447,11 +450,12 @@ class RegisterRigid(SimpleInterface):
     def _run_interface(self, runtime):
         import numpy as np
 
-        from m2m_bids.preprocessing.coregistration import register_rigid
+        from m2m_bids.preprocessing.coregistration import register_affine, register_rigid
         from m2m_bids.spatial.images import load_image
         from m2m_bids.spatial.itk import write_affine
 
-        result = register_rigid(
+        align = register_affine if self.inputs.is_affine else register_rigid
+        result = align(
             load_image(self.inputs.moving_file),
             load_image(self.inputs.fixed_file),
             load_image(self.inputs.mask_file),

@@ -1,5 +1,6 @@
 """Interfaces over `m2m_bids.quantification`: regions, corrections, tables, SUV and SUVR."""
 
+import logging
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -7,7 +8,17 @@ from nipype.interfaces.base import (
     File,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
+)
+
+from m2m_bids.interfaces.registration import ResampleImage, _ResampleImageInputSpec
+
+logger = logging.getLogger(__name__)
+
+_NOT_THIS_PERSONS = (
+    "only the linear alignment with the template is used, which leaves its tissues apart from "
+    "this person's"
 )
 
 
@@ -15,32 +26,46 @@ class _PlaceLabelsInputSpec(BaseInterfaceInputSpec):
     label_file = File(exists=True, mandatory=True, desc="labels in the world of the T1w")
     t1w_file = File(exists=True, mandatory=True, desc="T1w image")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
+    m2m_xfms = traits.List(File(exists=True), desc="deformable transforms, empty if rejected")
+    needs_m2m = traits.Bool(
+        False, usedefault=True, desc="whether labels are of another head, and no use without"
+    )
 
 
 class _PlaceLabelsOutputSpec(TraitedSpec):
-    out_file = File(desc="labels on the grid of the T1w, numbered as they were")
+    out_file = File(desc="labels on the grid of the T1w, numbered as they were; none if unusable")
+    reason = traits.Str(desc="why they cannot be used, or nothing")
 
 
 class PlaceLabels(SimpleInterface):
-    """Bring labels of a T1w to its grid, and check that they are of its brain."""
+    """Bring labels of a T1w to its grid, if they can be read and are of its brain."""
 
     input_spec = _PlaceLabelsInputSpec
     output_spec = _PlaceLabelsOutputSpec
 
     def _run_interface(self, runtime):
-        from m2m_bids.spatial.images import load_image, save_image
+        from m2m_bids.spatial.images import ImageError, load_image, save_image
         from m2m_bids.spatial.labels import labels_on_t1w, load_labels
 
-        file = self.inputs.label_file
-        images = (load_image(name) for name in (self.inputs.t1w_file, self.inputs.mask_file))
-        labels = labels_on_t1w(load_labels(file), *images, file)
+        inputs, self._results["reason"] = self.inputs, ""
+        if inputs.needs_m2m and not (isdefined(inputs.m2m_xfms) and inputs.m2m_xfms):
+            self._results["reason"] = _NOT_THIS_PERSONS
+            return runtime
+        file = inputs.label_file
+        images = [load_image(name) for name in (inputs.t1w_file, inputs.mask_file)]
+        try:
+            labels = labels_on_t1w(load_labels(file), *images, file)
+        except ImageError as error:
+            logger.warning("nothing is measured by regions: %s", error)
+            self._results["reason"] = str(error)
+            return runtime
         self._results["out_file"] = str(save_image(labels, Path(runtime.cwd) / "labels.nii.gz"))
         return runtime
 
 
 class _CorrectPartialVolumeInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="PET image on its native grid, 3-D or 4-D")
-    label_file = File(exists=True, mandatory=True, desc="labels on the grid of the T1w")
+    label_file = File(exists=True, desc="labels on the grid of the T1w; none if unusable")
     inverse_xfm = File(exists=True, mandatory=True, desc="ITK transform: scan to T1w points")
     scheme = traits.Enum("freesurfer", "tissues", mandatory=True, desc="what the labels mean")
     method = traits.Enum("gtm", "rbv", mandatory=True, desc="correction")
@@ -54,7 +79,7 @@ class _CorrectPartialVolumeOutputSpec(TraitedSpec):
 
 
 class CorrectPartialVolume(SimpleInterface):
-    """Correct a PET scan for partial volume effects, on its native grid."""
+    """Correct a PET scan for partial volume effects, on its native grid, if it has labels."""
 
     input_spec = _CorrectPartialVolumeInputSpec
     output_spec = _CorrectPartialVolumeOutputSpec
@@ -69,6 +94,8 @@ class CorrectPartialVolume(SimpleInterface):
         from m2m_bids.spatial.labels import load_labels
 
         inputs, folder = self.inputs, Path(runtime.cwd)
+        if not isdefined(inputs.label_file):
+            return runtime
         scan, fwhm_mm = load_image(inputs.in_file), inputs.psf_fwhm_mm
         fwhm_mm = tuple(fwhm_mm) if len(fwhm_mm) > 1 else fwhm_mm[0]
         regions = region_fractions(
@@ -85,10 +112,24 @@ class CorrectPartialVolume(SimpleInterface):
         return runtime
 
 
+class _ResampleCorrectedInputSpec(_ResampleImageInputSpec):
+    in_file = File(exists=True, desc="corrected image on its native grid; none without labels")
+
+
+class ResampleCorrected(ResampleImage):
+    """Bring a corrected image through its transforms with one interpolation, if there is one."""
+
+    input_spec = _ResampleCorrectedInputSpec
+
+    def _run_interface(self, runtime):
+        return super()._run_interface(runtime) if isdefined(self.inputs.in_file) else runtime
+
+
 class _QuantifyScanInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="scan on the grid of the T1w, 3-D or 4-D")
+    in_file = File(exists=True, desc="scan on the grid of the T1w, 3-D or 4-D; if none, nothing")
     native_file = File(exists=True, mandatory=True, desc="scan on its native grid")
-    label_file = File(exists=True, mandatory=True, desc="labels on the grid of the T1w")
+    label_file = File(exists=True, desc="labels on the grid of the T1w; none if unusable")
+    labels_reason = traits.Str(desc="why there are no labels")
     xfm = File(exists=True, mandatory=True, desc="ITK transform: T1w to scan points")
     suvr_mask_file = File(exists=True, desc="mask of the reference region, world of the T1w")
     scan = traits.Dict(
@@ -108,27 +149,46 @@ class QuantifyScan(SimpleInterface):
     output_spec = _QuantifyScanOutputSpec
 
     def _run_interface(self, runtime):
-        from m2m_bids.quantification.scan import Quantification, field_of_view, quantify
+        from m2m_bids.quantification.scan import field_of_view, quantify
         from m2m_bids.quantification.tables import write_statistics, write_tacs
         from m2m_bids.spatial.images import load_image, save_image
         from m2m_bids.spatial.itk import read_chain
         from m2m_bids.spatial.labels import load_labels
 
         inputs, folder = self.inputs, Path(runtime.cwd)
-        labels = load_labels(inputs.label_file)
-        mask = load_labels(inputs.suvr_mask_file) if inputs.suvr_mask_file else None
-        scan = Quantification(**inputs.scan, suvr_mask=mask)
+        if not isdefined(inputs.in_file):
+            return runtime
+        scan, image = self._scan(), load_image(inputs.in_file)
+        labels = load_labels(inputs.label_file) if isdefined(inputs.label_file) else None
         chain = read_chain(inputs.xfm)
-        is_seen = field_of_view(load_image(inputs.native_file), chain, labels)
-        found = quantify(load_image(inputs.in_file), labels, is_seen, scan)
-        statistics = found.regional.statistics
-        files = {"stat": write_statistics(folder / "stat.tsv", statistics)}
-        if scan.is_pet:
-            names = [row.region for row in statistics]
-            means = found.regional.frame_means
-            files["tacs"] = write_tacs(folder / "tacs.tsv", names, means, found.times)
+        is_seen = field_of_view(load_image(inputs.native_file), chain, image)
+        found = quantify(image, labels, is_seen, scan)
+        files = {}
+        if found.regional is not None:
+            statistics = found.regional.statistics
+            files["stat"] = write_statistics(folder / "stat.tsv", statistics)
+            if scan.is_pet:
+                names = [row.region for row in statistics]
+                means = found.regional.frame_means
+                files["tacs"] = write_tacs(folder / "tacs.tsv", names, means, found.times)
         for desc, image in found.images.items():
             files[desc] = save_image(image, folder / f"{desc}.nii.gz")
         self._results["files"] = {key: str(file) for key, file in files.items()}
         self._results["facts"] = found.facts
         return runtime
+
+    def _scan(self):
+        """Gather what is known of the scan; a mask that cannot be used gives the reason."""
+        from m2m_bids.quantification.scan import Quantification
+        from m2m_bids.spatial.images import ImageError
+        from m2m_bids.spatial.labels import load_labels
+
+        inputs, known = self.inputs, {}
+        if isdefined(inputs.labels_reason):
+            known["labels_reason"] = inputs.labels_reason
+        if isdefined(inputs.suvr_mask_file):
+            try:
+                known["suvr_mask"] = load_labels(inputs.suvr_mask_file)
+            except ImageError as error:
+                known["suvr_reason"] = str(error)
+        return Quantification(**{**inputs.scan, **known})

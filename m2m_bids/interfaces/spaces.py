@@ -31,6 +31,39 @@ def _load_template(inputs: _TemplateInputSpec, resolution: int = 1):
     )
 
 
+class _TakeTemplateOutputSpec(TraitedSpec):
+    t1w_file = File(desc="T1w image of the template, without skull")
+    mask_file = File(desc="its brain mask")
+    dseg_file = File(desc="its tissues: 1 GM, 2 WM, 3 CSF")
+    template2anat = File(desc="ITK affine: its points to themselves")
+
+
+class TakeTemplate(SimpleInterface):
+    """Write the embedded template as a T1w image that is prepared for registration."""
+
+    input_spec = BaseInterfaceInputSpec
+    output_spec = _TakeTemplateOutputSpec
+
+    def _run_interface(self, runtime):
+        import numpy as np
+
+        from m2m_bids.spatial.images import save_image
+        from m2m_bids.spatial.itk import write_affine
+        from m2m_bids.spatial.templates import embedded_template, embedded_tissues
+
+        folder = Path(runtime.cwd)
+        images = {
+            "t1w_file": (embedded_template("t1"), "t1w.nii"),
+            "mask_file": (embedded_template("mask"), "mask.nii"),
+            "dseg_file": (embedded_tissues(), "dseg.nii"),
+        }
+        for field, (image, name) in images.items():
+            self._results[field] = str(save_image(image, folder / name))
+        xfm = write_affine(np.eye(4), folder / "template2anat.txt")
+        self._results["template2anat"] = str(xfm)
+        return runtime
+
+
 class _NormalizeT1wInputSpec(_TemplateInputSpec):
     t1w_file = File(exists=True, mandatory=True, desc="T1w image without bias field")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on its grid")

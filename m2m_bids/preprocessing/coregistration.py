@@ -26,6 +26,7 @@ FINE_MM = 2.0
 RIM_MM = 8.0
 ANGLE_DEG = 20
 RIGID_STAGE = Stage("Rigid[0.1]", "MI[{},1,32,Regular,0.5]", "[60x40,1e-6,10]", "2x1", "2x1mm")
+AFFINE_STAGE = RIGID_STAGE._replace(transform="Affine[0.1]")
 
 
 class StartScore(NamedTuple):
@@ -46,13 +47,13 @@ class StartScore(NamedTuple):
 
 class RigidRegistration(NamedTuple):
     """
-    A rigid alignment.
+    A linear alignment: a rigid one, or of `register_affine` an affine one.
 
     Attributes
     ----------
     fixed2moving : ndarray, shape (4, 4)
-        Maps points of the fixed world to points of the moving world, RAS+ mm; a rotation and a
-        shift.
+        Maps points of the fixed world to points of the moving world, RAS+ mm; unless it is affine,
+        a rotation and a shift.
     score : float
         Mutual information (nats) of the two images at this pose, over the brain mask and a rim
         of 8 mm, sampled every 3 mm, in 24 bins. 0 is independence; scores are comparable between
@@ -117,11 +118,49 @@ def register_rigid(
     pose = max(best, key=lambda item: item[1])[0]
     final = _measure(fixed, brain, moving, 3.0)
     candidates = [pose_matrix(pose, centre)]
-    candidates.append(_refine(fixed, brain, moving, candidates[0], random_seed))
+    candidates.append(as_rigid(_refine(fixed, brain, moving, candidates[0], random_seed)))
     scores = [final(matrix) for matrix in candidates]
     winner = int(np.argmax(scores))
     starts = tuple(StartScore(name, score) for score, name, _ in found)
     return RigidRegistration(candidates[winner], scores[winner], starts)
+
+
+def register_affine(
+    moving: nb.Nifti1Image,
+    fixed: nb.Nifti1Image,
+    fixed_mask: nb.Nifti1Image,
+    *,
+    random_seed: int = 0,
+) -> RigidRegistration:
+    """
+    Align a moving image with a fixed image of another head, such as a template, by an affine map.
+
+    The result of `register_rigid` is refined by ANTs with 12 parameters, which is kept if it
+    scores higher.
+
+    Parameters
+    ----------
+    moving, fixed, fixed_mask, random_seed
+        As for `register_rigid`.
+
+    Returns
+    -------
+    RigidRegistration
+        With the starts of the rigid alignment.
+
+    Raises
+    ------
+    ImageError
+        As `register_rigid`.
+    """
+    rigid = register_rigid(moving, fixed, fixed_mask, random_seed=random_seed)
+    fixed, brain = _around_brain(fixed, fixed_mask)
+    start = rigid.fixed2moving
+    affine = _refine(fixed, brain, moving, start, random_seed, stage=AFFINE_STAGE)
+    score = _measure(fixed, brain, moving, 3.0)(affine)
+    if score <= rigid.score:
+        return rigid
+    return rigid._replace(fixed2moving=affine, score=score)
 
 
 def _around_brain(
@@ -208,15 +247,17 @@ def _refine(
     moving: nb.Nifti1Image,
     fixed2moving: np.ndarray,
     random_seed: int,
+    *,
+    stage: Stage = RIGID_STAGE,
 ) -> np.ndarray:
-    """Refine a pose by ANTs; return the rigid point map, (4, 4)."""
+    """Refine a linear map by ANTs; return the point map, (4, 4)."""
     region = nb.Nifti1Image(_rim(brain).astype(np.float32), brain.affine)
     result = register(
         fixed,
         working_copy(moving, FINE_MM),
-        [RIGID_STAGE],
+        [stage],
         fixed2moving=fixed2moving,
         fixed_mask=region,
         random_seed=random_seed,
     )
-    return as_rigid(result.fixed2moving)
+    return result.fixed2moving

@@ -48,6 +48,8 @@ class Quantification:
         Its label in that mask, FreeSurfer's; None for all that is in the mask.
     suvr_reason : str
         Why there is neither.
+    labels_reason : str
+        Why there are no labels, where there are none.
     smooth_fwhm_mm : float or None
         Width of the kernel for further images.
     """
@@ -62,6 +64,7 @@ class Quantification:
     suvr_mask: nb.Nifti1Image | None = None
     suvr_mask_label: int | None = None
     suvr_reason: str = ""
+    labels_reason: str = ""
     smooth_fwhm_mm: float | None = None
 
 
@@ -71,17 +74,17 @@ class Quantities(NamedTuple):
 
     Attributes
     ----------
-    regional : Regional
-        By regions.
+    regional : Regional or None
+        By regions; None without labels.
     times : tuple of lists, or None
         Starts and ends of the frames, s.
     images : dict of str to Nifti1Image
         Further images by their ``desc``.
     facts : dict of str to dict
-        What sidecars say of each image, and under "stat" why SUV or SUVR are not there.
+        What sidecars say of each image, and under "stat" why what is not there is not.
     """
 
-    regional: Regional
+    regional: Regional | None
     times: tuple[list[float], list[float]] | None
     images: dict[str, nb.Nifti1Image]
     facts: dict[str, dict[str, Any]]
@@ -89,7 +92,7 @@ class Quantities(NamedTuple):
 
 def quantify(
     image: nb.Nifti1Image,
-    labels: nb.Nifti1Image,
+    labels: nb.Nifti1Image | None,
     is_seen: np.ndarray,
     scan: Quantification,
 ) -> Quantities:
@@ -100,7 +103,7 @@ def quantify(
     ----------
     image : Nifti1Image, shape (I, J, K) or (I, J, K, T)
         Scan on the grid of the T1w.
-    labels : Nifti1Image, shape (I, J, K)
+    labels : Nifti1Image, shape (I, J, K), or None
         Labels on that grid.
     is_seen : ndarray of bool, shape (I, J, K)
         Field of view of the scan, see `field_of_view`.
@@ -112,19 +115,27 @@ def quantify(
     """
     n_frames = int(np.prod(image.shape[3:]))
     times = frame_times(scan.metadata, n_frames)
-    numbers = np.unique(np.asanyarray(labels.dataobj))
-    measured = regional(
-        image,
-        labels,
-        region_names(numbers.tolist(), scan.scheme),
-        is_seen=is_seen,
-        frame_weights=None if times is None else np.subtract(times[1], times[0]),
-    )
     images, facts, reasons = {}, {}, {}
+    measured = None
+    if labels is None:
+        reasons["StatisticsNotComputed"] = scan.labels_reason
+    else:
+        numbers = np.unique(np.asanyarray(labels.dataobj))
+        measured = regional(
+            image,
+            labels,
+            region_names(numbers.tolist(), scan.scheme),
+            is_seen=is_seen,
+            frame_weights=None if times is None else np.subtract(times[1], times[0]),
+        )
     if scan.is_pet:
-        for name, scale in (("SUV", _suv), ("SUVR", _suvr)):
+        scales = {
+            "SUV": lambda: suv_factors(scan, n_frames),
+            "SUVR": lambda: _suvr(image, labels, is_seen, scan),
+        }
+        for name, scale in scales.items():
             try:
-                factors, said = scale(image, labels, is_seen, scan)
+                factors, said = scale()
                 images[f"preproc{name}"], facts[f"preproc{name}"] = _scaled(image, factors), said
             except (NoSUVError, NoReferenceError) as error:
                 reasons[f"{name}NotComputed"] = str(error)
@@ -168,16 +179,28 @@ def _is_expected(name: str, scan: Quantification) -> bool:
     return scan.suvr_region is not None or scan.suvr_mask is not None
 
 
-def _suv(
-    image: nb.Nifti1Image, labels: nb.Nifti1Image, is_seen: np.ndarray, scan: Quantification
-) -> tuple[np.ndarray, dict[str, Any]]:
+def suv_factors(scan: Quantification, n_frames: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """
+    Find the factors from image values to SUV, and what sidecars say of them.
+
+    Parameters
+    ----------
+    scan : Quantification
+    n_frames : int
+        Frames of the image.
+
+    Raises
+    ------
+    NoSUVError
+        If there is no body weight, or metadata that are needed are missing or contradict others.
+    """
     if scan.weight is None:
         raise NoSUVError(scan.weight_source)
     try:
         weight_kg = weight_in_kg(scan.weight, scan.weight_units)
     except NoSUVError as error:
         raise NoSUVError(f"{error} ({scan.weight_source})") from error
-    scale = suv_scale(scan.metadata, weight_kg, int(np.prod(image.shape[3:])))
+    scale = suv_scale(scan.metadata, weight_kg, n_frames)
     return scale.factors, {
         "Units": "g/mL",
         "BodyWeight": weight_kg,
@@ -190,15 +213,18 @@ def _suv(
 
 
 def _suvr(
-    image: nb.Nifti1Image, labels: nb.Nifti1Image, is_seen: np.ndarray, scan: Quantification
+    image: nb.Nifti1Image, labels: nb.Nifti1Image | None, is_seen: np.ndarray, scan: Quantification
 ) -> tuple[np.ndarray, dict[str, Any]]:
     if scan.suvr_mask is not None:
-        reference = _reference_of_mask(scan.suvr_mask, scan.suvr_mask_label, labels)
+        grid = nb.Nifti1Image(is_seen.astype(np.uint8), image.affine)
+        reference = _reference_of_mask(scan.suvr_mask, scan.suvr_mask_label, grid)
+    elif scan.suvr_region is not None and labels is None:
+        raise NoReferenceError(scan.labels_reason)
     elif scan.suvr_region is not None:
         reference = reference_region(labels, scan.scheme, scan.suvr_region)
     else:
         raise NoReferenceError(scan.suvr_reason)
-    voxel_mm3 = float(abs(np.linalg.det(labels.affine[:3, :3])))
+    voxel_mm3 = float(abs(np.linalg.det(image.affine[:3, :3])))
     means = reference_mean(np.asanyarray(image.dataobj), reference, is_seen, voxel_mm3)
     return 1 / means, {
         "Units": "unitless",

@@ -106,6 +106,22 @@ def find_template(
     return wanted[0], wanted[1]
 
 
+def embedded_tissues() -> nb.Nifti1Image:
+    """
+    Label the tissues of the embedded template, at 1 mm.
+
+    Returns
+    -------
+    Nifti1Image, uint8, 3-D
+        The most probable of 1 grey matter, 2 white matter and 3 fluid; 0 outside its brain.
+    """
+    mask, grey, white = (embedded_template(part) for part in ("mask", "gm", "wm"))
+    shares = [np.asarray(image.dataobj) for image in (grey, white)]
+    labels = np.argmax([*shares, 1 - sum(shares)], axis=0) + 1
+    inside = np.asarray(mask.dataobj) > 0
+    return nb.Nifti1Image(np.where(inside, labels, 0).astype(np.uint8), mask.affine)
+
+
 @cache
 def embedded_template(part: str, resolution: int = 1) -> nb.Nifti1Image:
     """

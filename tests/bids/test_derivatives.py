@@ -18,10 +18,12 @@ from m2m_bids.bids.naming import (
     output_path,
 )
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import MADE_FROM_FIELD, Request
 from m2m_bids.bids.spaces import parse_space
 
 T1W = {"sub": "01", "ses": "M000"}
 PET = {"sub": "01", "ses": "M000", "trc": "18FFDG", "rec": "coregavg"}
+M2M = Request("m2m", {"Transform": "m2m"}, {}, {})
 FA = {"sub": "01", "ses": "M012", "space": "ACPC", "model": "tensor", "param": "fa"}
 
 
@@ -63,6 +65,7 @@ def write_scan(scan, out_dir, datasets, reference, *, requested="m2m", used="m2m
         provenance=Provenance(used, requested, weights_sha256="0" * 64, device="cpu"),
         source_metadata=scan.sidecar,
     )
+    sidecar[MADE_FROM_FIELD] = {"Transform": requested}
     for key, file in outputs.items():
         if key.endswith("_json"):
             derivatives.write_json(file, sidecar)
@@ -175,25 +178,25 @@ class TestMissingOutputs:
 
     def test_finished_scan_lacks_nothing(self, finished):
         scans, out_dir = finished
-        assert [derivatives.missing_outputs(scan, out_dir, "m2m") for scan in scans] == [[], []]
+        assert [derivatives.missing_outputs(scan, out_dir, M2M) for scan in scans] == [[], []]
 
     @pytest.mark.parametrize("key", ["preproc", "rigid_json", "m2m_inverse_xfm"])
     def test_one_file_is_missing(self, finished, key):
         scans, out_dir = finished
         file = expected_outputs(scans[0], out_dir, "m2m")[key]
         file.unlink()
-        assert derivatives.missing_outputs(scans[0], out_dir, "m2m") == [file]
+        assert derivatives.missing_outputs(scans[0], out_dir, M2M) == [file]
 
     def test_anatomical_reference_is_missing(self, finished):
         scans, out_dir = finished
         file = expected_anat_outputs(T1W, out_dir)["mask"]
         file.unlink()
-        assert derivatives.missing_outputs(scans[1], out_dir, "m2m") == [file]
+        assert derivatives.missing_outputs(scans[1], out_dir, M2M) == [file]
 
     def test_further_spaces_are_part_of_a_finished_scan(self, finished):
         scans, out_dir = finished
         space = parse_space("MNI152NLin2009aSym:res-2")
-        missing = derivatives.missing_outputs(scans[0], out_dir, "m2m", spaces=[space])
+        missing = derivatives.missing_outputs(scans[0], out_dir, M2M._replace(spaces={space: {}}))
         in_space = expected_space_outputs(scans[0], out_dir, space, "m2m")
         of_t1w = expected_template_outputs(scans[0].t1w_entities, out_dir, space)
         assert missing == [*in_space.values(), *of_t1w.values()]
@@ -203,17 +206,18 @@ class TestMissingOutputs:
         out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]
         reference = write_anat(out_dir, "bids:raw:x")
         write_scan(scans[0], out_dir, {"raw": bids_dir}, reference, used="rigid")
-        assert derivatives.missing_outputs(scans[0], out_dir, "m2m") == []
+        assert derivatives.missing_outputs(scans[0], out_dir, M2M) == []
 
     def test_rigid_request_does_not_finish_m2m(self, scans, tmp_path):
         out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]
         reference = write_anat(out_dir, "bids:raw:x")
         datasets = {"raw": bids_dir}
         write_scan(scans[0], out_dir, datasets, reference, requested="rigid", used="rigid")
-        assert derivatives.missing_outputs(scans[0], out_dir, "rigid") == []
+        rigid = Request("rigid", {"Transform": "rigid"}, {}, {})
+        assert derivatives.missing_outputs(scans[0], out_dir, rigid) == []
         expected = list(expected_outputs(scans[0], out_dir, "m2m").values())
-        assert derivatives.missing_outputs(scans[0], out_dir, "m2m") == expected
+        assert derivatives.missing_outputs(scans[0], out_dir, M2M) == expected
 
     def test_nothing_is_there(self, scans, tmp_path):
         expected = list(expected_outputs(scans[1], tmp_path, "m2m").values())
-        assert derivatives.missing_outputs(scans[1], tmp_path, "m2m") == expected
+        assert derivatives.missing_outputs(scans[1], tmp_path, M2M) == expected

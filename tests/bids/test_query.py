@@ -119,6 +119,36 @@ def test_bids_examples(shared_data, dataset, names, with_t1w):
     assert all(scan.t1w_choice == ("same session" if with_t1w else "") for scan in scans)
 
 
+def test_scans_without_a_t1w_may_go_to_a_template(tmp_path):
+    """Only for lack of a T1w: what is left out for another reason stays so."""
+    names = ("sub-1/anat/sub-1_T1w.nii", "sub-1/pet/sub-1_pet.nii", "sub-2/pet/sub-2_pet.nii")
+    for name in (*names, "sub-2/pet/sub-2_trc-X_pet.nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "sub-2/pet/sub-2_trc-X_pet.nii").unlink()
+    (tmp_path / "sub-2/pet/sub-2_trc-X_pet.nii").symlink_to("absent")
+    near, far, absent = query(tmp_path, template="MNI")
+    assert (near.space, near.linear, near.template) == ("T1w", "rigid", "")
+    assert (far.space, far.linear, far.t1w, far.reason) == ("MNI", "affine", None, "")
+    assert "no T1w image" in far.t1w_choice
+    assert "link without its content" in absent.reason
+    assert (absent.space, absent.template) == ("T1w", "")
+    (near, far, _) = query(tmp_path)
+    assert "no T1w image" in far.reason
+    assert far.template == ""
+
+
+def test_a_session_without_a_t1w_may_go_to_a_template(tmp_path):
+    for name in ("ses-1/anat/sub-1_ses-1_T1w.nii", "ses-2/pet/sub-1_ses-2_pet.nii"):
+        (tmp_path / "sub-1" / name).parent.mkdir(parents=True)
+        (tmp_path / "sub-1" / name).touch()
+    (scan,) = query(tmp_path, template="MNI")
+    assert scan.space == "T1w"
+    (scan,) = query(tmp_path, template="MNI", anatomical_reference="sessionwise")
+    assert scan.space == "MNI"
+    assert "sessionwise" in scan.t1w_choice
+
+
 def test_metadata_agrees_with_pybids(shared_data):
     from bids.layout import BIDSLayout
 

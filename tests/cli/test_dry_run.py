@@ -1,3 +1,5 @@
+import json
+
 import nibabel as nb
 import numpy as np
 
@@ -33,13 +35,22 @@ def test_table(tmp_path):
         "sub-1_ses-M000_trc-FDG_pet",
         "  pet     sub-1/ses-M000/pet/sub-1_ses-M000_trc-FDG_pet.nii.gz",
         "  T1w     sub-1/ses-M000/anat/sub-1_ses-M000_T1w.nii.gz (same session)",
-        "  from    the BIDS dataset",
+        "  from    PET image of the BIDS dataset",
+        "  spaces  T1w",
+        "  regions tissues of the T1w (seg-tissues)",
+        (
+            "  SUV     none: no body weight: neither PatientWeight in the PET sidecar nor a column "
+            "weight in sessions.tsv or participants.tsv"
+        ),
+        "  SUVR    none: there are no FreeSurfer labels of the T1w to find a region in",
         "  weights default of m2m-bids, 9 steps of refinement",
         "",
         "sub-1_ses-M012_param-FA_dwimap",
         "  fa      sub-1/ses-M012/dwi/sub-1_ses-M012_param-FA_dwimap.nii.gz",
         "  T1w     sub-1/ses-M000/anat/sub-1_ses-M000_T1w.nii.gz (nearest session (ses-M000))",
-        "  from    derivatives dataset dti",
+        "  from    FA map of derivatives dataset dti",
+        "  spaces  T1w",
+        "  regions tissues of the T1w (seg-tissues)",
         "  weights default of m2m-bids, 9 steps of refinement",
         "",
         "Left out: 1",
@@ -94,11 +105,60 @@ def test_fits_are_told(tmp_path):
         (options["bids_dir"], "sub-3/dwi/sub-3_dwi"),
         (tmp_path / "dti", "sub-1/ses-M000/dwi/sub-1_ses-M000_desc-preproc_dwi"),
     ):
-        for end in (".nii.gz", ".bval", ".bvec"):
+        contents = {
+            ".nii.gz": "",
+            ".bval": "0 1000 1000 1000 1000 1000 1000",
+            ".bvec": "0 1 0 0 1 1 0\n0 0 1 0 1 0 1\n0 0 0 1 0 1 1",
+        }
+        for end, content in contents.items():
             file = root / f"{stem}{end}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("0 1000")
+            file.write_text(content)
     text = table(Settings(**options))
     raw = "eddy currents and susceptibility distortion are not"
-    assert f"to this raw image: motion is corrected, {raw}" in text
-    assert "derivatives dataset dti; FA is to be fitted to this preprocessed image" in text
+    assert f"raw DWI of the BIDS dataset; FA is to be fitted: motion is corrected, {raw}" in text
+    assert "preprocessed DWI of derivatives dataset dti; FA is to be fitted\n" in text
+
+
+def test_quantities_are_told(tmp_path):
+    """With labels, a body weight and metadata there are SUV, SUVR and a correction."""
+    options = cohort(tmp_path)
+    labels = tmp_path / "fs/sub-1_ses-M000/mri/aparc+aseg.mgz"
+    labels.parent.mkdir(parents=True)
+    labels.touch()
+    sidecar = options["bids_dir"] / "sub-1/ses-M000/pet/sub-1_ses-M000_trc-FDG_pet.json"
+    metadata = {
+        **{"Units": "Bq/mL", "InjectedRadioactivity": 100, "InjectedRadioactivityUnits": "MBq"},
+        **{"InjectionStart": 0, "ImageDecayCorrected": True, "ImageDecayCorrectionTime": 0},
+        "PatientWeight": 50,
+    }
+    sidecar.write_text(json.dumps(metadata))
+    asked = {"fs_subjects_dir": tmp_path / "fs", "pvc": "rbv", "psf_fwhm_mm": (6.0,)}
+    lines = table(Settings(**options, **asked)).splitlines()
+    start = lines.index("sub-1_ses-M000_trc-FDG_pet")
+    assert lines[start + 5 : start + 9] == [
+        "  regions sub-1_ses-M000/mri/aparc+aseg.mgz (seg-aparcaseg)",
+        "  SUV     by the body weight of PatientWeight in the PET sidecar",
+        "  SUVR    reference brainstem",
+        "  PVC     rbv, 6 mm",
+    ]
+    sidecar.write_text(json.dumps({**metadata, "Units": "counts"}))
+    assert "  SUV     none: Units 'counts' is not" in table(Settings(**options, **asked))
+
+
+def test_template_in_place_of_a_t1w_is_told(tmp_path):
+    spaces = ("MNI152NLin2009aSym:res-2", "T1w:res-native")
+    settings = Settings(
+        **cohort(tmp_path), output_spaces=spaces, pvc="gtm", psf_fwhm_mm=(6.0,), transform="rigid"
+    )
+    scans = query(settings.bids_dir, template="MNI152NLin2009aSym")
+    lines = dry_run_table(scans, settings).splitlines()
+    assert lines[0] == "m2m-bids would register 2 of 2 scans."
+    start = lines.index("sub-2_pet")
+    assert lines[start + 2].startswith("  T1w     no T1w image")
+    assert lines[start + 2].endswith("registered to the template MNI152NLin2009aSym instead")
+    assert lines[start + 4] == (
+        "  spaces  MNI152NLin2009aSym, MNI152NLin2009aSym:res-2 (not T1w:res-native: takes a T1w)"
+    )
+    assert lines[start + 5].endswith("need the deformable step")
+    assert all(line.split()[1] == "none:" for line in lines[start + 5 : start + 9])

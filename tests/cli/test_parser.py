@@ -62,6 +62,7 @@ def test_synthstrip_comes_with_its_model(call, tmp_path):
     [
         (["--session-id", "ses-1"], "session_label", ("1",)),
         (["--rec-label", "rec-coregiso", "acdyn"], "rec_label", ("coregiso", "acdyn")),
+        (["--no-t1w", "register-to-template"], "no_t1w", "register-to-template"),
         (["--brain-extraction", "skip"], "brain_extraction", "skip"),
         (["--run_label", "run-1"], "run_label", ("1",)),
         (

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs
+from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, quantification_outputs
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import MADE_FROM_FIELD, Request
 from m2m_bids.bids.status import read_status
 from m2m_bids.cli.reporting import (
     as_before,
@@ -18,6 +19,8 @@ from m2m_bids.cli.reporting import (
 from m2m_bids.settings import Settings
 
 MADE_WITH = {"WeightsSHA256": "abc", "RefinementSteps": 60}
+QUANTIFIED = {"Segmentation": "tissues"}
+ASKED = Request("m2m", MADE_WITH, QUANTIFIED, {})
 QUALITY = {"folding_percent": 0.0, "disagreement_mm": 0.71, "similarity_gain": 0.23}
 SCAN = Scan(
     "pet",
@@ -44,15 +47,22 @@ def settings(tmp_path):
     return make
 
 
-def finish(settings, scan=SCAN, transform="m2m", **fields):
+def finish(settings, scan=SCAN, transform="m2m", statistics=(), **fields):
     """Write what a finished scan consists of."""
     outputs = expected_outputs(scan, settings.output_dir, transform)
-    anatomical = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
+    anatomical = {}
+    if scan.t1w:
+        anatomical = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
     for file in (*outputs.values(), *anatomical.values()):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    content = {"Transform": transform, "TransformRequested": "m2m", **MADE_WITH, **fields}
+    content = {"Transform": transform, MADE_FROM_FIELD: MADE_WITH, **MADE_WITH, **fields}
     outputs["preproc_json"].write_text(json.dumps(content))
+    measured = quantification_outputs(scan, settings.output_dir, "tissues")
+    for key in ("stat", "tacs"):
+        measured[key].touch()
+    content = {MADE_FROM_FIELD: QUANTIFIED, **dict(statistics)}
+    measured["stat_json"].write_text(json.dumps(content))
 
 
 def test_citation(settings):
@@ -73,19 +83,39 @@ def test_unfinished_scan_has_no_sidecar(settings):
 
 def test_status_of_a_finished_scan(settings):
     finish(settings())
-    row = status_of(SCAN, settings(), MADE_WITH, seconds=12.34)
+    row = status_of(SCAN, settings(), ASKED, seconds=12.34)
     assert (row.status, row.reason, row.seconds) == ("done", "n/a", "12.3")
 
 
 def test_status_of_a_rejected_step(settings):
     finish(settings(), transform="rigid", TransformFallbackReason="the map folds")
-    row = status_of(SCAN, settings(), MADE_WITH)
+    row = status_of(SCAN, settings(), ASKED)
     assert (row.status, row.reason) == ("rigid only", "the map folds")
 
 
 def test_rigid_run_is_done(settings):
-    finish(settings(), transform="rigid", TransformRequested="rigid")
-    assert status_of(SCAN, settings(transform="rigid"), {}).status == "done"
+    finish(settings(), transform="rigid")
+    asked = ASKED._replace(transform="rigid")
+    assert status_of(SCAN, settings(transform="rigid"), asked).status == "done"
+
+
+def test_what_labels_did_not_give_is_told(settings):
+    finish(settings(), statistics={"StatisticsNotComputed": "aseg.mgz: torn"})
+    row = status_of(SCAN, settings(), ASKED)
+    assert (row.status, row.reason) == ("done", "no values of regions: aseg.mgz: torn")
+
+
+def test_template_in_place_of_a_t1w_is_told(settings):
+    """Also the spaces that it cannot be brought to, and that the deformable step was rejected."""
+    scan = replace(SCAN, t1w=None, t1w_entities={}, template="MNI", t1w_choice="no T1w image")
+    run = settings(output_spaces=("MNI:res-2", "T1w:res-2"))
+    finish(run, scan, transform="rigid", Transform="affine", TransformFallbackReason="it folds")
+    row = status_of(scan, run, ASKED)
+    assert (row.status, row.t1w) == ("rigid only", "n/a")
+    assert row.reason == (
+        "it folds; no T1w image; registered to the template MNI instead, and not in T1w:res-2, "
+        "which takes a T1w"
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +123,7 @@ def test_rigid_run_is_done(settings):
     [("a.nii: truncated", "a.nii: truncated"), ("", "sub-01_trc-FDG_space-T1w_desc-preproc_pet")],
 )
 def test_status_of_a_failed_scan(settings, failure, reason):
-    row = status_of(SCAN, settings(), MADE_WITH, failure=failure)
+    row = status_of(SCAN, settings(), ASKED, failure=failure)
     assert row.status == "failed"
     assert reason in row.reason
 
@@ -101,22 +131,22 @@ def test_status_of_a_failed_scan(settings, failure, reason):
 def test_failure_wins_over_older_outputs(settings):
     """A scan whose outputs could not be replaced has failed, although there are files."""
     finish(settings())
-    assert status_of(SCAN, settings(), MADE_WITH, failure="it broke").status == "failed"
+    assert status_of(SCAN, settings(), ASKED, failure="it broke").status == "failed"
 
 
 def test_outputs_of_other_weights_do_not_count(settings):
-    finish(settings(), WeightsSHA256="other")
-    assert status_of(SCAN, settings(), MADE_WITH).status == "failed"
+    finish(settings(), **{MADE_FROM_FIELD: {**MADE_WITH, "WeightsSHA256": "other"}})
+    assert status_of(SCAN, settings(), ASKED).status == "failed"
 
 
 def test_scan_that_is_left_out(settings):
-    row = status_of(replace(SCAN, t1w=None, reason="no T1w image"), settings(), MADE_WITH)
+    row = status_of(replace(SCAN, t1w=None, reason="no T1w image"), settings(), ASKED)
     assert (row.status, row.reason, row.t1w) == ("skipped", "no T1w image", "n/a")
 
 
 def test_earlier_reason_and_time_are_kept(settings):
-    failed = status_of(SCAN, settings(), MADE_WITH, failure="it broke", seconds=3.0)
-    now = status_of(SCAN, settings(), MADE_WITH)
+    failed = status_of(SCAN, settings(), ASKED, failure="it broke", seconds=3.0)
+    now = status_of(SCAN, settings(), ASKED)
     assert as_before(now, [failed]) == failed
     # Not those of another scan, of another state, or of none.
     assert as_before(now, [replace(failed, scan="sub-01_trc-AV45_pet")]) == now
@@ -130,7 +160,7 @@ def test_reports_and_table(settings, tmp_path):
     fields = {"RigidScore": 0.61, "DeformableQuality": QUALITY, "Device": "cpu"}
     finish(run, **fields)
     scans = [SCAN, other]
-    rows = [status_of(scan, run, MADE_WITH) for scan in scans]
+    rows = [status_of(scan, run, ASKED) for scan in scans]
     reports = write_reports(run, scans, rows)
     assert [file.name for file in reports] == ["sub-01.html", "sub-02.html"]
     assert [(row.scan, row.status) for row in read_status(run.output_dir)] == [

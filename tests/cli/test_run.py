@@ -7,17 +7,20 @@ import re
 import shutil
 from pathlib import Path
 
+import nibabel as nb
+import numpy as np
 import pytest
 
 from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, quantification_outputs
-from m2m_bids.bids.quantification import REQUEST_FIELD, QuantificationOptions
 from m2m_bids.bids.query import query
+from m2m_bids.bids.request import MADE_FROM_FIELD
 from m2m_bids.bids.status import read_status
 from m2m_bids.cli import run as module
 from m2m_bids.cli.progress import Progress
 from m2m_bids.registration.weights import CARD_NAME, TENSORS_NAME, read_card
 from m2m_bids.settings import Settings
+from m2m_bids.workflows.base import scan_request
 from m2m_bids.workflows.registration import RegistrationOptions
 
 SHA256 = read_card(DEFAULT_WEIGHTS).sha256
@@ -83,23 +86,38 @@ def scans_of(bids_dir):
     return {scan.name: scan for scan in query(bids_dir)}
 
 
-def finish(scan, out_dir, transform="m2m", *, request=None, **fields):
+def finish(scan, out_dir, transform="m2m", **fields):
     """Write what a finished scan consists of."""
     outputs = expected_outputs(scan, out_dir, transform)
-    anatomical = expected_anat_outputs(scan.t1w_entities, out_dir)
-    for file in (*outputs.values(), *anatomical.values()):
+    anatomical = expected_anat_outputs(scan.t1w_entities, out_dir) if scan.t1w else {}
+    measured = quantification_outputs(scan, out_dir, "tissues")
+    tables = [measured[key] for key in ("stat", "tacs") if key in measured]
+    for file in (*outputs.values(), *anatomical.values(), *tables):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    content = {
-        "Transform": transform,
-        "TransformRequested": "m2m",
-        "WeightsSHA256": SHA256,
-        "RefinementSteps": 60,
-        **fields,
-    }
+    bids_dir = out_dir.parent / "bids"
+    settings = Settings(bids_dir=bids_dir, output_dir=out_dir, work_dir=out_dir.parent / "work")
+    request = scan_request(scan, settings, options(n_refine=60, random_seed=0))
+    # Scans of one frame do not depend on how frames are used.
+    made_from = {key: value for key, value in request.registration.items() if key != "Frames"}
+    content = {"Transform": transform, MADE_FROM_FIELD: made_from, **fields}
     outputs["preproc_json"].write_text(json.dumps(content))
-    measured = quantification_outputs(scan, out_dir, "tissues")["stat_json"]
-    measured.write_text(json.dumps({REQUEST_FIELD: request or QuantificationOptions().request()}))
+    content = {MADE_FROM_FIELD: request.quantification}
+    measured["stat_json"].write_text(json.dumps(content))
+
+
+def options(**changes):
+    given = {
+        "transform": "m2m",
+        "weights": DEFAULT_WEIGHTS,
+        "weights_sha256": SHA256,
+        "n_refine": 7,
+        "device": "cpu",
+        "use_gpu": False,
+        "random_seed": 5,
+        "omp_nthreads": 2,
+    }
+    return RegistrationOptions(**{**given, **changes})
 
 
 # --- nothing can be started ------------------------------------------------------------------
@@ -204,7 +222,13 @@ def test_only_what_is_missing_is_run(main, bids_dir, tmp_path):
         ["--transform", "rigid"],
         ["--weights", "other"],
         ["--smooth-fwhm", "8"],
+        ["--random-seed", "1"],
+        ["--brain-extraction", "skip"],
+        ["--pvc", "gtm", "--psf-fwhm", "6"],
+        ["--suvr-region", "brainstem"],
+        ["--output-spaces", "T1w:res-native"],
     ],
+    ids=lambda options: options[0],
 )
 def test_other_results_are_run_anew(main, bids_dir, tmp_path, weights, options):
     scan = scans_of(bids_dir)["sub-1_trc-FDG_pet"]
@@ -216,6 +240,68 @@ def test_other_results_are_run_anew(main, bids_dir, tmp_path, weights, options):
         change_card(tmp_path / "other", sha256=hashlib.sha256(data).hexdigest())
     assert scan.name not in main()[3]
     assert scan.name in main(*options)[3]
+
+
+def test_other_sources_are_run_anew(main, bids_dir, tmp_path, caplog):
+    """A file that was replaced, a map computed elsewhere, anatomy of another program, metadata."""
+    pet, fa = (scans_of(bids_dir)[name] for name in ("sub-1_trc-FDG_pet", "sub-2_param-FA_dwimap"))
+    for scan in (pet, fa):
+        finish(scan, tmp_path / "out")
+    assert not {pet.name, fa.name} & set(main()[3])
+    pet.file.write_text("longer")
+    with caplog.at_level("INFO"):
+        assert pet.name in main()[3]
+    assert f"{pet.name} is made anew: changed is Files" in caplog.text
+    pet.file.write_text("")
+    dti = tmp_path / "dti/sub-2/dwi/sub-2_param-FA_dwimap.nii.gz"
+    dti.parent.mkdir(parents=True)
+    dti.touch()
+    started = main("-d", f"dti={tmp_path / 'dti'}")[3]
+    assert fa.name in started
+    assert pet.name not in started
+    prepared = tmp_path / "fmriprep/sub-1/anat/sub-1_desc-brain_mask.nii.gz"
+    prepared.parent.mkdir(parents=True)
+    image = nb.Nifti1Image(np.ones((2, 3, 4), np.uint8), np.eye(4))
+    for file in (prepared, pet.t1w):
+        image.to_filename(file)
+    finish(pet, tmp_path / "out")
+    assert pet.name not in main()[3]
+    assert pet.name in main("-d", f"fmriprep={tmp_path / 'fmriprep'}")[3]
+    sidecar = bids_dir / "sub-1/pet/sub-1_trc-FDG_pet.json"
+    sidecar.write_text(json.dumps({"PatientWeight": 70}))
+    assert pet.name in main()[3]
+    finish(scans_of(bids_dir)[pet.name], tmp_path / "out")
+    assert pet.name not in main()[3]
+
+
+def test_scans_without_t1w_are_skipped_or_go_to_the_template(main, bids_dir, tmp_path):
+    for file in bids_dir.glob("sub-1/anat/*"):
+        file.unlink()
+    names = ["sub-1_trc-AV45_pet", "sub-1_trc-FDG_pet"]
+    assert main()[3] == ["sub-2_param-FA_dwimap"]
+    code, out, _, started = main("--no-t1w", "register-to-template")
+    assert started == [*names, "sub-2_param-FA_dwimap"]
+    scans = query(bids_dir, template="MNI152NLin2009aSym")
+    for scan in scans:
+        finish(scan, tmp_path / "out")
+    code, out, _, started = main("--no-t1w", "register-to-template")
+    assert (code, started) == (0, [])
+    assert out.startswith("3 done\n")
+    told = "no T1w image .* registered to the template MNI152NLin2009aSym instead"
+    assert len(re.findall(rf"done: sub-1_trc-\w+_pet: {told}", out)) == 2
+    rows = {row.scan: row for row in read_status(tmp_path / "out")}
+    assert rows[names[0]].t1w == "n/a"
+    assert re.search(told, rows[names[0]].reason)
+    assert re.search(told, (tmp_path / "out/sub-1.html").read_text())
+    # Without the option, they are left out again; nothing of theirs is taken for T1w results.
+    assert main()[1].startswith("1 done, 2 skipped\n")
+
+
+def test_template_is_for_the_level_participant(bids_dir, tmp_path, capsys):
+    arguments = [bids_dir, tmp_path / "out", "train", "--modality", "pet", "--device", "cpu"]
+    options = ["--no-t1w", "register-to-template"]
+    assert module.main([str(argument) for argument in (*arguments, *options)]) == 2
+    assert "only for the level participant" in capsys.readouterr().err
 
 
 def test_rigid_run_needs_no_weights(main, tmp_path, monkeypatch):
@@ -280,19 +366,6 @@ def test_no_graph_of_nothing(main, bids_dir, tmp_path, caplog):
 
 
 # --- parts -----------------------------------------------------------------------------------
-
-
-def options():
-    return RegistrationOptions(
-        transform="m2m",
-        weights=DEFAULT_WEIGHTS,
-        weights_sha256=SHA256,
-        n_refine=7,
-        device="cpu",
-        use_gpu=False,
-        random_seed=5,
-        omp_nthreads=2,
-    )
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from m2m_bids.bids.derivatives import FRAMES_FIELD, missing_outputs
+from m2m_bids.bids.derivatives import missing_outputs
 from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, frame_outputs
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import MADE_FROM_FIELD, Request
 from m2m_bids.interfaces import outputs as module
 from m2m_bids.interfaces.outputs import DescribeMask, DescribeT1w, SaveFigures, SaveScan
 
@@ -20,6 +21,7 @@ SCAN = Scan(
     Path("/data/sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz"),
     {"sub": "01", "ses": "1"},
 )
+ASKED = Request("m2m", {}, {}, {})
 QUALITY = {"folding_percent": 0.0, "similarity_gain": 0.3}
 
 
@@ -144,7 +146,7 @@ def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path
         (tmp_path / "work" / name).write_text(name)
     save(
         frame_outputs=outputs,
-        frames_request=request,
+        made_from={"Frames": request, "Target": "T1w"},
         static=str(tmp_path / "work/static.nii.gz"),
         motion_file=str(tmp_path / "work/motion.tsv"),
         motion_description={"trans_x": {"Units": "mm"}},
@@ -165,15 +167,17 @@ def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path
         path.touch()
 
     def missing(request):
-        made_with = {FRAMES_FIELD: request}
-        return missing_outputs(SCAN, tmp_path / "out", "m2m", made_with=made_with)
+        asked = ASKED._replace(registration={"Frames": request, "Target": "T1w"})
+        return missing_outputs(SCAN, tmp_path / "out", asked)
 
     assert missing({**request, "Reference": "sum"})
     assert not missing(request)
     frames["motion"].unlink()
     assert missing(request) == [frames["motion"]]
     # Of the same scan with one frame only, or without motion correction, nothing is left over.
-    save(frame_outputs=outputs)
+    save(frame_outputs=outputs, made_from={"Frames": request, "Target": "T1w"})
+    made_from = json.loads(expected["preproc_json"].read_text())[MADE_FROM_FIELD]
+    assert made_from == {"Target": "T1w"}
     assert not set(frames.values()) & files_of(tmp_path / "out")
     assert not missing({**request, "Reference": "sum"})
     assert json.loads(expected["rigid_json"].read_text())["FrameDuration"] == [60]
@@ -202,7 +206,7 @@ def test_interrupted_copy_is_not_taken_for_a_finished_scan(save, expected, tmp_p
     for path in expected_anat_outputs(SCAN.t1w_entities, tmp_path / "out").values():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert not missing_outputs(SCAN, tmp_path / "out", "m2m")
+    assert not missing_outputs(SCAN, tmp_path / "out", ASKED)
     copy = module._copy
 
     def full_disk(file, destination):
@@ -214,7 +218,7 @@ def test_interrupted_copy_is_not_taken_for_a_finished_scan(save, expected, tmp_p
     with pytest.raises(OSError, match="No space"):
         accepted(save)
     assert not expected["preproc_json"].exists()
-    assert missing_outputs(SCAN, tmp_path / "out", "m2m")
+    assert missing_outputs(SCAN, tmp_path / "out", ASKED)
 
 
 def test_failed_copy_leaves_the_older_file(tmp_path):

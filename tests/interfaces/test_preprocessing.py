@@ -206,7 +206,8 @@ def test_bad_fa_is_named(save, data, found):
         CleanFA(in_file=file).run()
 
 
-def test_rigid_transform_both_ways(t1w, mask, save, monkeypatch):
+@pytest.mark.parametrize("is_affine", [False, True])
+def test_rigid_transform_both_ways(t1w, mask, save, monkeypatch, is_affine):
     rigid = from_matvec(Rotation.from_euler("xz", [20, 70], degrees=True).as_matrix(), [9, -4, 60])
     starts = [coregistration.StartScore("centres of mass", 0.7)]
     starts.append(coregistration.StartScore("header", 0.2))
@@ -216,11 +217,11 @@ def test_rigid_transform_both_ways(t1w, mask, save, monkeypatch):
         calls.append((moving.shape, fixed.shape, random_seed))
         return coregistration.RigidRegistration(rigid, 0.71, tuple(starts))
 
-    monkeypatch.setattr(coregistration, "register_rigid", register_rigid)
+    name = "register_affine" if is_affine else "register_rigid"
+    monkeypatch.setattr(coregistration, name, register_rigid)
     pet = save(np.ones((4, 4, 3), np.float32), "pet.nii.gz")
-    result = (
-        RegisterRigid(moving_file=pet, fixed_file=t1w, mask_file=mask, random_seed=3).run().outputs
-    )
+    inputs = {"moving_file": pet, "fixed_file": t1w, "mask_file": mask, "random_seed": 3}
+    result = RegisterRigid(**inputs, is_affine=is_affine).run().outputs
     assert calls == [((4, 4, 3), (6, 7, 8), 3)]
     np.testing.assert_allclose(read_affine(result.xfm), rigid, atol=1e-6)
     np.testing.assert_allclose(read_affine(result.inverse_xfm) @ rigid, np.eye(4), atol=1e-6)

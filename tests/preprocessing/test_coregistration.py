@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from m2m_bids.preprocessing.anatomical import extract_brain
-from m2m_bids.preprocessing.coregistration import register_rigid
+from m2m_bids.preprocessing.coregistration import register_affine, register_rigid
 from m2m_bids.preprocessing.diffusion import clean_fa
 from m2m_bids.spatial.images import ImageError
 
@@ -34,6 +34,20 @@ def test_fa_onto_an_oblique_t1w(head, tools):
     moving = moved(head.fa, true @ turn)
     found = register_rigid(moving, moved(head.t1w, turn), moved(head.brain, turn))
     assert tools["mean_distance_mm"](found.fixed2moving, true, moved(head.brain, turn)) < 1.5
+
+
+@pytest.mark.slow
+def test_a_head_of_another_size(head, tools):
+    """Scale and shear come on top of a pose that no header tells."""
+    shape = nb.affines.from_matvec([[0.9, 0.04, 0], [0, 1.06, -0.03], [0.02, 0, 0.92]])
+    true = tools["rigid_matrix"]((15, -25, 20), (8, -6, 9)) @ shape
+    moving = moved(head.pet, true)
+    rigid, affine = (f(moving, head.t1w, head.brain) for f in (register_rigid, register_affine))
+    apart = [tools["mean_distance_mm"](found.fixed2moving, true, head.brain)
+             for found in (rigid, affine)]  # fmt: skip
+    assert apart[0] > 3
+    assert apart[1] < 1.5
+    assert affine.score > rigid.score
 
 
 @pytest.mark.slow

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 
 from m2m_bids.spatial.images import ImageError
-from m2m_bids.spatial.templates import EMBEDDED, find_template, load_template
+from m2m_bids.spatial.templates import (
+    EMBEDDED,
+    embedded_tissues,
+    find_template,
+    load_template,
+)
 
 AFFINE = nb.affines.from_matvec(np.diag([-3.0, 3, 3]), (30, -40, -20))
 
@@ -52,3 +57,17 @@ def test_what_is_not_in_the_archive(tmp_path):
         find_template("Small", tmp_path)
     with pytest.raises(ImageError, match=r"tpl-Other.*cohort='3'"):
         find_template("Other", tmp_path, cohort="3")
+
+
+def test_tissues_of_the_embedded_template(tmp_path):
+    """Inside of its brain alone, and dark to bright in its T1w: fluid, grey, white."""
+    t1w, mask = load_template(EMBEDDED, tmp_path)
+    dseg = embedded_tissues()
+    np.testing.assert_array_equal(dseg.affine, t1w.affine)
+    labels, data = np.asarray(dseg.dataobj), np.asarray(t1w.dataobj)
+    np.testing.assert_array_equal(labels > 0, np.asarray(mask.dataobj) > 0)
+    grey, white, fluid = (np.median(data[labels == tissue]) for tissue in (1, 2, 3))
+    assert fluid < grey - 0.1 < white - 0.2
+    # Litres of tissue: a brain has more grey than white matter, and least fluid.
+    litres = np.bincount(labels.ravel())[1:] / 1e6
+    assert litres[0] > litres[1] > litres[2] > 0.1

@@ -115,6 +115,36 @@ def test_every_input_is_given(settings, scan, transform, modality):
     assert has_m2m is (transform == "m2m")
 
 
+@pytest.mark.parametrize("transform", ["m2m", "rigid"])
+def test_scans_without_a_t1w_go_to_the_template(settings, scan, transform):
+    """It is loaded once, aligned affinely, and nothing is written as if there were a T1w."""
+    spaces = ("MNI152NLin2009aSym:res-2", "T1w:res-native", "MNI152NLin2009cAsym")
+    settings = dataclasses.replace(settings, output_spaces=spaces)
+    missing = {"t1w": None, "t1w_entities": {}, "template": "MNI152NLin2009aSym"}
+    scans = [replace(scan(kind), t1w_choice="no T1w image", **missing) for kind in ("pet", "fa")]
+    weights = DEFAULT_WEIGHTS if transform == "m2m" else None
+    registration = options(transform=transform, weights=weights)
+    workflow = init_m2m_bids_wf(settings, scans, registration)
+    assert not unset_inputs(workflow)
+    nodes = {}
+    for node in workflow._get_all_nodes():
+        nodes.setdefault(node.name, []).append(node)
+    assert len(nodes["take_template"]) == 1
+    assert all(node.inputs.is_affine for node in nodes["register_rigid"])
+    assert not {"extract_brain", "ds_t1w", "normalize_t1w"} & nodes.keys()
+    assert len(nodes["save_in_space"]) == 2
+    for node in nodes["save_scan"]:
+        names = [Path(file).name for file in node.inputs.outputs.values()]
+        assert all("MNI152NLin2009aSym" in name for name in names)
+        assert not any("T1w" in name or "rigid" in name for name in names)
+        assert node.inputs.made_from["Target"] == "MNI152NLin2009aSym"
+        assert "no T1w image" in node.inputs.sidecar["description"]
+    text = methods_text(workflow)
+    assert "Registration to a template" in text
+    assert "Anatomical reference" not in text
+    assert "rigid transform" not in text
+
+
 def test_scans_of_one_t1w_share_its_preparation(settings, scan):
     scans = [
         scan("pet", entities={"trc": "FDG"}),

@@ -15,11 +15,12 @@ from m2m_bids.bids.derivatives import missing_outputs
 from m2m_bids.bids.labels import LabelFile
 from m2m_bids.bids.naming import quantification_outputs
 from m2m_bids.bids.quantification import (
-    REQUEST_FIELD,
     QuantificationOptions,
     plan_quantification,
+    quantification_record,
 )
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import MADE_FROM_FIELD, Request
 from m2m_bids.spatial.images import save_image
 from m2m_bids.spatial.itk import write_affine, write_composite
 from m2m_bids.spatial.resampling import resample
@@ -114,11 +115,17 @@ def run(dataset, scan, tmp_path):
         if options.fs_subjects_dir:
             datasets["freesurfer"] = options.fs_subjects_dir
         workflow = init_quantification_wf(
-            scan=scan, plan=plan, options=options, output_dir=tmp_path / "out", datasets=datasets
+            scan=scan,
+            plan=plan,
+            options=options,
+            output_dir=tmp_path / "out",
+            datasets=datasets,
+            made_from=quantification_record(plan, options, {}),
         )
         workflow.base_dir = str(tmp_path / "scratch")
         for name, file in dataset.items():
-            setattr(workflow.inputs.inputnode, name, str(file))
+            value = [str(one) for one in file] if name == "m2m_xfms" else str(file)
+            setattr(workflow.inputs.inputnode, name, value)
         workflow.run()
         return plan
 
@@ -214,7 +221,10 @@ def test_tissues_give_tables_alone(run, scan, tmp_path):
     assert [row["region"] for row in table(files["stat"])] == ["GM"]
     said = json.loads(files["stat_json"].read_text())
     assert "no FreeSurfer labels" in said["SUVRNotComputed"]
-    assert said[REQUEST_FIELD] == QuantificationOptions().request()
+    assert said[MADE_FROM_FIELD] == {
+        **{"Segmentation": "tissues", "Files": {}, "BodyWeight": "50", "BodyWeightUnits": "kg"},
+        "PartialVolumeCorrection": "none",
+    }
 
 
 def test_results_of_other_options_are_replaced(run, scan, tmp_path):
@@ -247,21 +257,82 @@ def test_transform_says_what_is_seen(run, dataset, scan, tmp_path):
 
 def test_scan_is_not_finished_before_it_is_measured(run, scan, tmp_path):
     def is_missing(**changes):
-        wanted = {REQUEST_FIELD: QuantificationOptions(**changes).request()}
-        missing = missing_outputs(scan, tmp_path / "out", "rigid", made_with=wanted)
-        return any("_stat.json" in file.name for file in missing)
+        options = QuantificationOptions(**changes)
+        plan = plan_quantification(scan, tmp_path / "bids", options)
+        asked = Request("rigid", {}, quantification_record(plan, options, {}), {})
+        missing = missing_outputs(scan, tmp_path / "out", asked)
+        return any("_stat." in file.name for file in missing)
 
-    marker = tmp_path / "out/sub-1/pet/sub-1_trc-AV1451_space-T1w_desc-preproc_pet.json"
-    marker.parent.mkdir(parents=True)
-    marker.write_text('{"TransformRequested": "rigid", "Transform": "rigid"}')
     assert is_missing()
     # Tables of other labels, made with other options, do not count.
     older = outputs(scan, tmp_path, "aseg")["stat_json"]
-    older.write_text(json.dumps({REQUEST_FIELD: {"SUVRRegion": "none"}}))
+    older.parent.mkdir(parents=True)
+    older.write_text(json.dumps({MADE_FROM_FIELD: {"Segmentation": "aseg"}}))
     assert is_missing()
     run()
     assert not is_missing()
     assert is_missing(smooth_fwhm_mm=5.0)
+    outputs(scan, tmp_path, "tissues")["stat"].unlink()
+    assert is_missing()
+
+
+@pytest.mark.parametrize("pvc", ["none", "gtm", "rbv"])
+@pytest.mark.parametrize("spoil", ["elsewhere", "torn"])
+def test_unusable_labels_are_told_and_suv_is_there(run, scan, tmp_path, pvc, spoil):
+    """What needs no regions is made; the sidecar of the tables, without tables, says why."""
+    file = tmp_path / "fs/sub-1/mri/aparc+aseg.mgz"
+    if spoil == "torn":
+        file.write_bytes(file.read_bytes()[:300])
+    else:
+        image = nb.load(file)
+        moved = from_matvec(np.eye(3), [100, 0, 0]) @ image.affine
+        nb.save(nb.MGHImage(np.asarray(image.dataobj), moved), file)
+    psf = {"psf_fwhm_mm": (6.0,)} if pvc != "none" else {}
+    run(fs_subjects_dir=tmp_path / "fs", pvc=pvc, **psf)
+    files = outputs(scan, tmp_path)
+    written = {file for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert written == {files[key] for key in ("preprocSUV", "preprocSUV_json", "stat_json")}
+    said = json.loads(files["stat_json"].read_text())
+    reason = {"torn": "not a readable image", "elsewhere": "% of its labels are inside"}[spoil]
+    for what in ("Statistics", "SUVR"):
+        assert str(file) in said[f"{what}NotComputed"]
+        assert reason in said[f"{what}NotComputed"]
+
+
+def test_unusable_mask_of_the_reference_is_told(run, scan, tmp_path):
+    (tmp_path / "mask.nii.gz").write_bytes(b"torn")
+    run(suvr_mask=str(tmp_path / "mask.nii.gz"))
+    said = json.loads(outputs(scan, tmp_path, "tissues")["stat_json"].read_text())
+    assert str(tmp_path / "mask.nii.gz") in said["SUVRNotComputed"]
+    assert "StatisticsNotComputed" not in said
+
+
+@pytest.mark.parametrize("is_deformable", [True, False])
+def test_template_gives_tissues_after_the_deformable_step_alone(
+    run, dataset, scan, tmp_path, is_deformable
+):
+    """Neither SUVR nor a correction, for which its borders are not the person's; but SUV."""
+    at_template = replace(scan, t1w=None, t1w_entities={}, template="MNI152NLin2009aSym")
+    if is_deformable:
+        dataset["m2m_xfms"] = [dataset["best_xfm"], dataset["best_inverse_xfm"]]
+    mask = str(dataset["mask_file"])
+    run(
+        at_template, fs_subjects_dir=tmp_path / "fs", pvc="gtm", psf_fwhm_mm=(6.0,), suvr_mask=mask
+    )
+    files = outputs(at_template, tmp_path, "tissues")
+    stem = "sub-1_trc-AV1451_space-MNI152NLin2009aSym"
+    assert files["stat"].name == f"{stem}_seg-tissues_desc-preproc_stat.tsv"
+    assert files["preprocSUV"].name == f"{stem}_desc-preprocSUV_pet.nii.gz"
+    written = {file for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    tables = {files[key] for key in ("stat", "tacs", "tacs_json")}
+    assert written == {files[key] for key in ("preprocSUV", "preprocSUV_json", "stat_json")} | (
+        tables if is_deformable else set()
+    )
+    said = json.loads(files["stat_json"].read_text())
+    assert said["LabelFile"] == "tissues of MNI152NLin2009aSym"
+    assert "no T1w" in said["SUVRNotComputed"]
+    assert "no T1w" in said["PartialVolumeCorrectionNotComputed"]
+    assert ("StatisticsNotComputed" in said) is not is_deformable
 
 
 def test_inputs_are_those_of_the_workflow(scan, tmp_path):

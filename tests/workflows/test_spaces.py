@@ -16,10 +16,15 @@ from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import parse_space
 from m2m_bids.preprocessing.mutual_information import rotation_matrix
 from m2m_bids.spatial.fields import DisplacementField
-from m2m_bids.spatial.itk import read_composite, write_affine, write_composite
+from m2m_bids.spatial.itk import read_affine, read_composite, write_affine, write_composite
+from m2m_bids.spatial.resampling import resample
 from m2m_bids.spatial.transforms import map_points
 from m2m_bids.workflows.registration import RegistrationOptions
-from m2m_bids.workflows.spaces import init_scan_space_wf, init_template_wf
+from m2m_bids.workflows.spaces import (
+    init_scan_space_wf,
+    init_template_target_wf,
+    init_template_wf,
+)
 
 OPTIONS = RegistrationOptions("m2m", DEFAULT_WEIGHTS, "abc", 7, "cpu", False, 0, 1)
 FORWARD = {
@@ -150,6 +155,35 @@ def test_transforms_of_another_program_are_used(scan, tmp_path, xfms):
     assert all(file.is_file() for file in outputs.values())
     assert outputs["xfm"].read_bytes() == given[0].read_bytes()
     assert outputs["inverse_xfm"].read_bytes() == given[1].read_bytes()
+
+
+def test_further_grids_of_the_template_that_stands_for_the_t1w(scan, tmp_path, xfms):
+    """The scan's own transform leads there: no other one is composed or written."""
+    at_template = replace(scan, t1w=None, t1w_entities={}, template="MNI152NLin2009aSym")
+    xfms = {name: value for name, value in xfms.items() if not name.startswith("template")}
+    affine = {"best_xfm": write_affine(FORWARD["best"], tmp_path / "affine.txt"), "m2m_xfms": []}
+    outputs = run(
+        at_template, tmp_path, "MNI152NLin2009aSym:res-8", {**xfms, **affine}, t1w_file=scan.t1w
+    )
+    assert set(outputs) == {"image", "image_json"}
+    image = nb.load(outputs["image"])
+    expected = resample(nb.load(scan.file), FORWARD["best"], image)
+    np.testing.assert_allclose(image.get_fdata(), expected.get_fdata(), atol=1e-2)
+    sidecar = json.loads(outputs["image_json"].read_text())
+    assert sidecar["Transform"] == "affine"
+    assert sidecar["Sources"] == ["bids:raw:sub-01/pet/sub-01_pet.nii.gz"]
+    assert "SpatialReference" not in sidecar
+
+
+def test_the_template_is_prepared_as_a_t1w_is(tmp_path):
+    workflow = init_template_target_wf()
+    workflow.base_dir = str(tmp_path / "work")
+    (node,) = workflow.run().nodes
+    outputs = node.result.outputs
+    np.testing.assert_array_equal(read_affine(outputs.template2anat), np.eye(4))
+    images = [nb.load(f) for f in (outputs.t1w_file, outputs.mask_file, outputs.dseg_file)]
+    assert len({image.shape for image in images}) == 1
+    assert np.unique(images[2].dataobj).tolist() == [0, 1, 2, 3]
 
 
 def test_native_voxels_in_the_t1w_space(scan, tmp_path, xfms):
