@@ -73,7 +73,7 @@ def why_not_fitted(name: ParsedName, gradients: GradientFiles) -> str:
         )
     if absent := [str(file) for file in gradients if file is not None and not file.exists()]:
         return f"{absent[0]} is a link without its content: fetch it, as with `datalad get`"
-    return _without_weighting(gradients.bval)
+    return _without_weighting(gradients.bval) or _without_tensor(gradients)
 
 
 def maps_beside(fa_file: Path) -> dict[str, Path]:
@@ -116,6 +116,21 @@ def _without_weighting(bval: Path | None) -> str:
         f"no volume with diffusion weighting (b > {_B0_MAX:g}) in {bval}: an image for distortion "
         "correction, not for FA"
     )
+
+
+def _without_tensor(gradients: GradientFiles) -> str:
+    """Say so where gradients cannot be read or do not determine a tensor."""
+    import numpy as np
+
+    from m2m_bids.spatial.gradients import read_gradients, what_lacks
+    from m2m_bids.spatial.images import ImageError
+
+    try:
+        # How the image lies does not matter to how many directions there are.
+        lack = what_lacks(read_gradients(*map(str, gradients), vox2ras=np.eye(4)))
+    except ImageError as error:
+        return str(error)
+    return f"{gradients.bval}: {lack}" if lack else ""
 
 
 def _applicable(

@@ -13,7 +13,7 @@ from m2m_bids.preprocessing.ants_bridge import (
     resample_onto,
     working_copy,
 )
-from m2m_bids.preprocessing.gradients import Gradients
+from m2m_bids.spatial.gradients import Gradients
 
 SPACING_MM = 3.0
 RIGID_STAGE = Stage("Rigid[0.1]", "MI[{},1,32,Regular,0.5]", "[50x40,1e-6,10]", "2x1", "2x1mm")

@@ -7,8 +7,8 @@ import nibabel as nb
 import numpy as np
 
 from m2m_bids.preprocessing.ants_bridge import name_of, same_grid
-from m2m_bids.preprocessing.gradients import Gradients, check_sufficient, read_gradients
 from m2m_bids.preprocessing.motion import correct_motion
+from m2m_bids.spatial.gradients import Gradients, check_sufficient, read_gradients
 from m2m_bids.spatial.images import ImageError
 
 

@@ -3,17 +3,23 @@ import pytest
 from m2m_bids.bids.derivatives import missing_outputs
 from m2m_bids.bids.diffusion import RAW_FIT, maps_beside
 from m2m_bids.bids.query import query
+from m2m_bids.bids.request import Request
 
 STEM = "sub-01/ses-1/dwi/sub-01_ses-1"
 SPACE = f"{STEM}_space-ACPC"
 PREPROC = f"{SPACE}_desc-preproc_dwi"
 
 
-def add(root, *names, content="0 1000 1000"):
+BVAL = "0 1000 1000 1000 1000 1000 1000"
+BVEC = "0 1 0 0 1 1 0\n0 0 1 0 1 0 1\n0 0 0 1 0 1 1"
+
+
+def add(root, *names, content=None):
+    """Write files; gradients are of seven volumes that determine a tensor."""
     for name in names:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content)
+        file.write_text(content or {".bval": BVAL, ".bvec": BVEC}.get(file.suffix, ""))
     return root
 
 
@@ -119,7 +125,7 @@ def test_image_without_gradients_is_left_out(raw, lost, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [("0 0 0", "no volume with diffusion weighting"), ("0\n5\n50", "no volume with"),
-     ("0 b 1000", "cannot be read as b-values"), ("", "no volume with")],
+     ("0 b 1000", "cannot be read as b-values"), ("\n", "no volume with")],
 )  # fmt: skip
 def test_image_without_weighting_is_left_out(raw, content, message):
     """A reversed b0 image, of a name of its own, beside the image that is used."""
@@ -130,6 +136,30 @@ def test_image_without_weighting_is_left_out(raw, content, message):
     (reversed_b0,) = [scan for scan in scans if scan.reason]
     assert reversed_b0.name == "sub-01_ses-1_dir-PA_param-FA_dwimap"
     assert message in reversed_b0.reason
+
+
+@pytest.mark.parametrize(
+    ("bval", "bvec", "message"),
+    [
+        ("0 1000 1000 1000 1000 1000 2000", BVEC, "5 directions with 50 < b <= 1200"),
+        (BVAL, BVEC.replace("0 1 0 0 1 1 0\n", "0 0 0 0 1 1 0\n", 1), "5 directions"),
+        (BVAL.replace("0 1000", "100 1000", 1), BVEC, "no volume without diffusion weighting"),
+        (BVAL + " 1000", BVEC, "3 x 7 numbers, expected 3 x 8"),
+        (BVAL, "0 1 x", "cannot be read as a table of numbers"),
+    ],
+    ids=["high b", "one direction lost", "no b0", "other numbers", "text"],
+)
+def test_gradients_without_a_tensor_are_told_when_scans_are_listed(
+    raw, qsiprep, bval, bvec, message
+):
+    """And the raw image is fitted where those of the preprocessed one do not suffice."""
+    (qsiprep / f"{PREPROC}.bval").write_text(bval)
+    (qsiprep / f"{PREPROC}.bvec").write_text(bvec)
+    scans = query(raw, derivatives={"qsiprep": qsiprep})
+    assert [scan.source for scan in used(scans)] == ["raw"]
+    (other,) = [scan for scan in scans if scan.reason]
+    assert message in other.reason
+    assert str(qsiprep / PREPROC) in other.reason
 
 
 def test_phases_are_left_out(raw):
@@ -169,11 +199,9 @@ def test_diffusivities_are_outputs(raw, qsiprep, tmp_path):
     out = tmp_path / "out"
     stem = "sub-01/ses-1/dwi/sub-01_ses-1_space-T1w"
     expected = {out / f"{stem}_param-{p}_desc-preproc_dwimap.nii.gz" for p in ("MD", "AD", "RD")}
-    add(
-        out, f"{stem}_param-FA_desc-preproc_dwimap.json", content='{"TransformRequested": "rigid"}'
-    )
-    assert expected <= set(missing_outputs(fitted, out, "rigid"))
+    asked = Request("rigid", {}, {}, {})
+    assert expected <= set(missing_outputs(fitted, out, asked))
     add(raw, f"{STEM}_FA.nii.gz", f"{STEM}_MD.nii.gz")
     (given,) = query(raw)
     assert given.diffusivities == {"MD": raw / f"{STEM}_MD.nii.gz"}
-    assert len(expected & set(missing_outputs(given, out, "rigid"))) == 1
+    assert len(expected & set(missing_outputs(given, out, asked))) == 1

@@ -7,9 +7,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from m2m_bids.preprocessing import tensor
-from m2m_bids.preprocessing.gradients import count_axes, read_gradients
 from m2m_bids.preprocessing.motion import correct_motion, estimate_motion
 from m2m_bids.preprocessing.tensor import fit_dwi
+from m2m_bids.spatial.gradients import count_axes, read_gradients
 from m2m_bids.spatial.images import ImageError
 
 SHAPE = (28, 28, 18)

@@ -43,7 +43,11 @@ class Gradients(NamedTuple):
 
 
 def read_gradients(
-    bval_file: Path | str, bvec_file: Path | str, *, n_volumes: int, vox2ras: np.ndarray
+    bval_file: Path | str,
+    bvec_file: Path | str,
+    *,
+    vox2ras: np.ndarray,
+    n_volumes: int | None = None,
 ) -> Gradients:
     """
     Read the gradients of an image from FSL's files, into the world.
@@ -56,10 +60,10 @@ def read_gradients(
     ----------
     bval_file, bvec_file : Path or str
         Files of numbers.
-    n_volumes : int
-        Volumes of the image.
     vox2ras : ndarray, shape (4, 4)
         Affine of the image.
+    n_volumes : int, optional
+        Volumes of the image; by default as many as there are b-values.
 
     Returns
     -------
@@ -71,6 +75,7 @@ def read_gradients(
         If a file cannot be read, or its numbers are not those of `n_volumes` volumes.
     """
     b_values = _read_numbers(bval_file).ravel()
+    n_volumes = len(b_values) if n_volumes is None else n_volumes
     if len(b_values) != n_volumes:
         raise ImageError(
             f"{bval_file}: {len(b_values)} b-values, expected {n_volumes}, one for each volume of "
@@ -102,20 +107,32 @@ def check_sufficient(gradients: Gradients, file: Path | str) -> None:
     file : Path or str
         Name of the image in the message.
     """
+    if lack := what_lacks(gradients):
+        raise ImageError(f"{file}: {lack}. Leave this scan out.")
+
+
+def what_lacks(gradients: Gradients) -> str:
+    """
+    Say what the used volumes lack to determine a tensor; nothing if they do.
+
+    Parameters
+    ----------
+    gradients : Gradients
+    """
     directions = gradients.directions[gradients.is_used & ~gradients.is_b0]
     n_distinct = count_axes(directions)
     if not gradients.is_b0.any():
-        raise ImageError(
-            f"{file}: no volume without diffusion weighting (b <= {B0_MAX:g}), expected one or "
-            "more for a tensor fit. Leave this scan out."
+        return (
+            f"no volume without diffusion weighting (b <= {B0_MAX:g}), expected one or more for a "
+            "tensor fit"
         )
     products = directions[:, [0, 1, 2, 0, 0, 1]] * directions[:, [0, 1, 2, 1, 2, 2]]
     if n_distinct < MIN_DIRECTIONS or np.linalg.matrix_rank(products, tol=1e-2) < 6:
-        raise ImageError(
-            f"{file}: {n_distinct} directions with {B0_MAX:g} < b <= {B_MAX:g} that are not "
-            f"collinear, expected {MIN_DIRECTIONS} or more that determine a tensor. "
-            "Leave this scan out."
+        return (
+            f"{n_distinct} directions with {B0_MAX:g} < b <= {B_MAX:g} that are not collinear, "
+            f"expected {MIN_DIRECTIONS} or more that determine a tensor"
         )
+    return ""
 
 
 def count_axes(directions: np.ndarray) -> int:
