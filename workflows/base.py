@@ -212,7 +212,7 @@ def methods_text(workflow: Workflow) -> str:
 def anatomical_wf_name(scan: Scan) -> str:
     """Name of the workflow that prepares a scan's T1w, or takes the template in its place."""
     if scan.t1w is None:
-        return f"{identifier(scan.template)}_wf"
+        return f"target_{identifier(scan.template)}_wf"
     return f"{identifier(scan.t1w.name.split('.')[0])}_wf"
 
 
@@ -347,6 +347,7 @@ def _add_scan(
     elif scan.gradients is not None:
         reference_wf = init_fa_fit_wf(
             gradients=scan.gradients,
+            mask=scan.mask,
             is_raw=scan.source == "raw",
             random_seed=options.random_seed,
             omp_nthreads=options.omp_nthreads,

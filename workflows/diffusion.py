@@ -24,9 +24,10 @@ removed.
 """
 _FIT = """\
 A tensor was fitted to the diffusion-weighted images by weighted least squares with DIPY
-[@garyfallidis2014], to the volumes with b-values of at most 1200 s/mm², in a mask (median_otsu) of
-the mean of those without diffusion weighting.
+[@garyfallidis2014], to the volumes with b-values of at most 1200 s/mm², in {}.
 """
+_OWN_MASK = "a mask (median_otsu) of the mean of those without diffusion weighting"
+_GIVEN_MASK = "the brain masks that came with them"
 _MOTION = """\
 Before, each volume was aligned rigidly with the first one without diffusion weighting (mutual
 information, ANTs), and its gradient rotated accordingly. Eddy currents and susceptibility
@@ -82,6 +83,7 @@ def _init_cleaning_wf(description: str, name: str) -> Workflow:
 def init_fa_fit_wf(
     *,
     gradients: GradientFiles,
+    mask: Path | None = None,
     is_raw: bool,
     random_seed: int,
     omp_nthreads: int,
@@ -94,6 +96,8 @@ def init_fa_fit_wf(
     ----------
     gradients : GradientFiles
         Gradients of the image.
+    mask : Path, optional
+        Brain mask on its grid; by default one is found in the image.
     is_raw : bool
         Whether motion between its volumes is corrected first.
     random_seed : int
@@ -118,9 +122,8 @@ def init_fa_fit_wf(
         Mean, axial and radial diffusivity, mm^2/s.
     """
     kind, motion = ("raw", _MOTION) if is_raw else ("preprocessed", "")
-    workflow = _init_cleaning_wf(
-        f"#### Diffusion, {kind} images\n\n{_FIT}{motion}{_CLEANING}", name
-    )
+    fit = _FIT.format(_GIVEN_MASK if mask else _OWN_MASK)
+    workflow = _init_cleaning_wf(f"#### Diffusion, {kind} images\n\n{fit}{motion}{_CLEANING}", name)
     inputnode, outputnode, clean_fa = (
         workflow.get_node(node) for node in ("inputnode", "outputnode", "clean_fa")
     )
@@ -135,6 +138,8 @@ def init_fa_fit_wf(
         mem_gb=4,
         n_procs=omp_nthreads,
     )
+    if mask is not None:
+        fit_tensor.inputs.mask_file = str(mask)
     workflow.connect([
         (inputnode, fit_tensor, [("in_file", "in_file")]),
         (fit_tensor, clean_fa, [("out_file", "in_file"), ("method", "fit_method")]),

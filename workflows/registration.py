@@ -115,8 +115,9 @@ otherwise the rigid result is the output. Images were interpolated once, with cu
 """
 _DEFORMABLE_TO_TEMPLATE = """\
 What it left over was estimated by M2M-Reg [@choo2025], whose map {network} predicts
-and the same objective refines, with the template and its simulated counterpart as the pre-aligned bridge pair, and judged as the registration to a T1w is;
-where it was rejected, the affine result is the output.
+and the same objective refines, with the template and its simulated counterpart as the pre-aligned
+bridge pair, and judged as the registration to a T1w is; where it was rejected, the affine result
+is the output.
 """
 
 

@@ -1,5 +1,6 @@
 """Diffusion-weighted images that FA maps can be fitted from, and their gradients."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from m2m_bids.bids.naming import ParsedName, parse_name
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
+
+logger = logging.getLogger(__name__)
 
 DWI_QUERY = {"suffix": "dwi", "datatype": "dwi", "extension": list(IMAGE_EXTENSIONS)}
 # What sidecars say of maps fitted to raw images.
@@ -74,6 +77,31 @@ def why_not_fitted(name: ParsedName, gradients: GradientFiles) -> str:
     if absent := [str(file) for file in gradients if file is not None and not file.exists()]:
         return f"{absent[0]} is a link without its content: fetch it, as with `datalad get`"
     return _without_weighting(gradients.bval) or _without_tensor(gradients)
+
+
+def mask_beside(dwi_file: Path) -> Path | None:
+    """
+    Find the brain mask that QSIPrep writes beside a preprocessed image.
+
+    Parameters
+    ----------
+    dwi_file : Path
+        A file ``*_desc-preproc_dwi.nii[.gz]``.
+
+    Returns
+    -------
+    Path or None
+        ``*_desc-brain_mask.nii[.gz]``, of the same entities; a link without its content is not
+        taken, with a warning.
+    """
+    stem = dwi_file.name.partition("_desc-preproc_dwi.")[0]
+    for extension in IMAGE_EXTENSIONS:
+        file = dwi_file.with_name(f"{stem}_desc-brain_mask{extension}")
+        if file.exists():
+            return file
+        if file.is_symlink():
+            logger.warning("%s is a link without its content: it is not used.", file)
+    return None
 
 
 def maps_beside(fa_file: Path) -> dict[str, Path]:

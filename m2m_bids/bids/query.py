@@ -18,6 +18,7 @@ from m2m_bids.bids.diffusion import (
     GradientIndex,
     is_dwi,
     maps_beside,
+    mask_beside,
     why_not_fitted,
 )
 from m2m_bids.bids.layout import (
@@ -97,6 +98,8 @@ class Scan:
         whose outputs would be mistaken for that scan's. Alternatives are always left out.
     gradients : GradientFiles or None
         Of a diffusion-weighted image, to which FA is to be fitted; None for other images.
+    mask : Path or None
+        Brain mask that came with a preprocessed diffusion-weighted image.
     template : str
         Template that the scan is registered to for lack of a T1w; empty for others.
     """
@@ -112,6 +115,7 @@ class Scan:
     t1w_choice: str = ""
     is_alternative: bool = False
     gradients: GradientFiles | None = None
+    mask: Path | None = None
     template: str = ""
 
     @property
@@ -134,7 +138,7 @@ class Scan:
     @property
     def sources(self) -> list[Path]:
         """The files that outputs are computed from, the scan's first and the T1w last."""
-        files = (self.file, *(self.gradients or ()), self.t1w)
+        files = (self.file, *(self.gradients or ()), self.mask, self.t1w)
         return [file for file in files if file is not None]
 
     @property
@@ -369,6 +373,7 @@ def _find_dwi(
             scan = _check_usable(scan)
             scan = replace(scan, reason=scan.reason or why_not_fitted(parsed, scan.gradients))
             if source != "raw" and not scan.reason:
+                scan = replace(scan, mask=mask_beside(file))
                 preprocessed.setdefault(session, scan)
             elif source == "raw" and (better := preprocessed.get(session)):
                 why = f"FA is fitted to the preprocessed {better.file} ({better.source})"

@@ -36,7 +36,7 @@ def closing_text(settings: Settings, rows: Sequence[StatusRow], reports: Sequenc
         ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts[name]) or "no scans"
     ]
     for row in sorted(rows, key=lambda row: STATUSES.index(row.status)):
-        if row.status != "done":
+        if row.status != "done" or row.reason != "n/a":
             lines.append(f"  {row.status}: {row.scan}: {row.reason}")
     out_dir = settings.output_dir
     if len(reports) > _MOST_REPORTS:

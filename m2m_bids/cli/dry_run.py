@@ -253,7 +253,8 @@ def _fit(scan: "Scan") -> str:
     if scan.gradients is None:
         return ""
     if scan.source != "raw":
-        return "; FA is to be fitted"
+        mask = f" in the mask {scan.mask.name}" if scan.mask else ""
+        return f"; FA is to be fitted{mask}"
     return (
         "; FA is to be fitted: motion is corrected, eddy currents and susceptibility distortion "
         "are not"

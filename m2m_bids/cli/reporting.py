@@ -209,7 +209,11 @@ def _facts(scans: Sequence[Scan], settings: Settings) -> dict[str, object]:
 
     return {
         "Scans": [f"{scan.name}: {scan.file}" for scan in scans],
-        "T1w images": list(dict.fromkeys(str(scan.t1w) for scan in scans if scan.t1w)),
+        "T1w images": list(
+            dict.fromkeys(
+                str(scan.t1w or target_note(scan)) for scan in scans if scan.t1w or scan.template
+            )
+        ),
         "Transform asked for": settings.transform,
         "Output spaces": list(settings.output_spaces),
         "Weights": str(settings.weights or "default of m2m-bids"),

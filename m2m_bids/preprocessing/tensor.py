@@ -101,6 +101,8 @@ def fit_dwi(
     inside = brain_mask(data[..., gradients.is_b0]) if mask is None else same_grid(
         mask, nb.Nifti1Image(data[..., 0], image.affine)
     )  # fmt: skip
+    if mask is not None:
+        steps.append("in the brain mask that came with the image")
     n_b0 = int(gradients.is_b0.sum())
     steps.append(
         f"tensor fitted by weighted least squares (DIPY) to {len(gradients.b_values) - n_b0} "

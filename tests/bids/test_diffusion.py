@@ -62,6 +62,22 @@ def test_preprocessed_image_is_preferred(raw, qsiprep):
     assert other.is_alternative
 
 
+def test_brain_mask_beside_a_preprocessed_image_is_used(raw, qsiprep):
+    """That of the same space and entities, and not one that lacks its content."""
+    add(qsiprep, f"{STEM}_desc-brain_mask.nii.gz", f"{SPACE}_run-1_desc-brain_mask.nii.gz")
+    (scan,) = used(query(raw, derivatives={"qsiprep": qsiprep}))
+    assert scan.mask is None
+    mask = qsiprep / f"{SPACE}_desc-brain_mask.nii.gz"
+    mask.symlink_to("absent")
+    (scan,) = used(query(raw, derivatives={"qsiprep": qsiprep}))
+    assert scan.mask is None
+    mask.unlink()
+    mask.touch()
+    (scan,) = used(query(raw, derivatives={"qsiprep": qsiprep}))
+    assert scan.mask == mask
+    assert scan.sources == [scan.file, *scan.gradients, mask, scan.t1w]
+
+
 @pytest.mark.parametrize("place", ["derivative", "raw"])
 def test_map_is_preferred_to_any_fit(raw, qsiprep, place):
     if place == "raw":

@@ -39,8 +39,8 @@ def test_table(tmp_path):
         "  spaces  T1w",
         "  regions tissues of the T1w (seg-tissues)",
         (
-            "  SUV     none: no body weight: neither PatientWeight in the PET sidecar nor a column "
-            "weight in sessions.tsv or participants.tsv"
+            "  SUV     none: no body weight: neither PatientWeight in the PET sidecar nor a "
+            "column weight in sessions.tsv or participants.tsv"
         ),
         "  SUVR    none: there are no FreeSurfer labels of the T1w to find a region in",
         "  weights default of m2m-bids, 9 steps of refinement",

@@ -69,6 +69,33 @@ def test_run(dwi, tmp_path, is_raw):
     assert ("without correction of eddy currents and susceptibility" in method) is is_raw
 
 
+def test_mask_that_came_with_the_image_is_used(dwi, tmp_path):
+    """The tensor is fitted in all of it; the one that is found misses some of this brain's rim."""
+    file, _ = dwi
+    image = nb.load(file)
+    brain = image.get_fdata()[..., 0] > 500
+    mask_file = tmp_path / "mask.nii.gz"
+    nb.Nifti1Image(brain.astype(np.uint8), AFFINE).to_filename(mask_file)
+    found = {}
+    for name, mask in (("given", mask_file), ("own", None)):
+        workflow = init_fa_fit_wf(
+            gradients=GradientFiles(tmp_path / "dwi.bval", tmp_path / "dwi.bvec"),
+            mask=mask,
+            is_raw=False,
+            random_seed=1,
+            omp_nthreads=1,
+        )
+        workflow.base_dir = str(tmp_path / name)
+        workflow.inputs.inputnode.in_file = str(file)
+        results = {node.name: node.result.outputs for node in workflow.run().nodes()}
+        found[name] = nb.load(results["fit_tensor"].md_file).get_fdata() > 0
+        is_told = "in the brain mask that came with" in results["clean_fa"].method
+        assert is_told is (mask is not None)
+        assert ("median_otsu" in workflow.__desc__) is (mask is None)
+    np.testing.assert_array_equal(found["given"], brain)
+    assert (found["own"] & brain).sum() < brain.sum()
+
+
 def test_methods_text_tells_what_was_not_corrected(tmp_path):
     files = GradientFiles(tmp_path / "bval", tmp_path / "bvec")
     for file in files:
