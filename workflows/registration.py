@@ -191,7 +191,9 @@ def init_registration_wf(
     draw_registration = pe.Node(
         RegistrationFigures(modality=modality), name="draw_registration", mem_gb=2
     )
-    measure_scan = pe.Node(MeasureScan(modality=modality), name="measure_scan", mem_gb=1.5)
+    measure_scan = pe.Node(
+        MeasureScan(modality=modality, template=template), name="measure_scan", mem_gb=1.5
+    )
     anatomy = [("t1w_file", "t1w_file"), ("mask_file", "mask_file"), ("dseg_file", "dseg_file")]
 
     workflow.connect([

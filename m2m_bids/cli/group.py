@@ -44,7 +44,7 @@ FIXED_COLUMNS = {
     "status": "done, rigid only, skipped or failed.",
     "reason": "Why it is not done.",
     "seconds": "Wall time.",
-    "decision": "Transform that was used: m2m or rigid.",
+    "decision": "Transform that was used: m2m, rigid, or affine to a template.",
 }
 FLAGS = "Why the scan should be looked at, separated by semicolons."
 
@@ -136,7 +136,10 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         content = json.loads(qc_file(row.scan, output_dir).read_text(encoding="utf-8"))
         scan["numbers"] = {name: _finite(content.get(name)) for name in column_names()}
         scan["decision"] = str(content["decision"])
-        found = warnings_of(scan["numbers"])
+        target = content.get("target", "T1w")
+        if target != "T1w":
+            scan["kind"] += f" at {target}"
+        found = warnings_of(scan["numbers"], is_same_person=target == "T1w")
         scan["flags"], scan["odd"] = list(found.values()), list(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         LOGGER.debug("", exc_info=True)

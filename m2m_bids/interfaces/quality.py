@@ -19,6 +19,7 @@ class _MeasureScanInputSpec(BaseInterfaceInputSpec):
     rigid_xfm = File(exists=True, mandatory=True, desc="ITK affine: T1w points to moving points")
     best_xfm = File(exists=True, mandatory=True, desc="ITK transform that was used, the same way")
     modality = traits.Enum("pet", "fa", mandatory=True, desc="kind of the moving image")
+    template = traits.Str("", usedefault=True, desc="target, if it is a template and no T1w")
     quality = traits.Dict(desc="numbers of the deformable step")
     objections = traits.List(traits.Str(), desc="why that was rejected")
 
@@ -54,16 +55,17 @@ class MeasureScan(SimpleInterface):
             rigid=read_affine(inputs.rigid_xfm),
             used=read_chain(inputs.best_xfm),
         )
-        decision = "rigid"
+        linear = decision = "affine" if inputs.template else "rigid"
         if isdefined(inputs.quality) and inputs.quality:
             numbers |= deformation_numbers(inputs.quality)
             numbers["decision_margin"] = Quality(**inputs.quality).margin
-            decision = "rigid" if inputs.objections else "m2m"
+            decision = linear if inputs.objections else "m2m"
         # JSON has no other numbers than finite ones.
         known = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._results["measures"] = {
+            "target": inputs.template or "T1w",
             "decision": decision,
             **known,
-            "warnings": list(warnings_of(known).values()),
+            "warnings": list(warnings_of(known, is_same_person=not inputs.template).values()),
         }
         return runtime

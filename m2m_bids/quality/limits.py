@@ -76,7 +76,13 @@ def column_names(*, are_final: bool = False) -> dict[str, str]:
     return names
 
 
-def warnings_of(numbers: Mapping[str, float | None]) -> dict[str, str]:
+WITHIN_A_PERSON = ("mean_displacement_mm", "likeness_gain")
+"""Numbers whose limits tell that scan and T1w may be of two people."""
+
+
+def warnings_of(
+    numbers: Mapping[str, float | None], *, is_same_person: bool = True
+) -> dict[str, str]:
     """
     Say which numbers of a scan ask for a look, whatever its cohort.
 
@@ -84,6 +90,8 @@ def warnings_of(numbers: Mapping[str, float | None]) -> dict[str, str]:
     ----------
     numbers : mapping of str to float
         As `m2m_bids.quality.measures` names them; None and NaN say nothing.
+    is_same_person : bool
+        Whether the T1w is the scan's own person's, not a template's.
 
     Returns
     -------
@@ -98,7 +106,7 @@ def warnings_of(numbers: Mapping[str, float | None]) -> dict[str, str]:
     found = {}
     for name, definition in definitions().items():
         value = numbers.get(name)
-        if value is None:
+        if value is None or (name in WITHIN_A_PERSON and not is_same_person):
             continue
         low, high = definition.limits.get("low"), definition.limits.get("high")
         if low is not None and value < low:

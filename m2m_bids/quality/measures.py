@@ -286,7 +286,7 @@ def motion_by_header(rigid: np.ndarray, centre: np.ndarray) -> Numbers:
     Parameters
     ----------
     rigid : ndarray, shape (4, 4)
-        Rigid map from points of the T1w to points of the scan.
+        Linear map from points of the T1w to points of the scan.
     centre : ndarray, shape (3,)
         Centre of the brain, T1w mm.
 
@@ -295,7 +295,8 @@ def motion_by_header(rigid: np.ndarray, centre: np.ndarray) -> Numbers:
     dict of str to float
         ``header_shift_mm`` of the brain's centre, ``header_rotation_deg``.
     """
-    cosine = np.clip((np.trace(rigid[:3, :3]) - 1) / 2, -1, 1)
+    left, _, right = np.linalg.svd(rigid[:3, :3])
+    cosine = np.clip((np.trace(left @ right) - 1) / 2, -1, 1)
     shift = apply_affine(rigid, centre) - centre
     return {
         "header_shift_mm": float(np.linalg.norm(shift)),

@@ -76,3 +76,9 @@ def test_margin_is_that_of_the_nearest_limit():
     assert quality(folding_percent=0.01).margin == float("-inf")
     for changed in ({"similarity": 0.9}, {"similarity": 0.5}, {"mean_displacement_mm": 0.9}):
         assert (quality(**changed).margin >= 0) == (quality(**changed).objections() == [])
+
+
+def test_what_tells_two_people_apart_is_no_warning_at_a_template():
+    numbers = {"mean_displacement_mm": 4.8, "likeness_gain": 0.25, "max_displacement_mm": 30.0}
+    assert set(warnings_of(numbers)) == set(numbers)
+    assert set(warnings_of(numbers, is_same_person=False)) == {"max_displacement_mm"}

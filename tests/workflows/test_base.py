@@ -131,6 +131,7 @@ def test_scans_without_a_t1w_go_to_the_template(settings, scan, transform):
         nodes.setdefault(node.name, []).append(node)
     assert len(nodes["take_template"]) == 1
     assert all(node.inputs.is_affine for node in nodes["register_rigid"])
+    assert {node.inputs.template for node in nodes["measure_scan"]} == {"MNI152NLin2009aSym"}
     assert not {"extract_brain", "ds_t1w", "normalize_t1w"} & nodes.keys()
     assert len(nodes["save_in_space"]) == 2
     for node in nodes["save_scan"]:
