@@ -96,10 +96,13 @@ def _decision(row: StatusRow, sidecar: Mapping[str, Any]) -> tuple[str, Level]:
     if row.status == "failed":
         return f"Failed: {row.reason}. Figures below, if any, are of an earlier run.", "danger"
     if row.status == "rigid only":
-        return f"The deformable step was rejected, the result is rigid: {row.reason}.", "warning"
+        kind = sidecar.get("Transform", "rigid")
+        return f"The deformable step was rejected, the result is {kind}: {row.reason}.", "warning"
     note = "" if row.reason == "n/a" else f" Note: {row.reason}."
     if sidecar.get("Transform") == "rigid":
         return f"Aligned rigidly, as was asked for.{note}", "info"
+    if sidecar.get("Transform") == "affine":
+        return f"Aligned affinely with the template, as was asked for.{note}", "info"
     return f"The deformable step passed the check and was used.{note}", "success"
 
 

@@ -179,7 +179,7 @@ def test_reports_and_table(settings, tmp_path):
 def test_failed_scan_has_a_section_without_figures(settings):
     run = settings(transform="rigid")
     scan = replace(SCAN, sidecar={"TracerName": "<script>alert(1)</script>"})
-    row = status_of(scan, run, {}, failure="it <broke>")
+    row = status_of(scan, run, ASKED, failure="it <broke>")
     (report,) = write_reports(run, [scan], [row])
     page = report.read_text()
     assert re.findall(r'class="sub-report-group">([^<]+)', page) == [
