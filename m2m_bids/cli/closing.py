@@ -16,7 +16,7 @@ _MOST_REPORTS = 5
 
 def closing_text(settings: Settings, rows: Sequence[StatusRow], reports: Sequence[Path]) -> str:
     """
-    Say what became of each scan that is not done, and where reports, images and crash files are.
+    Say what is to be known of each scan, and where reports, images and crash files are.
 
     Parameters
     ----------
