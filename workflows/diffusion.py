@@ -123,7 +123,8 @@ def init_fa_fit_wf(
     """
     kind, motion = ("raw", _MOTION) if is_raw else ("preprocessed", "")
     fit = _FIT.format(_GIVEN_MASK if mask else _OWN_MASK)
-    workflow = _init_cleaning_wf(f"#### Diffusion, {kind} images\n\n{fit}{motion}{_CLEANING}", name)
+    text = f"#### Diffusion, {kind} images\n\n{fit}{motion}{_CLEANING}"
+    workflow = _init_cleaning_wf(text, name)
     inputnode, outputnode, clean_fa = (
         workflow.get_node(node) for node in ("inputnode", "outputnode", "clean_fa")
     )
