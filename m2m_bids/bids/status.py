@@ -1,21 +1,17 @@
 """Keep the table of scans, ``logs/status.tsv``."""
 
-import contextlib
 import csv
-import fcntl
 import io
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from m2m_bids.bids.derivatives import write_text
+from m2m_bids.bids.locks import locked
 
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
-
-logger = logging.getLogger(__name__)
 
 Status = Literal["done", "rigid only", "skipped", "failed"]
 
@@ -95,7 +91,7 @@ def update_status(out_dir: Path, rows: Iterable[StatusRow]) -> list[StatusRow]:
     list of StatusRow
         All rows of the table, sorted by participant, session and scan.
     """
-    with _lock(out_dir / "logs" / ".status.lock"):
+    with locked(out_dir / "logs" / ".status.lock"):
         table = {(row.participant_id, row.scan): row for row in read_status(out_dir)}
         for row in rows:
             older = table.get((row.participant_id, row.scan))
@@ -113,15 +109,3 @@ def update_status(out_dir: Path, rows: Iterable[StatusRow]) -> list[StatusRow]:
             stream.write("\t".join(" ".join(str(v).split()) for v in asdict(row).values()) + "\n")
         write_text(out_dir / "logs" / "status.tsv", stream.getvalue())
     return merged
-
-
-@contextlib.contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock; warn and go on where the file system has none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): runs at once may lose rows.", file, error)
-        yield

@@ -93,11 +93,39 @@ def _run(settings: Settings) -> int:
         names = dict.fromkeys(settings.modalities, shown)
         sys.stdout.write(dry_run_table(scans, settings, names) + "\n")
         return 0
-    if settings.clean_workdir and settings.work_dir.is_dir():
-        shutil.rmtree(settings.work_dir)
-    # Before Nipype and niworkflows are imported: both write to the home directory on import.
-    prepare_environment(settings)
-    options = _registration_options(settings, weights, sha256, use_gpu=n_gpus > 0)
+    from m2m_bids.bids.locks import hold_participants
+
+    participants = {scan.subject for scan in scans if not scan.reason}
+    with hold_participants((settings.output_dir, settings.work_dir), participants):
+        if settings.clean_workdir and settings.work_dir.is_dir():
+            _clean_work_folder(settings.work_dir, participants)
+        # Before Nipype and niworkflows are imported: both write to the home directory on import.
+        prepare_environment(settings)
+        options = _registration_options(settings, weights, sha256, use_gpu=n_gpus > 0)
+        return _run_scans(settings, scans, options)
+
+
+def _clean_work_folder(work_dir: Path, participants: set[str]) -> None:
+    """Empty a work folder, whose locks for these participants this process holds."""
+    from m2m_bids.bids.locks import is_held
+
+    own = {f".sub-{label}.lock" for label in participants}
+    content = [path for path in work_dir.iterdir() if path.name not in own]
+    for path in content:
+        if path.name.endswith(".lock") and is_held(path):
+            raise ValueError(
+                f"--clean-workdir: another run works in {work_dir} ({path.name}). Wait for it, or"
+                " give another --work-dir."
+            )
+    for path in content:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _run_scans(settings: Settings, scans: "list[Scan]", options: "RegistrationOptions") -> int:
+    """Register the scans that are not finished, and report on all."""
     if not settings.skip_bids_validation:
         _validate(settings.bids_dir)
 
@@ -264,11 +292,14 @@ def execute(
     -------
     Progress
     """
+    from m2m_bids.cli.multiproc import SturdyMultiProcPlugin
     from m2m_bids.cli.progress import Progress
     from m2m_bids.cli.steps import node_names
 
     progress = Progress(node_names(workflow), logs_nodes=settings.verbose > 0)
     plugin = _plugin(settings, progress, use_gpu=use_gpu, ends_early=ends_early)
+    if plugin["plugin"] == "MultiProc":
+        plugin = {"plugin": SturdyMultiProcPlugin(plugin["plugin_args"])}
     try:
         with progress.watching(sys.stderr):
             workflow.run(**plugin)

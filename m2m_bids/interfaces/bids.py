@@ -141,7 +141,8 @@ class DerivativesDataSink(_DerivativesDataSink):
         base_directory = self.inputs.base_directory
         root = Path(base_directory if isdefined(base_directory) else runtime.cwd).absolute()
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".m2m-bids-") as staging:
+        subject = Path(self.inputs.source_file[0]).name.partition("_")[0]
+        with tempfile.TemporaryDirectory(dir=root, prefix=f".m2m-bids-{subject}.") as staging:
             # niworkflows joins this to base_directory; set on the instance, not on the class.
             self.out_path_base = Path(staging).name
             try:

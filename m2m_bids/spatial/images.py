@@ -2,12 +2,14 @@
 
 import gzip
 import logging
+import math
 import os
 import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +24,9 @@ from nibabel.spatialimages import HeaderDataError
 logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+# More than the largest headers of DICOM files, which some converters keep in NIfTI's.
+_MAX_HEADER_BYTES = 2**26
+_MAX_TRAILING_BYTES = 2**22
 _READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, MemoryError, OverflowError)
 
 
@@ -51,15 +56,19 @@ def load_image(file: Path | str) -> nb.Nifti1Image:
     ------
     ImageError
         If the file is missing, truncated, corrupt or not NIfTI, has an empty axis, has voxels that
-        are not real numbers (RGB, complex), or has voxel sizes or an affine that are zero,
-        negative, not finite or not invertible.
+        are not real numbers (RGB, complex), has voxel sizes or an affine that are zero, negative,
+        not finite or not invertible, or if its data would not fit into the memory of the machine,
+        of which none is taken then.
     """
     file = Path(file)
     if not file.is_file():
         hint = "a link to a file that is not there; get its content" if file.is_symlink() else ""
         raise ImageError(f"{file}: {hint or 'no such file'}.")
     try:
+        _check_size(file)
         image = nb.load(file, mmap=False)
+    except ImageError:
+        raise
     except (*_READ_ERRORS, ImageFileError, HeaderDataError) as error:
         raise ImageError(
             f"{file}: not a readable image ({_reason(error)}): expected NIfTI (.nii or .nii.gz). "
@@ -75,6 +84,25 @@ def load_image(file: Path | str) -> nb.Nifti1Image:
     header.set_data_dtype(data.dtype)
     image_class = nb.Nifti2Image if isinstance(image, nb.Nifti2Pair) else nb.Nifti1Image
     return image_class(data, image.affine, header)
+
+
+def data_bytes(file: Path | str) -> int:
+    """
+    Tell how much memory the voxels of a NIfTI image take, as float32 or their larger own type.
+
+    Returns
+    -------
+    int
+        By the header alone; 0 where that cannot be read.
+    """
+    try:
+        header = _stored_header(Path(file))
+        if header is None:
+            return 0
+        n_voxels = math.prod(max(0, int(size)) for size in header.get_data_shape())
+        return n_voxels * max(4, header.get_data_dtype().itemsize)
+    except (*_READ_ERRORS, HeaderDataError):
+        return 0
 
 
 def require_3d(image: nb.Nifti1Image, file: Path | str) -> nb.Nifti1Image:
@@ -187,6 +215,42 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def _stored_header(file: Path) -> nb.Nifti1Header | None:
+    """Read the header as it is stored, without extensions; None where it is not NIfTI's."""
+    with ImageOpener(str(file), "rb") as stream:
+        block = stream.read(nb.Nifti2Header.template_dtype.itemsize)
+    for header_class in (nb.Nifti2Header, nb.Nifti1Header):
+        if header_class.may_contain_header(block):
+            return header_class(block[: header_class.template_dtype.itemsize], check=False)
+    return None
+
+
+def _check_size(file: Path) -> None:
+    """Raise ImageError if header or data of an image would take more memory than there is."""
+    header = _stored_header(file)
+    if header is None:
+        return
+    offset = float(header["vox_offset"])
+    if offset > _MAX_HEADER_BYTES:
+        raise ImageError(
+            f"{file}: header that says to be {offset:.0f} bytes long: expected at most "
+            f"{_MAX_HEADER_BYTES}. Convert or copy the file again."
+        )
+    n_bytes, limit = data_bytes(file), _memory_bytes()
+    if n_bytes > limit:
+        raise ImageError(
+            f"{file}: {n_bytes / 1e9:.1f} GB of voxels by its header, more than the "
+            f"{limit / 1e9:.1f} GB of this machine's memory. Convert or copy the file again, or "
+            "use a larger machine."
+        )
+
+
+@cache
+def _memory_bytes() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _check_header(image: nb.nifti1.Nifti1Pair, file: Path) -> None:
     """Raise ImageError unless axes, voxel type, voxel sizes and affine can be used."""
     shape = " x ".join(str(size) for size in image.shape)
@@ -247,7 +311,7 @@ def _read_data(image: nb.nifti1.Nifti1Pair, file: Path) -> np.ndarray:
     """Voxels in native byte order; float32 if the header scales them."""
     try:
         if file.name.endswith(".gz"):
-            _check_gzip(file)
+            _check_gzip(file, image)
         proxy = cast(ArrayProxy, image.dataobj)
         if proxy.slope != 1 or proxy.inter != 0:
             return image.get_fdata(dtype=np.float32, caching="unchanged")
@@ -264,11 +328,14 @@ def _read_data(image: nb.nifti1.Nifti1Pair, file: Path) -> np.ndarray:
     return data.astype(data.dtype.newbyteorder("="), copy=False)
 
 
-def _check_gzip(file: Path) -> None:
+def _check_gzip(file: Path, image: nb.nifti1.Nifti1Pair) -> None:
     """Read to the end, where the checksum is; nibabel stops before it."""
+    n_voxels = math.prod(int(size) for size in image.shape)
+    n_bytes = image.dataobj.offset + n_voxels * image.get_data_dtype().itemsize
     with gzip.open(file) as stream:
         while stream.read(2**22):
-            pass
+            if stream.tell() > n_bytes + _MAX_TRAILING_BYTES:
+                raise ValueError(f"more than {stream.tell()} bytes where {n_bytes} are expected")
 
 
 def _reason(error: BaseException) -> str:

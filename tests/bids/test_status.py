@@ -1,7 +1,7 @@
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from m2m_bids.bids import status
+from m2m_bids.bids import locks
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.status import read_status, status_row, update_status
 
@@ -66,7 +66,7 @@ def test_file_system_without_locks(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError("no locks available")
 
-    monkeypatch.setattr(status.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     update_status(tmp_path, [status_row(scan(), "done")])
     assert "cannot be locked" in caplog.text
     assert len(read_status(tmp_path)) == 1

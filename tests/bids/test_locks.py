@@ -1,0 +1,115 @@
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from m2m_bids.bids.locks import hold_participants, is_held, locked, remove_unfinished
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from m2m_bids.bids.locks import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds a lock, and the lock's file."""
+    file = tmp_path / "x.lock"
+    command = [sys.executable, "-c", HOLD, str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process, file
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_killed_process_gives_its_lock_up(holder, caplog):
+    process, file = holder
+    assert is_held(file)
+    entered = threading.Event()
+
+    def enter():
+        with locked(file, "sub-01 in out"):
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    assert not entered.wait(0.3)
+    assert f"waiting for another run (process {process.pid} on " in caplog.text
+    assert "works on sub-01 in out" in caplog.text
+    process.kill()
+    thread.join(10)
+    assert entered.is_set()
+    assert not file.exists()
+
+
+def test_only_one_at_a_time(tmp_path):
+    inside, most = [], []
+
+    def work():
+        for _ in range(20):
+            with locked(tmp_path / "folder" / "x.lock"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.001)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80
+    assert max(most) == 1
+    assert os.listdir(tmp_path / "folder") == []
+
+
+def test_file_that_stayed_is_not_held(tmp_path):
+    (tmp_path / "x.lock").write_text("process 1 on elsewhere")
+    assert not is_held(tmp_path / "x.lock")
+    assert not is_held(tmp_path / "y.lock")
+
+
+def test_participants_are_held_in_each_folder(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    with hold_participants((out, work), {"01", "02"}):
+        held = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.lock"))
+        assert held == [
+            "out/.sub-01.lock",
+            "out/.sub-02.lock",
+            "work/.sub-01.lock",
+            "work/.sub-02.lock",
+        ]
+        assert all(is_held(tmp_path / file) for file in held)
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_what_killed_runs_left_is_removed_of_one_participant(tmp_path):
+    left = [
+        "sub-01/pet/.0123456789abcdef0123456789abcdef.nii.gz",
+        "sub-01/pet/.sub-01_pet.json.a_b1c2d3.tmp",
+        ".m2m-bids-sub-01.xyz/sub-01/anat/sub-01_T1w.nii.gz",
+        ".sub-01.html.part",
+    ]
+    kept = [
+        "sub-01/pet/sub-01_pet.nii.gz",
+        "sub-01/.DS_Store",
+        "sub-01/.others.tmp",
+        "sub-02/pet/.0123456789abcdef0123456789abcdef.nii.gz",
+        ".m2m-bids-sub-011.xyz/a",
+        ".bidsignore",
+    ]
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, "01")
+    there = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert there == set(kept)

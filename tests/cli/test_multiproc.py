@@ -1,0 +1,122 @@
+"""Nodes whose process is killed: in Nipype's own plugin they never end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from nipype import Node, Workflow
+from nipype.interfaces.utility import Function
+
+from m2m_bids.cli.multiproc import SturdyMultiProcPlugin
+from m2m_bids.cli.progress import crash_reasons
+
+
+def die_once(marker):
+    """End this process without a word, as the kernel does for want of memory; not again."""
+    import os
+    import signal
+    from pathlib import Path
+
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return marker
+
+
+def die(marker):
+    """End this process whenever it comes here."""
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def read(first, second):
+    """Take what two others gave."""
+    return [first, second]
+
+
+def workflow_of(tmp_path, function):
+    workflow = Workflow("w", base_dir=str(tmp_path / "work"))
+    workflow.config["execution"].update(
+        {
+            "crashdump_dir": str(tmp_path / "log"),
+            "crashfile_format": "txt",
+            "poll_sleep_duration": "0.1",
+        }
+    )
+    last = Node(Function(["first", "second"], ["out"], read), name="last")
+    for index, field in enumerate(("first", "second")):
+        node = Node(Function(["marker"], ["out"], function), name=f"node{index}")
+        node.inputs.marker = str(tmp_path / f"marker{index}")
+        workflow.connect(node, "out", last, field)
+    return workflow
+
+
+def plugin():
+    return SturdyMultiProcPlugin(
+        {"n_procs": 2, "memory_gb": 4, "n_gpu_procs": 0, "mp_context": "forkserver"}
+    )
+
+
+def test_nodes_of_killed_processes_run_again(tmp_path):
+    graph = workflow_of(tmp_path, die_once).run(plugin=plugin())
+    last = next(node for node in graph.nodes() if node.name == "last")
+    assert last.result.outputs.out == [str(tmp_path / f"marker{index}") for index in range(2)]
+
+
+def test_a_node_that_is_killed_again_has_failed(tmp_path):
+    with pytest.raises(RuntimeError, match="2 raised"):
+        workflow_of(tmp_path, die).run(plugin=plugin())
+    reasons = crash_reasons(tmp_path / "log")
+    assert set(reasons) == {"w.node0", "w.node1"}
+    for reason in reasons.values():
+        assert "memory was not enough" in reason
+        assert "\n" not in reason
+
+
+PARENT = """
+import multiprocessing, sys, time
+from pathlib import Path
+from m2m_bids.cli.multiproc import SturdyMultiProcPlugin
+sys.path.insert(0, {folder!r})
+if __name__ == "__main__":
+    plugin = SturdyMultiProcPlugin({{"n_procs": 1, "memory_gb": 1, "n_gpu_procs": 0,
+                                    "mp_context": "forkserver"}})
+    plugin.pool.submit(time.sleep, 0).result()
+    Path({file!r}).write_text(str(list(plugin.pool._processes)[0]))
+    plugin.pool.submit(time.sleep, 600).result()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux")
+def test_no_process_outlives_the_main_one(tmp_path):
+    file, script = tmp_path / "pid", tmp_path / "parent.py"
+    script.write_text(PARENT.format(folder=str(tmp_path), file=str(file)))
+    parent = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path)
+    wait_until(lambda: file.is_file() and file.read_text())
+    worker = int(file.read_text())
+    assert is_alive(worker)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    wait_until(lambda: not is_alive(worker))
+
+
+def wait_until(condition, limit_s=60):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    """Tell whether a process runs; one that has ended and waits to be fetched does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
