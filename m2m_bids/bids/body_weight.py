@@ -1,11 +1,12 @@
 """Find the weight of a participant at a scan."""
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from m2m_bids.bids.layout import read_json_object
 
 COLUMNS = ("weight", "body_weight")
 _MISSING = (None, "", "n/a", "N/A", "NaN", "nan")
@@ -105,8 +106,8 @@ def _units(files: tuple[Path, ...], column: str) -> Any:
     """Read the unit of a column from the first description that has it."""
     for file in files:
         try:
-            return json.loads(file.read_text(encoding="utf-8"))[column]["Units"]
-        except (OSError, ValueError, LookupError, TypeError):
+            return read_json_object(file)[column]["Units"]
+        except (ValueError, LookupError, TypeError):
             continue
     return None
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,8 @@ from m2m_bids.bids.naming import ENTITIES, ParsedName, parse_name
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
+
+logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = (".nii", ".nii.gz")
 FILTER_KEYS = ("t1w", "pet", "fa")
@@ -177,7 +181,7 @@ def read_bids_filters(file: Path) -> dict[str, dict[str, Any]]:
         If the file is missing, is not JSON, or holds something else.
     """
     try:
-        content = _read_json_object(Path(file))
+        content = read_json_object(Path(file))
     except ValueError as error:
         raise QueryError(f"BIDS filter file {error}") from error
     filters = {}
@@ -256,16 +260,45 @@ def read_sidecar(
             if name.suffix == image.suffix and name.entities.items() <= image.entities.items()
         ]
         for _, sidecar in sorted(applicable):
-            metadata.update(_read_json_object(sidecar))
-    return {key: metadata[key] for key in keys if metadata.get(key) is not None}
+            metadata.update(read_json_object(sidecar))
+    known = {key: metadata[key] for key in keys if metadata.get(key) is not None}
+    for key in [key for key, value in known.items() if not _is_plain(value)]:
+        logger.warning("%s: its %s is neither a value nor a list of values: not used", file, key)
+        del known[key]
+    return known
 
 
-def _read_json_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object, or raise ValueError with the file's name."""
+def read_json_object(file: Path) -> dict[str, Any]:
+    """
+    Read a JSON object; numbers that are not finite, which JSON does not have, are null.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or holds anything else; the message names it.
+    """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(
+            file.read_text(encoding="utf-8"),
+            parse_float=_finite,
+            parse_constant=lambda _: None,
+        )
+        # Half a pair of UTF-16, escaped, is a string that cannot be written.
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def _finite(text: str) -> float | None:
+    """Read a number; None where it is too large for one."""
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell single values and flat lists of them from what is nested."""
+    values = value if isinstance(value, list) else [value]
+    return not any(isinstance(one, dict | list) for one in values)

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 _KEYS = {"plugin", "plugin_args"}
+# Of values that are not what their tag says, keys that are no keys, and deep nesting.
+_YAML_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 def read_plugin_file(file: Path) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def read_plugin_file(file: Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *_YAML_ERRORS, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"--use-plugin {file}: cannot be read as YAML ({reason})") from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):

@@ -17,7 +17,7 @@ from m2m_bids.bids.derivatives import (
 from m2m_bids.bids.naming import expected_outputs, quantification_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.request import SEGMENTATION, Request, read_json
-from m2m_bids.bids.status import StatusRow, status_row, update_status
+from m2m_bids.bids.status import StatusRow, read_status, status_row, update_status
 from m2m_bids.cli.dry_run import target_note
 from m2m_bids.cli.scan_facts import write_scan_fragments, write_t1w_fragment
 from m2m_bids.reports.citation import cite
@@ -137,10 +137,16 @@ def as_before(row: StatusRow, earlier: Iterable[StatusRow]) -> StatusRow:
 
 
 def write_reports(
-    settings: Settings, scans: Sequence[Scan], rows: Sequence[StatusRow]
+    settings: Settings,
+    scans: Sequence[Scan],
+    rows: Sequence[StatusRow],
+    *,
+    is_new: bool = True,
 ) -> list[Path]:
     """
     Write the status table and the report of each subject.
+
+    A second run of the same command leaves reports as they are.
 
     Parameters
     ----------
@@ -149,22 +155,30 @@ def write_reports(
         All scans of the run, those left out too.
     rows : sequence of StatusRow
         What became of each, in the same order.
+    is_new : bool
+        Whether anything was run; otherwise a report is written only if there is none, or if
+        something else has become of a scan.
 
     Returns
     -------
     list of Path
         The reports.
     """
+    earlier = read_status(settings.output_dir)
     update_status(settings.output_dir, rows)
     weights = _weights_card(settings)
-    for scan, row in zip(scans, rows, strict=True):
-        if not scan.reason:
-            write_scan_fragments(scan, row, read_sidecar(scan, settings), settings)
-            if scan.t1w is not None:
-                write_t1w_fragment(scan, settings)
     reports = []
     for subject in dict.fromkeys(scan.subject for scan in scans):
         own = [(s, row) for s, row in zip(scans, rows, strict=True) if s.subject == subject]
+        report = settings.output_dir / f"sub-{subject}.html"
+        if not is_new and report.is_file() and all(row in earlier for _, row in own):
+            reports.append(report)
+            continue
+        for scan, row in own:
+            if not scan.reason:
+                write_scan_fragments(scan, row, read_sidecar(scan, settings), settings)
+                if scan.t1w is not None:
+                    write_t1w_fragment(scan, settings)
         table = [_table_row(scan, row, settings) for scan, row in own]
         reports.append(
             write_subject_report(

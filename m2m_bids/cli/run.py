@@ -4,7 +4,9 @@ import logging
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +60,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(settings)
     except (ValueError, OSError) as error:
         LOGGER.debug("", exc_info=True)
-        sys.stderr.write(f"m2m-bids: error: {' '.join(str(error).split())}\n")
-        return 2
+        return _stop(str(error))
+    except MemoryError:
+        LOGGER.debug("", exc_info=True)
+        return _stop("there is not enough memory")
     except KeyboardInterrupt:
         again = "with --resume " if settings.analysis_level == "train" else ""
         sys.stderr.write(f"m2m-bids: interrupted; the same command {again}goes on from here\n")
         return 130
+    except Exception as error:
+        # A mistake of this app: users get its traceback in a file.
+        return _stop(f"unexpected {type(error).__name__}: {error}. {_keep_traceback(settings)}")
+
+
+def _stop(message: str) -> int:
+    """Say in one line of printable characters why nothing could be started; return 2."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    sys.stderr.write(f"m2m-bids: error: {line}\n")
+    return 2
+
+
+def _keep_traceback(settings: Settings) -> str:
+    """Write the traceback of the exception at hand to the logs; say where it is."""
+    from m2m_bids.bids.derivatives import write_text
+
+    file = settings.output_dir / "logs" / f"crash-{settings.run_uuid}.txt"
+    try:
+        write_text(file, traceback.format_exc())
+    except OSError:
+        return "Run it again with -vv for the details, and report them, please."
+    return f"Please report it with {file}."
 
 
 def _run(settings: Settings) -> int:
@@ -134,14 +160,19 @@ def _run_scans(settings: Settings, scans: "list[Scan]", options: "RegistrationOp
 
     wanted = [scan for scan in scans if not scan.reason]
     requests = {scan.name: scan_request(scan, settings, options) for scan in wanted}
-    due = [
+    unfinished = [
         scan for scan in wanted if missing_outputs(scan, settings.output_dir, requests[scan.name])
     ]
+    too_large = _too_large(unfinished, settings.mem_gb or available_memory_gb())
+    scans = [replace(scan, reason=too_large.get(scan.name, scan.reason)) for scan in scans]
+    due = [scan for scan in unfinished if scan.name not in too_large]
     write_dataset_files(settings.output_dir, settings.datasets)
-    settings.to_toml()
+    if due:
+        settings.to_toml()
+    n_before = len(wanted) - len(unfinished)
     LOGGER.info(
         "%d scans: %d to register, %d finished before, %d left out",
-        *(len(scans), len(due), len(wanted) - len(due), len(scans) - len(wanted)),
+        *(len(scans), len(due), n_before, len(scans) - len(due) - n_before),
     )
     for line in (
         *changed_lines(due, settings.output_dir, requests),
@@ -155,6 +186,21 @@ def _run_scans(settings: Settings, scans: "list[Scan]", options: "RegistrationOp
     elif settings.write_graph:
         LOGGER.warning("no graph was written: there is nothing to run")
     return _report(settings, scans, requests, progress)
+
+
+def _too_large(scans: "list[Scan]", memory_gb: float) -> dict[str, str]:
+    """Say, by names of scans, whose images would not fit into memory by what their headers say."""
+    from m2m_bids.spatial.images import data_bytes
+
+    reasons = {}
+    for scan in scans:
+        for file in filter(None, (scan.file, scan.t1w)):
+            if (size_gb := data_bytes(file) / 1e9) > memory_gb:
+                reasons[scan.name] = (
+                    f"{file}: {size_gb:.1f} GB of voxels by its header, more than the "
+                    f"{memory_gb:.1f} GB of --mem. Convert or copy the file again, or give more."
+                )
+    return reasons
 
 
 def find_scans(settings: Settings) -> "list[Scan]":
@@ -369,7 +415,8 @@ def _report(
         row = status_of(scan, settings, requests.get(scan.name), failure=failure, seconds=seconds)
         has_run = bool(failure) or seconds is not None
         rows.append(row if has_run else as_before(row, earlier))
-    reports = write_reports(settings, scans, rows)
+    is_new = progress is not None or settings.reports_only
+    reports = write_reports(settings, scans, rows, is_new=is_new)
     sys.stdout.write(closing_text(settings, rows, reports) + "\n")
     return 1 if any(row.status == "failed" for row in rows) else 0
 

@@ -101,7 +101,7 @@ def data_bytes(file: Path | str) -> int:
             return 0
         n_voxels = math.prod(max(0, int(size)) for size in header.get_data_shape())
         return n_voxels * max(4, header.get_data_dtype().itemsize)
-    except (*_READ_ERRORS, HeaderDataError):
+    except (*_READ_ERRORS, HeaderDataError, KeyError):  # KeyError: a type that does not exist
         return 0
 
 
@@ -294,7 +294,11 @@ def _stored_zooms(image: nb.nifti1.Nifti1Pair, file: Path) -> np.ndarray:
 
 def _warn_of_orientation(image: nb.nifti1.Nifti1Pair, file: Path) -> None:
     """Log that software may place an image differently; nibabel prefers the sform, ITK may not."""
-    qform, qform_code = image.header.get_qform(coded=True)
+    try:
+        qform, qform_code = image.header.get_qform(coded=True)
+    except (ValueError, HeaderDataError) as error:
+        logger.warning("%s: the qform cannot be read (%s); sform used", file, _reason(error))
+        return
     sform, sform_code = image.header.get_sform(coded=True)
     if not qform_code and not sform_code:
         logger.warning("%s: no orientation in the header; taken as LAS, centred", file)

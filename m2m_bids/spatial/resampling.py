@@ -1,5 +1,7 @@
 """Resampling of images through transforms, with one interpolation."""
 
+import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +116,11 @@ def resample_frames(
     shape = (*reference_image.shape[:3], len(chains))
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         # In the order of NIfTI, where a frame is one block.
-        output = np.memmap(Path(folder) / "frames", np.float32, "w+", shape=shape, order="F")
+        frames = Path(folder) / "frames"
+        with frames.open("wb") as stream:
+            # Space that is not there is told here; written to a map, it ends the process.
+            os.posix_fallocate(stream.fileno(), 0, 4 * math.prod(shape))
+        output = np.memmap(frames, np.float32, "r+", shape=shape, order="F")
         for index, chain in enumerate(chains):
             frame = nb.Nifti1Image(np.asanyarray(image.dataobj[..., index]), image.affine)
             output[..., index] = resample(frame, chain, reference_image).dataobj

@@ -1,5 +1,6 @@
 """The command line in this process, with the workflow's run replaced; see also test_end_to_end."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from m2m_bids.api import DEFAULT_WEIGHTS
+from m2m_bids.bids.locks import locked
 from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, quantification_outputs
 from m2m_bids.bids.query import query
 from m2m_bids.bids.request import MADE_FROM_FIELD
@@ -464,3 +466,60 @@ def test_crash_of_the_workflow_is_no_crash_of_the_app(settings, bids_dir, monkey
     assert "some steps failed: 2 raised." in caplog.text
     citation = Path(run.output_dir / "logs/CITATION.md").read_text()
     assert citation.count("#### Registration") == 1
+
+
+# --- mistakes of the app ---------------------------------------------------------------------
+
+
+def test_unexpected_errors_leave_their_traceback_in_a_file(main, monkeypatch, tmp_path):
+    def fail(settings):
+        raise KeyError("so\nmething\x1b[31m")
+
+    monkeypatch.setattr(module, "find_scans", fail)
+    code, out, err, _ = main()
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    (file,) = (tmp_path / "out" / "logs").glob("crash-*.txt")
+    assert line.startswith("m2m-bids: error: unexpected KeyError: ")
+    assert line.endswith(f"Please report it with {file}.")
+    assert line.isprintable()
+    assert "Traceback" in file.read_text()
+
+
+def test_images_larger_than_mem_are_left_out(main, bids_dir, tmp_path):
+    for file in bids_dir.rglob("*.nii.gz"):
+        nb.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4)).to_filename(file)
+    header = nb.Nifti1Header()
+    header.set_data_shape((2000, 2000, 2000))
+    header.set_data_dtype(np.uint8)
+    pet = bids_dir / "sub-1/pet/sub-1_trc-FDG_pet.nii.gz"
+    pet.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    _, out, _, started = main("--mem", "16000")
+    assert started == ["sub-1_trc-AV45_pet", "sub-2_param-FA_dwimap"]
+    assert f"skipped: sub-1_trc-FDG_pet: {pet}: 32.0 GB of voxels by its header" in out
+
+
+def test_a_second_run_leaves_reports_alone(main, bids_dir, tmp_path):
+    for scan in scans_of(bids_dir).values():
+        finish(scan, tmp_path / "out")
+    main()
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    assert main()[0] == 0
+    after = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    assert after == before
+    (tmp_path / "out" / "sub-2.html").unlink()
+    main()
+    assert (tmp_path / "out" / "sub-2.html").is_file()
+
+
+def test_clean_workdir_spares_other_runs(main, tmp_path):
+    work = tmp_path / "work"
+    (work / "m2m_bids_wf").mkdir(parents=True)
+    with locked(work / ".sub-9.lock"):
+        code, _, err, started = main("-w", work, "--clean-workdir")
+        assert (code, started) == (2, [])
+        assert "another run works in" in err
+        assert (work / "m2m_bids_wf").is_dir()
+    code, _, _, started = main("-w", work, "--clean-workdir")
+    assert len(started) == 3
+    assert not (work / "m2m_bids_wf").exists()

@@ -1,12 +1,20 @@
 import gzip
 import os
+import resource
 import stat
 
 import nibabel as nb
 import numpy as np
 import pytest
 
-from m2m_bids.spatial.images import ImageError, load_image, replacing, require_3d, save_image
+from m2m_bids.spatial.images import (
+    ImageError,
+    data_bytes,
+    load_image,
+    replacing,
+    require_3d,
+    save_image,
+)
 
 AFFINE = np.array([[-2.0, 0.1, 0, 10], [0.1, 2.5, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
 
@@ -218,3 +226,46 @@ def test_real_images_load(shared_data):
     image = require_3d(load_image(file), file)
     np.testing.assert_allclose(image.affine, nb.load(file).affine)
     np.testing.assert_allclose(image.dataobj, nb.load(file).get_fdata(), rtol=1e-6)
+
+
+def test_data_bytes(tmp_path, image):
+    for name in ("a.nii", "b.nii.gz"):
+        image.to_filename(tmp_path / name)
+        assert data_bytes(tmp_path / name) == 6 * 7 * 8 * 4
+    nb.Nifti2Image(np.zeros((2, 3, 4), np.float64), AFFINE).to_filename(tmp_path / "c.nii")
+    assert data_bytes(tmp_path / "c.nii") == 2 * 3 * 4 * 8
+    (tmp_path / "d.nii").write_text("no image")
+    assert data_bytes(tmp_path / "d.nii") == 0
+    assert data_bytes(tmp_path / "e.nii") == 0
+
+
+def test_more_voxels_than_memory(tmp_path, image):
+    file = edited(tmp_path / "a.nii", image, dim=[3, 32000, 32000, 32000, 1, 1, 1, 1])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageError, match=r"a\.nii: 131072\.0 GB of voxels by its header, more than"):
+        load_image(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # kB
+
+
+def test_header_without_end(tmp_path, image):
+    file = edited(tmp_path / "a.nii", image, vox_offset=1e9)
+    with pytest.raises(ImageError, match=r"a\.nii: header that says to be 1000000000 bytes long"):
+        load_image(file)
+
+
+def test_more_content_than_the_header_says(tmp_path, image):
+    """A bomb: a hundred megabytes of zeros behind the voxels, in a tenth of a megabyte."""
+    image.to_filename(tmp_path / "a.nii")
+    content = (tmp_path / "a.nii").read_bytes()
+    file = tmp_path / "b.nii.gz"
+    file.write_bytes(gzip.compress(content + bytes(100_000_000), 9))
+    assert file.stat().st_size < 200_000
+    with pytest.raises(ImageError, match=r"b\.nii\.gz: .*more than .* bytes where 1696 are expect"):
+        load_image(file)
+
+
+def test_some_bytes_behind_the_voxels_are_allowed(tmp_path, image):
+    image.to_filename(tmp_path / "a.nii")
+    file = tmp_path / "b.nii.gz"
+    file.write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes() + bytes(1000)))
+    np.testing.assert_array_equal(load_image(file).dataobj, image.dataobj)
