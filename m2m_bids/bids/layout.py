@@ -279,8 +279,9 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(
-            file.read_text(encoding="utf-8"),
+            file.read_text(encoding="utf-8-sig"),
             parse_float=_finite,
+            parse_int=lambda text: int(text) if len(text) < 20 else _finite(text),
             parse_constant=lambda _: None,
         )
         # Half a pair of UTF-16, escaped, is a string that cannot be written.

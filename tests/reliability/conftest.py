@@ -1,4 +1,4 @@
-"""A cohort that the app is through with in seconds, and the app's runs in processes of their own."""
+"""A cohort that the app is through with soon, and the app's runs in processes of their own."""
 
 import hashlib
 import json
@@ -110,13 +110,14 @@ class App(NamedTuple):
 
     def start(self, *more, prefix=(), **environment):
         """Start a run; what it writes on the terminal goes to files beside the output folder."""
+        own = {**os.environ, **environment}
         log = self.out.with_name(f"{self.out.name}.{time.monotonic_ns()}.log")
         with log.open("w") as stream:
             process = subprocess.Popen(
                 [*map(str, prefix), *map(str, self.command(*more))],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={name: value for name, value in own.items() if value is not None},
                 cwd=log.parent,
             )
         process.log = log

@@ -5,6 +5,7 @@ The unmarked tests run some hundred cases, the slow ones more than two thousand.
 every time.
 """
 
+import contextlib
 import gzip
 import json
 import logging
@@ -49,7 +50,13 @@ def fuzz(n_cases, check, *strategies):
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    options(given(*strategies)(check))()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            options(given(*strategies)(check))()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def is_one_line_of(error, file):
@@ -112,12 +119,8 @@ def images(draw):
     n_fields = draw(st.integers(0, 3))
     for name in draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=n_fields, unique=True)):
         value = draw(FIELDS[name])
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            try:
-                header[name] = value
-            except OverflowError:
-                continue
+        with contextlib.suppress(OverflowError), np.errstate(all="ignore"):
+            header[name] = value
     voxels = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     content = bytearray(header.binaryblock + bytes(4) + voxels.tobytes(order="F"))
     for position in draw(st.lists(st.integers(0, len(content) - 1), max_size=2)):
@@ -162,11 +165,7 @@ def test_images(tmp_path, n_cases):
         except ImageError as error:
             is_one_line_of(error, file)
 
-    logging.disable(logging.WARNING)
-    try:
-        fuzz(n_cases, check, images())
-    finally:
-        logging.disable(logging.NOTSET)
+    fuzz(n_cases, check, images())
 
 
 # --- metadata --------------------------------------------------------------------------------
@@ -189,8 +188,8 @@ SIDECARS = st.dictionaries(st.sampled_from(PET_METADATA), VALUES, max_size=12)
 BROKEN_JSON = st.one_of(
     st.binary(max_size=30),
     st.sampled_from([b"", b"{", b"[]", b"null", b"\xff\xfe{}", b'{"a": NaN}', b"[" * 20000,
-                     b'{"Units": ' + b"[" * 900 + b"]" * 900 + b"}", b"9" * 5000, b"\xef\xbb\xbf{}",
-                     b'{"BodyWeight": ' + b"9" * 5000 + b"}"]),
+                     b'{"Units": ' + b"[" * 900 + b"]" * 900 + b"}", b"9" * 5000,
+                     b'{"BodyWeight": ' + b"9" * 5000 + b"}", b"\xef\xbb\xbf{}"]),
 )  # fmt: skip
 
 
@@ -217,12 +216,10 @@ def test_sidecars(tmp_path, n_cases):
         assert timing.durations_s is None or (timing.durations_s > 0).all()
         frame_times(metadata, n_frames)
         weight = find_body_weight(tmp_path, {"sub": "1"}, metadata)
-        try:
-            weight_kg = weight_in_kg(weight.value, weight.units)
-            assert 0 < weight_kg <= 700
-            assert np.isfinite(suv_scale(metadata, weight_kg, n_frames).factors).all()
-        except NoSUVError as error:
-            assert str(error)
+        with contextlib.suppress(NoSUVError):
+            assert 0 < weight_in_kg(weight.value, weight.units) <= 700
+        with contextlib.suppress(NoSUVError):
+            assert np.isfinite(suv_scale(metadata, 70.0, n_frames).factors).all()
 
     fuzz(n_cases, check, SIDECARS.map(json_bytes) | BROKEN_JSON, st.integers(1, 3))
 
@@ -278,11 +275,7 @@ def test_tables(tmp_path, n_cases):
         except QueryError as error:
             is_one_line_of(error, files[-1])
 
-    logging.disable(logging.WARNING)
-    try:
-        fuzz(n_cases, check, tables(), VALUES.map(json_bytes) | BROKEN_JSON)
-    finally:
-        logging.disable(logging.NOTSET)
+    fuzz(n_cases, check, tables(), VALUES.map(json_bytes) | BROKEN_JSON)
 
 
 # --- options that are files ------------------------------------------------------------------
@@ -322,7 +315,9 @@ def test_filter_and_plugin_files(tmp_path, n_cases):
 
 # --- gradients -------------------------------------------------------------------------------
 
-WORDS = st.sampled_from(["0", "1000", "-1", "nan", "inf", "1e400", "x", "0.7", ",", "\ud800", "1_0"])
+WORDS = st.sampled_from(
+    ["0", "1000", "-1", "nan", "inf", "1e400", "x", "0.7", ",", "\ud800", "1_0"]
+)
 
 
 @cases(60, 300)
@@ -426,4 +421,3 @@ def test_dry_runs(dataset, tmp_path, capsys, n_cases):
             assert str(files[name]) in last or str(dataset) in last, last
 
     fuzz(n_cases, check, changed)
-

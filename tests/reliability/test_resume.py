@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_killed_at_any_time(app, undisturbed):
         try:
             process.wait(timeout=undisturbed.seconds * part * generator.uniform(0.6, 1.4))
             break
-        except Exception:  # noqa: BLE001
+        except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1

@@ -242,7 +242,7 @@ def test_data_bytes(tmp_path, image):
 def test_more_voxels_than_memory(tmp_path, image):
     file = edited(tmp_path / "a.nii", image, dim=[3, 32000, 32000, 32000, 1, 1, 1, 1])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ImageError, match=r"a\.nii: 131072\.0 GB of voxels by its header, more than"):
+    with pytest.raises(ImageError, match=r"a\.nii: 131072\.0 GB of voxels by its header"):
         load_image(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # kB
 
@@ -260,7 +260,9 @@ def test_more_content_than_the_header_says(tmp_path, image):
     file = tmp_path / "b.nii.gz"
     file.write_bytes(gzip.compress(content + bytes(100_000_000), 9))
     assert file.stat().st_size < 200_000
-    with pytest.raises(ImageError, match=r"b\.nii\.gz: .*more than .* bytes where 1696 are expect"):
+    with pytest.raises(
+        ImageError, match=r"b\.nii\.gz: .*more than .* bytes where 1696 are expect"
+    ):
         load_image(file)
 
 
