@@ -1,5 +1,6 @@
 """Run the app: build the workflow, run it, say what became of each scan."""
 
+import errno
 import logging
 import shutil
 import subprocess
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(settings)
     except (ValueError, OSError) as error:
         LOGGER.debug("", exc_info=True)
-        return _stop(str(error))
+        return _stop(f"{error}{_advice(error, settings)}")
     except MemoryError:
         LOGGER.debug("", exc_info=True)
         return _stop("there is not enough memory")
@@ -78,6 +79,14 @@ def _stop(message: str) -> int:
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
     sys.stderr.write(f"m2m-bids: error: {line}\n")
     return 2
+
+
+def _advice(error: Exception, settings: Settings) -> str:
+    """Say what to do about a full disk."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    folders = f"{settings.output_dir} or {settings.work_dir}"
+    return f": make room in {folders}; the same command goes on from here"
 
 
 def _keep_traceback(settings: Settings) -> str:

@@ -280,6 +280,9 @@ class TestPlugin:
         [
             ("plugin: [", "cannot be read as YAML"),
             ("!!python/object/apply:os.system ['touch pwned']", "cannot be read as YAML"),
+            ("plugin: !!bool x", "cannot be read as YAML"),
+            ("plugin: !!timestamp 9999-99-99", "cannot be read as YAML"),
+            ("[" * 3000, "cannot be read as YAML"),
             ("n_procs: 2", "expected 'plugin: NAME'"),
             ("[1]", "expected 'plugin: NAME'"),
             ("plugin: Linear\nargs: {}", "unknown keys ['args']"),

@@ -1,5 +1,6 @@
 """The command line in this process, with the workflow's run replaced; see also test_end_to_end."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -484,6 +485,16 @@ def test_unexpected_errors_leave_their_traceback_in_a_file(main, monkeypatch, tm
     assert line.endswith(f"Please report it with {file}.")
     assert line.isprintable()
     assert "Traceback" in file.read_text()
+
+
+def test_a_full_disk_is_told(main, monkeypatch, tmp_path):
+    def fail(settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "find_scans", fail)
+    code, _, err, _ = main()
+    assert code == 2
+    assert f"No space left on device: make room in {tmp_path / 'out'} or " in err
 
 
 def test_images_larger_than_mem_are_left_out(main, bids_dir, tmp_path):

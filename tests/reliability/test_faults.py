@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -115,9 +117,17 @@ exec setpriv --reuid 54321 --regid 54321 --clear-groups \
 
 
 @needs_mounts
-def test_without_network_home_and_rights(app, undisturbed, tmp_path):
+def test_without_network_home_and_rights(app, undisturbed):
     """Read-only input, no network, no home directory, a user that does not exist: all at once."""
-    for folder in (app.out, app.work):
+    # Not in pytest's own folder, which is closed to other users.
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o755)
+        run_isolated(app._replace(out=Path(root, "out"), work=Path(root, "work")), undisturbed)
+
+
+def run_isolated(app, undisturbed):
+    empty = app.out.with_name("tmp")
+    for folder in (app.out, app.work, empty):
         folder.mkdir()
         os.chown(folder, 54321, 54321)
     inputs = [app.data.bids, *app.data.derivatives.values()]
@@ -126,12 +136,10 @@ def test_without_network_home_and_rights(app, undisturbed, tmp_path):
         inputs=" ".join(f"'{folder}'" for folder in inputs), bids=app.data.bids
     )
     prefix = ["unshare", "-m", "-n", "sh", "-c", script, "sh"]
-    empty = tmp_path / "tmp"
-    empty.mkdir(mode=0o777)
-    empty.chmod(0o777)
     done = app.run(prefix=prefix, HOME="/nonexistent", TMPDIR=str(empty), USER=None, LOGNAME=None)
     assert done.code == 0, done.text
     assert "Traceback" not in done.text
+    assert "writable" not in done.text
     assert app.results() == undisturbed.results
     after = {file: file.stat() for root in inputs for file in root.rglob("*")}
     assert {f: (s.st_mtime_ns, s.st_size) for f, s in after.items()} == {

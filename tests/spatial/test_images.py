@@ -271,3 +271,17 @@ def test_some_bytes_behind_the_voxels_are_allowed(tmp_path, image):
     file = tmp_path / "b.nii.gz"
     file.write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes() + bytes(1000)))
     np.testing.assert_array_equal(load_image(file).dataobj, image.dataobj)
+
+
+def test_qform_that_is_no_rotation(tmp_path, image, caplog):
+    image.set_sform(AFFINE, 1)
+    file = edited(tmp_path / "a.nii", image, qform_code=1, quatern_b=1e16)
+    np.testing.assert_allclose(load_image(file).affine, AFFINE, atol=1e-6)
+    assert "a.nii: the qform cannot be read" in caplog.text
+
+
+def test_type_that_does_not_exist(tmp_path, image):
+    file = edited(tmp_path / "a.nii", image, datatype=6)
+    assert data_bytes(file) == 0
+    with pytest.raises(ImageError, match=r"a\.nii: not a readable image"):
+        load_image(file)
