@@ -1,9 +1,10 @@
 """Nipype's MultiProc plugin for processes that may be killed, as for want of memory."""
 
-import ctypes
+import fcntl
 import logging
 import multiprocessing
-import signal
+import os
+import sys
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -98,9 +99,12 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
 
 
 def _initialise_worker(cwd: str) -> None:
-    """Prepare a process as Nipype does; on Linux it is killed when what started it ends."""
+    """Prepare a process as Nipype does; on Linux it ends when the main process does."""
     process_initializer(cwd)
-    set_option = getattr(ctypes.CDLL(None), "prctl", None)
-    if set_option:
-        pr_set_pdeathsig = 1  # <linux/prctl.h>
-        set_option(pr_set_pdeathsig, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and sys.platform == "linux":
+        # The main process holds the other end of this pipe. SIGIO ends a process that has no
+        # handler, also in the midst of a library that keeps Python's lock.
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)

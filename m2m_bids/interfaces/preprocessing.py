@@ -12,13 +12,16 @@ from nipype.interfaces.base import (
     traits,
 )
 
+# Files of datasets are declared without ``exists``: one that has vanished since the query fails
+# its own scan, when it is read. Nipype's check would end the whole run.
+
 
 class _ImageOutputSpec(TraitedSpec):
     out_file = File(desc="resulting image")
 
 
 class _ConformT1wInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="T1w image as it came")
+    in_file = File(mandatory=True, desc="T1w image as it came")
 
 
 class _ConformT1wOutputSpec(TraitedSpec):
@@ -130,7 +133,7 @@ class AlignTemplate(SimpleInterface):
 
 
 class _TakeMaskInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="brain mask of another program")
+    in_file = File(mandatory=True, desc="brain mask of another program")
     t1w_file = File(exists=True, mandatory=True, desc="T1w image, RAS+")
 
 
@@ -255,7 +258,7 @@ class SegmentTissues(SimpleInterface):
 
 
 class _StaticReferenceInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="PET image, 3-D or 4-D")
+    in_file = File(mandatory=True, desc="PET image, 3-D or 4-D")
     sidecar = traits.Dict(desc="PET metadata, for the timing of the frames")
     kind = traits.Str("auto", usedefault=True, desc="as in `preprocessing.pet.static_reference`")
     frame_xfms = traits.List(
@@ -309,7 +312,7 @@ def _load_scan(file: str, sidecar: dict):
 
 
 class _EstimateMotionInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="PET image, 3-D or 4-D")
+    in_file = File(mandatory=True, desc="PET image, 3-D or 4-D")
     sidecar = traits.Dict(desc="PET metadata, for the timing of the frames")
     random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
 
@@ -353,10 +356,10 @@ class EstimateMotion(SimpleInterface):
 
 
 class _FitTensorInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="diffusion-weighted image, 4-D")
-    bval_file = File(exists=True, mandatory=True, desc="b-values, FSL's form")
-    bvec_file = File(exists=True, mandatory=True, desc="directions, FSL's form")
-    mask_file = File(exists=True, desc="brain mask on its grid; found in the image by default")
+    in_file = File(mandatory=True, desc="diffusion-weighted image, 4-D")
+    bval_file = File(mandatory=True, desc="b-values, FSL's form")
+    bvec_file = File(mandatory=True, desc="directions, FSL's form")
+    mask_file = File(desc="brain mask on its grid; found in the image by default")
     is_raw = traits.Bool(mandatory=True, desc="whether motion is corrected")
     random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
 
@@ -404,7 +407,7 @@ class FitTensor(SimpleInterface):
 
 
 class _CleanFAInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="FA map as it came")
+    in_file = File(mandatory=True, desc="FA map as it came")
     fit_method = traits.Str(desc="how it was fitted, if it was")
 
 

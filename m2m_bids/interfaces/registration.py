@@ -143,7 +143,7 @@ class ResampleImage(SimpleInterface):
 
 
 class _ResampleFramesInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="PET scan as it came, 3-D or 4-D")
+    in_file = File(mandatory=True, desc="PET scan as it came, 3-D or 4-D")
     frame_xfms = traits.List(
         File(exists=True), desc="ITK affine per frame, reference to frame points; empty for none"
     )
