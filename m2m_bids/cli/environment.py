@@ -44,7 +44,8 @@ def prepare_environment(settings: Settings) -> None:
             "THP_MEM_ALLOC_ENABLE": "1",
             "OPENBLAS_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
-            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": threads,
+            # With more, ANTs sums in another order each time: results would not repeat.
+            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
             "ANTS_RANDOM_SEED": str(settings.random_seed or 1),
         }
     )
