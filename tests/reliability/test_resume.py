@@ -57,7 +57,7 @@ def children(pid):
 
 def test_killed_worker(app, undisturbed):
     """Kill the process of a step, as the kernel does for want of memory; the run goes on."""
-    process = app.start("--nprocs", "2")
+    process = app.start("--nprocs", "2", "-v")
     end = time.monotonic() + 600
     while "register_rigid" not in process.log.read_text():
         assert time.monotonic() < end
