@@ -64,6 +64,8 @@ def plugin():
 
 
 def test_nodes_of_killed_processes_run_again(tmp_path):
+    """One dies; the other, which does not, may be lost with it."""
+    (tmp_path / "marker1").touch()
     graph = workflow_of(tmp_path, die_once).run(plugin=plugin())
     last = next(node for node in graph.nodes() if node.name == "last")
     assert last.result.outputs.out == [str(tmp_path / f"marker{index}") for index in range(2)]
