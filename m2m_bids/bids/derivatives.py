@@ -316,9 +316,17 @@ def file_sizes(
     """
     List files by name with their sizes in bytes, which tell a file that was replaced.
 
-    Times are not kept: a dataset that was copied elsewhere is the same one.
+    Times are not kept: a dataset that was copied elsewhere is the same one. A file that has
+    vanished has the size -1: the step that reads it says so, and the other scans go on.
     """
-    return {file_uri(file, out_dir, datasets): file.stat().st_size for file in files}
+    return {file_uri(file, out_dir, datasets): _size(file) for file in files}
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
 
 
 def missing_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]:
