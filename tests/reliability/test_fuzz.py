@@ -24,12 +24,12 @@ from m2m_bids.bids.naming import parse_name
 from m2m_bids.bids.tables import check_subjects_sessions, read_subjects_sessions, session_times
 from m2m_bids.cli import run as cli
 from m2m_bids.cli.plugins import read_plugin_file
-from m2m_bids.preprocessing.gradients import check_sufficient, read_gradients
 from m2m_bids.preprocessing.pet import static_reference
 from m2m_bids.preprocessing.pet_timing import frame_timing
 from m2m_bids.quantification.statistics import frame_times
 from m2m_bids.quantification.suv import NoSUVError, suv_scale, weight_in_kg
 from m2m_bids.spatial.conform import to_ras
+from m2m_bids.spatial.gradients import check_sufficient, read_gradients
 from m2m_bids.spatial.images import ImageError, load_image, require_3d
 
 NAME = "sub-1_trc-FDG_pet"
