@@ -6,7 +6,8 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from m2m_bids.registration.m2m import CyclePairs
     from m2m_bids.registration.refinement import Registration
+    from m2m_bids.registration.weights import WeightsCard
 
 Modality = Literal["pet", "fa"]
 NEAR_MM = 3.6
@@ -321,6 +323,64 @@ def check_synthstrip(model_file: Path) -> None:
     load_synthstrip(model_file)
 
 
+@lru_cache(maxsize=1)
+def loaded_network(
+    weights: Path, sha256: str, device: "torch.device"
+) -> "tuple[torch.nn.Module, WeightsCard]":
+    """
+    Load a network, once in a process for all of its scans.
+
+    Parameters
+    ----------
+    weights : Path
+        Weights folder.
+    sha256 : str
+        Hash of its weights: others are loaded anew.
+    device : torch.device
+
+    Returns
+    -------
+    network : Module
+        On the device, in evaluation mode; not to be changed.
+    card : WeightsCard
+    """
+    from m2m_bids.registration.weights import load_weights
+
+    network, card = load_weights(weights)
+    return network.to(device), card
+
+
+@contextmanager
+def explained_out_of_memory(advice: str) -> Iterator[None]:
+    """
+    Say what to do where the memory of a GPU is not enough, and free what PyTorch keeps of it.
+
+    Parameters
+    ----------
+    advice : str
+        What to do, unless another program has the memory.
+
+    Raises
+    ------
+    DeviceError
+        In place of PyTorch's error.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        shown = "the GPU"
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            shown = f"{torch.cuda.get_device_name()} ({total / 1e9:.1f} GB, {free / 1e9:.1f} free)"
+            torch.cuda.empty_cache()
+        raise DeviceError(
+            f"memory of {shown} ran out: end other programs on it (nvidia-smi lists them), give"
+            f" each run a GPU of its own, or {advice}"
+        ) from error
+
+
 def estimate_deformation(
     moving: nb.Nifti1Image,
     fixed: nb.Nifti1Image,
@@ -363,17 +423,36 @@ def estimate_deformation(
     WeightsError
         If the weights cannot be used, or are not for this modality.
     DeviceError
-        If the device is not there.
+        If the device is not there, or its memory is not enough.
     ImageError
         If the rigidly aligned images do not overlap.
     """
+    with explained_out_of_memory("use --device cpu, or weights of a coarser grid"):
+        return _estimate_deformation(
+            *(moving, fixed, fixed_mask),
+            fixed2moving=fixed2moving,
+            template2fixed=template2fixed,
+            options=options,
+            fixed_dseg=fixed_dseg,
+        )
+
+
+def _estimate_deformation(
+    moving: nb.Nifti1Image,
+    fixed: nb.Nifti1Image,
+    fixed_mask: nb.Nifti1Image,
+    *,
+    fixed2moving: np.ndarray,
+    template2fixed: np.ndarray,
+    options: DeformableOptions,
+    fixed_dseg: nb.Nifti1Image | None,
+) -> Deformation:
     import torch
 
     from m2m_bids.registration.m2m import CyclePairs
     from m2m_bids.registration.maps import map_from_displacement, warp
     from m2m_bids.registration.presets import LNCC_SIGMA_MM
     from m2m_bids.registration.refinement import RefinementConfig, register_pair
-    from m2m_bids.registration.weights import load_weights
     from m2m_bids.simulation.anatomy import load_template
     from m2m_bids.simulation.contrast import (
         FDG_WEIGHTS,
@@ -384,10 +463,9 @@ def estimate_deformation(
 
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
-    check_weights(options.weights, [options.modality])
-    network, card = load_weights(options.weights)
+    sha256 = check_weights(options.weights, [options.modality])
     device = resolve_device(options.device)
-    network = network.to(device)
+    network, card = loaded_network(options.weights, sha256, device)
     grid = template_grid(template2fixed, size=card.grid_size, spacing_mm=card.spacing_mm)
     moving_image, fixed_image = (
         torch.from_numpy(data)[None, None].to(device)

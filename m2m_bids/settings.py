@@ -67,10 +67,11 @@ def new_run_uuid() -> str:
 
 
 def available_cpus() -> int:
-    """Count the CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Count the CPU cores that this process may use, those of its SLURM job if it is in one."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    share = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(n_cores, int(share)) if share.isdigit() else n_cores
 
 
 def _templateflow_home() -> Path:
@@ -116,6 +117,8 @@ class Settings:
         Folder of intermediate results.
     clean_workdir : bool
         Whether the work folder is emptied before the run.
+    purge_workdir_on_success : bool
+        Whether intermediate results of participants without failed scans are removed at the end.
     nprocs, omp_nthreads : int
         Threads of all processes together, and of one process. 0 stands for a number that fits
         the machine and is replaced by it.
@@ -231,6 +234,7 @@ class Settings:
     skip_bids_validation: bool = False
     work_dir: Path = Path("work")
     clean_workdir: bool = False
+    purge_workdir_on_success: bool = False
     nprocs: int = 0
     omp_nthreads: int = 0
     mem_gb: float | None = None

@@ -43,6 +43,8 @@ from m2m_bids.workflows.spaces import (
     init_template_wf,
 )
 
+WORKFLOW_NAME = "m2m_bids_wf"
+
 
 def init_m2m_bids_wf(
     settings: Settings,
@@ -50,7 +52,7 @@ def init_m2m_bids_wf(
     options: RegistrationOptions,
     *,
     images: TrainingImages | EvaluationImages | None = None,
-    name: str = "m2m_bids_wf",
+    name: str = WORKFLOW_NAME,
 ) -> Workflow:
     """
     Build the workflow of a run.
@@ -77,7 +79,7 @@ def init_m2m_bids_wf(
     for subject in dict.fromkeys(scan.subject for scan in scans):
         own = [scan for scan in scans if scan.subject == subject]
         single_subject_wf = init_single_subject_wf(
-            settings, own, options, images=images, name=f"sub_{identifier(subject)}_wf"
+            settings, own, options, images=images, name=single_subject_wf_name(subject)
         )
         crash_dir = settings.output_dir / f"sub-{subject}" / "log" / settings.run_uuid
         single_subject_wf.config["execution"]["crashdump_dir"] = str(crash_dir)
@@ -207,6 +209,11 @@ def methods_text(workflow: Workflow) -> str:
         _nested(workflow), key=lambda part: last.index(part.name) if part.name in last else -1
     )
     return "\n".join(dict.fromkeys(part.__desc__ for part in parts if part.__desc__))
+
+
+def single_subject_wf_name(subject: str) -> str:
+    """Name of the workflow of a subject."""
+    return f"sub_{identifier(subject)}_wf"
 
 
 def anatomical_wf_name(scan: Scan) -> str:

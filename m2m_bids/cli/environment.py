@@ -6,11 +6,25 @@ import logging
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from m2m_bids.settings import Settings
 
 GPU_COUNT_CODE = "import torch; print(torch.cuda.device_count())"
+
+
+def name_a_home() -> None:
+    """
+    Name a home folder where neither the environment nor the list of users does.
+
+    So it is for a user id that nobody has, in a container with an empty environment; pybids asks
+    for the home folder when it is imported. It need not exist: nothing is written to it.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/nonexistent"
 
 
 def prepare_environment(settings: Settings) -> None:
@@ -102,6 +116,8 @@ def configure_nipype(settings: Settings) -> None:
             "crashfile_format": "txt",
             "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
             "poll_sleep_duration": "0.5",
+            # Seconds until a job's result is seen on a network file system.
+            "job_finished_timeout": "30",
         },
     }
     parser = configparser.ConfigParser()
@@ -129,7 +145,7 @@ def count_gpus(device: str) -> int:
     Returns
     -------
     int
-        At most 1 where one device is named, 0 for the CPU.
+        All that are seen for ``"auto"`` and ``"cuda"``, 1 where one is named, 0 for the CPU.
 
     Raises
     ------
@@ -138,22 +154,64 @@ def count_gpus(device: str) -> int:
     """
     if device == "cpu":
         return 0
-    command = [sys.executable, "-c", GPU_COUNT_CODE]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    n_gpus = int(answer.stdout) if answer.returncode == 0 else 0
+    n_gpus = _answer(GPU_COUNT_CODE)
     if device == "auto":
-        return min(n_gpus, 1)
+        return n_gpus
     _, _, index = device.partition(":")
     if int(index or 0) >= n_gpus:
         from m2m_bids.api import missing_gpu_message
 
         raise ValueError(missing_gpu_message(device, n_gpus))
-    return 1
+    return 1 if index else n_gpus
+
+
+@cache
+def _answer(code: str) -> int:
+    """Run code in a process of its own and read the number that it prints; 0 if it fails."""
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(answer.stdout) if answer.returncode == 0 else 0
+
+
+def gpu_names(device: str, n_gpus: int) -> tuple[str, ...]:
+    """
+    Name the GPUs of a run, each for one process, as ``CUDA_VISIBLE_DEVICES`` does.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    n_gpus : int
+        As `count_gpus` says.
+
+    Returns
+    -------
+    tuple of str
+        A process that is to use ``cuda:N`` sees the GPUs before it too.
+    """
+    _, _, index = device.partition(":")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    n_seen = int(index) + 1 if index else n_gpus
+    names = visible.split(",") if visible else [str(number) for number in range(n_seen)]
+    if not n_gpus:
+        return ()
+    return (",".join(names[:n_seen]),) if index else tuple(names[:n_gpus])
 
 
 def available_memory_gb() -> float:
-    """Memory that may be used: nine tenths of what is there or of the container's limit."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    """
+    Memory that may be used: nine tenths of what is there, or of the container's or job's limit.
+
+    SLURM may count memory without limiting it, so that its variables tell of a job's share.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9]
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
-    return 0.9 * (min(total, int(text) / 1e9) if text.isdigit() else total)
+    if text.isdigit():
+        limits.append(int(text) / 1e9)
+    per_node, per_cpu = (
+        int(os.environ.get(name, 0)) * 2**20 / 1e9
+        for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU")
+    )
+    job = per_node or per_cpu * int(os.environ.get("SLURM_CPUS_ON_NODE", 1))
+    return 0.9 * min([*limits, job] if job else limits)

@@ -537,7 +537,8 @@ def _add_performance(group: argparse._ArgumentGroup) -> None:
         dest="plugin_file",
         type=Path,
         metavar="FILE",
-        help="YAML file with Nipype's plugin and plugin_args",
+        help="YAML file with 'plugin: NAME' (MultiProc, SLURM, SLURMGraph, Dask, or another one of "
+        "Nipype's) and 'plugin_args:'; see docs/cluster.md",
     )
 
 
@@ -552,6 +553,11 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--clean-workdir", action="store_true", help="empty the work folder before the run"
+    )
+    group.add_argument(
+        "--purge-workdir-on-success",
+        action="store_true",
+        help="remove the intermediate results of each participant of whom no scan has failed",
     )
     group.add_argument(
         "--config-file",

@@ -21,10 +21,12 @@ from m2m_bids.cli.environment import (
     available_memory_gb,
     configure_nipype,
     count_gpus,
+    name_a_home,
     prepare_environment,
 )
 from m2m_bids.cli.parser import parse_args
-from m2m_bids.cli.plugins import read_plugin_file
+from m2m_bids.cli.plugins import choose_plugin, start_plugin
+from m2m_bids.cli.purge import purge_finished
 from m2m_bids.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0 if no scan failed, 1 if one did, 2 if nothing could be started, 130 if interrupted.
     """
+    name_a_home()
     settings = parse_args(argv)
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(settings.verbose, 2)]
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -337,7 +340,7 @@ def execute(
     workflow : LiterateWorkflow
     settings : Settings
     use_gpu : bool
-        Whether there is a GPU slot.
+        Whether there are GPUs, each for one node at a time.
     ends_early : bool
         Whether nodes of little memory, such as those that write results, go before the others, so
         that an interrupted run leaves all that it could end; otherwise nodes that are as far from
@@ -347,17 +350,15 @@ def execute(
     -------
     Progress
     """
-    from m2m_bids.cli.multiproc import SturdyMultiProcPlugin
     from m2m_bids.cli.progress import Progress
     from m2m_bids.cli.steps import node_names
 
     progress = Progress(node_names(workflow), logs_nodes=settings.verbose > 0)
-    plugin = _plugin(settings, progress, use_gpu=use_gpu, ends_early=ends_early)
-    if plugin["plugin"] == "MultiProc":
-        plugin = {"plugin": SturdyMultiProcPlugin(plugin["plugin_args"])}
+    plugin = choose_plugin(settings, progress, use_gpu=use_gpu, ends_early=ends_early)
+    arguments = start_plugin(**plugin)
     try:
         with progress.watching(sys.stderr):
-            workflow.run(**plugin)
+            workflow.run(**arguments)
     except Exception as error:
         # Nipype raises at the end for the nodes that failed; each has its crash file.
         LOGGER.debug("", exc_info=True)
@@ -365,31 +366,6 @@ def execute(
             "some steps failed: %s", str(error).splitlines()[0] if str(error) else error
         )
     return progress
-
-
-def _plugin(
-    settings: Settings, progress: "Progress", *, use_gpu: bool, ends_early: bool = False
-) -> dict[str, Any]:
-    """Choose Nipype's plugin and its arguments."""
-    if settings.plugin_file:
-        plugin = read_plugin_file(settings.plugin_file)
-    elif settings.nprocs == 1 and not ends_early:
-        plugin = {"plugin": "Linear", "plugin_args": {}}
-    else:
-        plugin = {
-            "plugin": "MultiProc",
-            "plugin_args": {
-                "n_procs": settings.nprocs,
-                "memory_gb": settings.mem_gb or available_memory_gb(),
-                "n_gpu_procs": int(use_gpu),
-                "raise_insufficient": False,
-                "maxtasksperchild": 1,
-                "mp_context": "forkserver",
-                "scheduler": "mem_thread" if ends_early else "tsort",
-            },
-        }
-    plugin["plugin_args"].setdefault("status_callback", progress)
-    return plugin
 
 
 def failure_of(scan: "Scan", settings: Settings) -> str:
@@ -426,6 +402,8 @@ def _report(
         rows.append(row if has_run else as_before(row, earlier))
     is_new = progress is not None or settings.reports_only
     reports = write_reports(settings, scans, rows, is_new=is_new)
+    if settings.purge_workdir_on_success:
+        purge_finished(settings, scans, rows)
     sys.stdout.write(closing_text(settings, rows, reports) + "\n")
     return 1 if any(row.status == "failed" for row in rows) else 0
 

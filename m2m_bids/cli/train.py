@@ -140,6 +140,7 @@ def _train(
 ) -> int:
     import torch
 
+    from m2m_bids.api import DeviceError, explained_out_of_memory
     from m2m_bids.cohort import find_training_scans, is_first_process, train_network
     from m2m_bids.registration.training import VALIDATION_LOG, TrainingError, read_log
     from m2m_bids.reports.training import draw_training
@@ -149,16 +150,18 @@ def _train(
     use_one_heap()
     if processes.n_devices == 1:
         torch.set_num_threads(settings.nprocs)
+    advice = "give a smaller --batch-size with --resume, or a coarser --grid-spacing"
     try:
-        weights_dir = train_network(
-            find_training_scans(images_dir, (scan.name for scan in scans)),
-            options,
-            settings.run_dir,
-            processes=processes,
-            training_command=shlex.join(["m2m-bids", *sys.argv[1:]]),
-            shows_progress=sys.stdout.isatty(),  # where Lightning draws it
-        )
-    except TrainingError as error:
+        with explained_out_of_memory(advice):
+            weights_dir = train_network(
+                find_training_scans(images_dir, (scan.name for scan in scans)),
+                options,
+                settings.run_dir,
+                processes=processes,
+                training_command=shlex.join(["m2m-bids", *sys.argv[1:]]),
+                shows_progress=sys.stdout.isatty(),  # where Lightning draws it
+            )
+    except (TrainingError, DeviceError) as error:
         raise ValueError(str(error)) from error
     if not is_first_process():
         return 0

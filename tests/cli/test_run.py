@@ -380,31 +380,6 @@ def settings(bids_dir, tmp_path):
     return make
 
 
-def test_plugin(settings, tmp_path):
-    progress = Progress()
-    linear = module._plugin(settings(nprocs=1), progress, use_gpu=False)
-    assert linear == {"plugin": "Linear", "plugin_args": {"status_callback": progress}}
-    several = module._plugin(settings(nprocs=3, mem_gb=7.5), progress, use_gpu=True)
-    assert several["plugin"] == "MultiProc"
-    assert (
-        several["plugin_args"].items()
-        >= {
-            "n_procs": 3,
-            "memory_gb": 7.5,
-            "n_gpu_procs": 1,
-            "mp_context": "forkserver",
-            "raise_insufficient": False,
-            "scheduler": "tsort",
-        }.items()
-    )
-    early = module._plugin(settings(nprocs=1), progress, use_gpu=False, ends_early=True)
-    assert early["plugin_args"].items() >= {"n_procs": 1, "scheduler": "mem_thread"}.items()
-    (tmp_path / "plugin.yml").write_text("plugin: SLURM\nplugin_args: {template: x}\n")
-    batch = module._plugin(settings(plugin_file=tmp_path / "plugin.yml"), progress, use_gpu=False)
-    assert batch["plugin"] == "SLURM"
-    assert batch["plugin_args"]["template"] == "x"
-
-
 def fake_validator(tmp_path, monkeypatch, code):
     """Put a validator beside a make-believe interpreter."""
     program = tmp_path / "bin/bids-validator-deno"

@@ -1,0 +1,135 @@
+"""SLURM's plugins with stand-ins for its programs; tests/slurm has a real one."""
+
+import subprocess
+import time
+from types import SimpleNamespace
+
+import pytest
+from nipype import Node
+from nipype.interfaces.utility import IdentityInterface
+
+from m2m_bids.cli import slurm
+from m2m_bids.cli.slurm import SLURMGraphPlugin, SLURMPlugin, ended_as, is_done, resource_args
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """Answer for SLURM's programs; return what was asked."""
+    asked = []
+
+    def say(**answers):
+        def run(command, **_):
+            asked.append(command)
+            text = answers.get(command[0])
+            return SimpleNamespace(returncode=int(text is None), stdout=text or "", stderr="down")
+
+        monkeypatch.setattr(subprocess, "run", run)
+        return asked
+
+    return say
+
+
+def node(*, gpu=False, n_procs=4, mem_gb=2.5):
+    made = Node(IdentityInterface(fields=["use_gpu"]), name="n", n_procs=n_procs, mem_gb=mem_gb)
+    made.inputs.use_gpu = gpu
+    return made
+
+
+@pytest.mark.parametrize(
+    ("given", "gpu", "expected"),
+    [
+        ("--time=30", False, "--cpus-per-task=4 --mem=2500M"),
+        ("--time=30", True, "--cpus-per-task=4 --mem=2500M --gpus=1"),
+        ("-c 2 --mem=9G", False, ""),
+        ("--mem-per-cpu=1G", True, "--cpus-per-task=4 --gpus=1"),
+        ("--cpus-per-task=1 --gres=gpu:a100:1 --mem=1G", True, ""),
+        ("--comment='-c is --mem'", False, "--cpus-per-task=4 --mem=2500M"),
+    ],
+)
+def test_nodes_ask_for_what_they_declare(given, gpu, expected):
+    assert resource_args(node(gpu=gpu), given) == expected
+
+
+def test_the_queue_is_read_once_for_all_jobs(programs):
+    asked = programs(squeue="3\n4\n")
+    plugin = SLURMPlugin({})
+    plugin._submitted = dict.fromkeys((3, 4, 5), time.monotonic() - 1)
+    assert [plugin._is_pending(job) for job in (3, 4, 5)] == [True, True, False]
+    assert len(asked) == 1
+
+
+def test_a_job_newer_than_the_answer_is_pending(programs):
+    programs(squeue="")
+    plugin = SLURMPlugin({})
+    plugin._submitted = {3: time.monotonic() - 1}
+    assert not plugin._is_pending(3)
+    plugin._submitted[4] = time.monotonic()
+    assert plugin._is_pending(4)
+
+
+def test_a_controller_that_does_not_answer_ends_nothing(programs):
+    programs(squeue=None)
+    plugin = SLURMPlugin({})
+    plugin._submitted = {3: time.monotonic() - 1}
+    assert plugin._is_pending(3)
+
+
+def test_killed_jobs_fail_their_node(programs, monkeypatch, tmp_path):
+    programs(squeue="", scontrol="JobId=3 JobName=x JobState=TIMEOUT Reason=TimeLimit\n")
+    plugin = SLURMPlugin({})
+    plugin._config = {"execution": {"job_finished_timeout": "0"}}
+    plugin._submitted, plugin._pending = {3: time.monotonic() - 1}, {3: str(tmp_path / "w/s/n")}
+    (line,) = plugin._get_result(3)["traceback"]
+    assert line.startswith("RuntimeError: the SLURM job of n ended as TIMEOUT without a result:")
+    assert "--time" in line
+    assert line.endswith("\n")
+
+
+def test_forgotten_jobs_have_no_state(programs):
+    programs(scontrol=None)
+    assert ended_as(3) == ""
+
+
+def test_a_graph_is_followed_to_its_end(programs, monkeypatch):
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: None)
+    told = []
+    plugin = SLURMGraphPlugin(
+        {"status_callback": lambda node, status: told.append((node, status))}
+    )
+    answers = iter(
+        [
+            {"j0_a": "RUNNING", "j1_b": "PENDING"},
+            {"j0_a": "COMPLETED", "j1_b": "RUNNING", "j2_c": "PENDING"},
+            {"j0_a": "COMPLETED", "j1_b": "TIMEOUT", "j2_c": "CANCELLED"},
+        ]
+    )
+    monkeypatch.setattr(plugin, "_states", lambda: next(answers))
+    states = plugin._wait({"j0_a": "a", "j1_b": "b", "j2_c": "c"})
+    assert states == {"j0_a": "COMPLETED", "j1_b": "TIMEOUT", "j2_c": "CANCELLED"}
+    assert told == [
+        ("a", "start"), ("a", "end"), ("b", "start"), ("b", "exception"), ("c", "exception"),
+    ]  # fmt: skip
+
+
+def test_other_jobs_are_not_followed(programs):
+    plugin = SLURMGraphPlugin({})
+    programs(squeue=f"j0_a|RUNNING|{plugin._mark}\nj0_a|FAILED|m2m-bids-1\nother|RUNNING|(null)\n")
+    assert plugin._states() == {"j0_a": "RUNNING"}
+
+
+def test_an_interrupted_graph_is_taken_out_of_the_queue(programs, monkeypatch):
+    plugin = SLURMGraphPlugin({})
+    asked = programs(squeue=f"7|{plugin._mark}\n8|(null)\n", scancel="")
+    monkeypatch.setattr(plugin, "_states", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        plugin._wait({})
+    assert asked[-1] == ("scancel", "7")
+
+
+def test_done_is_what_has_its_hash(tmp_path):
+    folder = SimpleNamespace(output_dir=lambda: str(tmp_path))
+    assert not is_done(folder)
+    (tmp_path / "_0x12_unfinished.json").touch()
+    assert not is_done(folder)
+    (tmp_path / "_0x12.json").touch()
+    assert is_done(folder)
