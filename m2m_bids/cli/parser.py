@@ -537,8 +537,8 @@ def _add_performance(group: argparse._ArgumentGroup) -> None:
         dest="plugin_file",
         type=Path,
         metavar="FILE",
-        help="YAML file with 'plugin: NAME' (MultiProc, SLURM, SLURMGraph, Dask, or another one of "
-        "Nipype's) and 'plugin_args:'; see docs/cluster.md",
+        help="YAML file with 'plugin:' (MultiProc, SLURM, SLURMGraph, Dask, or another of Nipype) "
+        "and 'plugin_args:'; see docs/cluster.md",
     )
 
 

@@ -107,7 +107,7 @@ def start_plugin(plugin: str, plugin_args: dict[str, Any]) -> dict[str, Any]:
     if plugin not in _OWN:
         if not hasattr(import_module("nipype.pipeline.plugins"), f"{plugin}Plugin"):
             raise ValueError(
-                f"--use-plugin: there is no plugin {plugin!r}; common are {', '.join(_OWN)}, Linear"
+                f"--use-plugin: there is no plugin {plugin!r}; there are {', '.join(_OWN)}, Linear"
             )
         return {"plugin": plugin, "plugin_args": plugin_args}
     module, _, name = _OWN[plugin].partition(":")

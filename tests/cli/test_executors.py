@@ -1,6 +1,7 @@
-"""Where nodes run: each GPU has one process. The GPUs are pretended; what runs does not use them."""
+"""Where nodes run. GPUs are pretended: what runs looks at the name that it was given."""
 
 import importlib.util
+import itertools
 import os
 import signal
 
@@ -74,7 +75,7 @@ def test_each_gpu_has_one_process(tmp_path, monkeypatch):
     assert len(processes) == 2  # kept from node to node
     for device in ("3", "GPU-b"):
         times = sorted((r.begin, r.end) for r in on_gpu if r.device == device)
-        assert all(first[1] <= second[0] for first, second in zip(times, times[1:], strict=False))
+        assert all(first[1] <= second[0] for first, second in itertools.pairwise(times))
 
 
 @pytest.mark.slow

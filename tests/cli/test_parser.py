@@ -89,6 +89,7 @@ def test_synthstrip_comes_with_its_model(call, tmp_path):
         (["--stop_on_first_crash"], "stop_on_first_crash", True),
         (["--skip_bids_validation"], "skip_bids_validation", True),
         (["--clean-workdir"], "clean_workdir", True),
+        (["--purge-workdir-on-success"], "purge_workdir_on_success", True),
         (["--dry-run"], "dry_run", True),
         (["--write-graph"], "write_graph", True),
         (["--reports-only"], "reports_only", True),
@@ -210,6 +211,7 @@ def test_help_is_grouped_and_complete():
     options = """
         --participant-label --session-label --tracer-label --modalities --derivatives
         --bids-filter-file --skip-bids-validation --work-dir --clean-workdir --nprocs
+        --purge-workdir-on-success
         --omp-nthreads --mem --device --use-plugin --config-file --stop-on-first-crash
         --weights --refine --transform --random-seed --dry-run --write-graph --reports-only
         --notrack --version --modality --network --network-size --grid-size --grid-spacing

@@ -90,7 +90,7 @@ def test_plugins_start():
 
 
 def test_what_is_missing_is_named(monkeypatch):
-    with pytest.raises(ValueError, match="no plugin 'Slurm'; common are MultiProc, Dask, SLURM"):
+    with pytest.raises(ValueError, match="no plugin 'Slurm'; there are MultiProc, Dask, SLURM"):
         start_plugin("Slurm", {})
     monkeypatch.setitem(plugins._OWN, "Dask", "a_package_that_is_not_there:DaskPlugin")
     with pytest.raises(ValueError, match=r"needs the package a_package_that_is_not_there: pip"):
