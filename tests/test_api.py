@@ -23,6 +23,8 @@ from m2m_bids.api import (
     Quality,
     check_weights,
     estimate_deformation,
+    explained_out_of_memory,
+    loaded_network,
     quality_limits,
     register_files,
     resolve_device,
@@ -357,6 +359,30 @@ def test_missing_device(monkeypatch, device, n_gpus):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
     with pytest.raises(DeviceError, match=rf"--device {device}: .* {n_gpus} GPUs.*--nv"):
         resolve_device(device)
+
+
+def test_a_network_is_loaded_once_for_all_scans_of_a_process():
+    loaded_network.cache_clear()
+    cpu = torch.device("cpu")
+    first = loaded_network(DEFAULT_WEIGHTS, "a", cpu)
+    assert loaded_network(DEFAULT_WEIGHTS, "a", cpu)[0] is first[0]
+    # Weights that were exchanged have another hash.
+    assert loaded_network(DEFAULT_WEIGHTS, "b", cpu)[0] is not first[0]
+    loaded_network.cache_clear()
+
+
+def test_memory_of_a_gpu_that_runs_out_is_explained(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(0.5e9), int(8e9)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card")
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    message = r"memory of Card \(8.0 GB, 0.5 free\) ran out: .*nvidia-smi.*, or use a smaller one"
+    with pytest.raises(DeviceError, match=message), explained_out_of_memory("use a smaller one"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert emptied
+    with pytest.raises(RuntimeError, match="other"), explained_out_of_memory(""):
+        raise RuntimeError("other")
 
 
 def test_default_weights_are_whole_and_for_both():

@@ -1,13 +1,20 @@
 import dataclasses
 import json
 import logging
+import os
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from m2m_bids import settings as module
-from m2m_bids.settings import DEFAULT_REFINE_STEPS, Settings, new_run_uuid, read_toml
+from m2m_bids.settings import (
+    DEFAULT_REFINE_STEPS,
+    Settings,
+    available_cpus,
+    new_run_uuid,
+    read_toml,
+)
 
 
 @pytest.fixture
@@ -316,3 +323,12 @@ def test_takes_the_nested_derivatives_unless_some_are_named(tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     assert Settings(**options, derivatives=(("fa", other),)).derivative_dirs == {"fa": other}
+
+
+@pytest.mark.parametrize(("share", "expected"), [("1", 1), ("100000", 3), ("", 3), (None, 3)])
+def test_processors_of_a_job(monkeypatch, share, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    if share is not None:
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", share)
+    assert available_cpus() == expected

@@ -5,7 +5,12 @@ import sys
 import pytest
 
 from m2m_bids.cli import environment
-from m2m_bids.cli.environment import available_memory_gb, count_gpus, prepare_environment
+from m2m_bids.cli.environment import (
+    available_memory_gb,
+    count_gpus,
+    name_a_home,
+    prepare_environment,
+)
 from m2m_bids.settings import Settings
 
 
@@ -93,7 +98,7 @@ subprocess.run([sys.executable, "-c", show], check=True)
 
 @pytest.mark.parametrize(
     ("device", "n_gpus", "expected"),
-    [("auto", 0, 0), ("auto", 2, 1), ("cuda", 1, 1), ("cuda:1", 2, 1)],
+    [("auto", 0, 0), ("auto", 2, 2), ("cuda", 1, 1), ("cuda", 3, 3), ("cuda:1", 2, 1)],
 )
 def test_gpus_are_counted(monkeypatch, device, n_gpus, expected):
     monkeypatch.setattr(environment, "GPU_COUNT_CODE", f"print({n_gpus})")
@@ -138,6 +143,28 @@ def test_memory_of_a_container(monkeypatch, tmp_path):
     assert available_memory_gb() == pytest.approx(0.45)
     limit.write_text(f"{10**15}\n")
     assert available_memory_gb() == total
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"SLURM_MEM_PER_NODE": "1000"}, 0.9 * 1000 * 2**20 / 1e9),
+        ({"SLURM_MEM_PER_CPU": "500", "SLURM_CPUS_ON_NODE": "3"}, 0.9 * 1500 * 2**20 / 1e9),
+    ],
+)
+def test_memory_of_a_job(monkeypatch, given, expected):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert available_memory_gb() == pytest.approx(expected)
+
+
+def test_a_user_without_a_home_gets_a_name_for_one(variables, monkeypatch):
+    name_a_home()
+    known = variables.get("HOME")
+    monkeypatch.setattr(environment.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
+    assert variables.get("HOME") == known
+    name_a_home()
+    assert variables["HOME"] == "/nonexistent"
 
 
 def test_nothing_is_written_to_the_home_directory_before_it_is_prepared(tmp_path):
