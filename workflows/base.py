@@ -29,6 +29,7 @@ from m2m_bids.workflows.diffusion import (
     init_fa_fit_wf,
     init_fa_reference_wf,
 )
+from m2m_bids.workflows.memory import declare_memory
 from m2m_bids.workflows.outputs import (
     ANATOMY,
     init_anatomical_outputs_wf,
@@ -85,6 +86,7 @@ def init_m2m_bids_wf(
         single_subject_wf.config["execution"]["crashdump_dir"] = str(crash_dir)
         for node in single_subject_wf._get_all_nodes():
             node.config = deepcopy(single_subject_wf.config)
+        declare_memory(single_subject_wf._get_all_nodes(), dict.fromkeys(scan.t1w for scan in own))
         workflow.add_nodes([single_subject_wf])
     return workflow
 

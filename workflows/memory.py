@@ -7,20 +7,20 @@ from typing import Any
 import nibabel as nb
 import numpy as np
 
-# Peak memory in GB of each step in a process of its own, as SLURM counted it for the participant
-# of `make demo`; docs/cluster.md has the table. A tenth is added.
+# Peak memory in GB of each step in a process of its own, for the participant of `make demo`, whose
+# T1w image has N_VOXELS; docs/cluster.md has the table. A tenth is added.
 MEASURED_GB = {
-    "conform_t1w": 0.21,
+    "conform_t1w": 0.30,
     "extract_brain": 0.76,
-    "correct_bias": 0.53,
+    "correct_bias": 0.57,
     "segment_tissues": 0.79,
     "draw_anatomy": 0.41,
     "register_rigid": 0.43,
     "resample_rigid": 0.34,
     "resample_m2m": 0.37,
-    "draw_registration": 0.47,
+    "draw_registration": 0.49,
     "place_labels": 0.32,
-    "quantify_scan": 0.34,
+    "quantify_scan": 0.35,
 }
 # Its network has a grid of its own, whatever the size of the images.
 REGISTER_M2M_GB = 1.1

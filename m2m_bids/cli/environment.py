@@ -69,6 +69,7 @@ def prepare_environment(settings: Settings) -> None:
         "TORCH_HOME": "torch",
         "NUMBA_CACHE_DIR": "numba",
         "NIPYPE_CONFIG_DIR": "nipype",
+        "DENO_DIR": "deno",  # of the BIDS validator, which ends without it
     }.items():
         (caches / folder).mkdir(exist_ok=True)
         os.environ[name] = str(caches / folder)

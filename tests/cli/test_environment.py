@@ -38,7 +38,13 @@ def variables(monkeypatch):
 
 def test_caches_are_in_the_work_folder(settings, variables, tmp_path):
     prepare_environment(settings())
-    for name in ("TEMPLATEFLOW_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "NIPYPE_CONFIG_DIR"):
+    for name in (
+        "TEMPLATEFLOW_HOME",
+        "MPLCONFIGDIR",
+        "XDG_CACHE_HOME",
+        "NIPYPE_CONFIG_DIR",
+        "DENO_DIR",
+    ):
         assert variables[name].startswith(str(tmp_path / "work/caches/"))
         assert os.path.isdir(variables[name])
     prepare_environment(settings())  # a second run in the same folder

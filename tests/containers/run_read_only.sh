@@ -10,7 +10,7 @@ set -euo pipefail
 rootfs=$(realpath "$1") bids=$(realpath "$2") out=$(realpath "$3") work=$(realpath "$4")
 shift 4
 user=$((100000 + RANDOM))
-chown "$user:$user" "$out" "$work"
+chown -R "$user:$user" "$out" "$work"
 root=$(mktemp -d)
 trap 'rmdir "$root"' EXIT
 export rootfs bids out work user root
