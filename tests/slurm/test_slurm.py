@@ -165,29 +165,44 @@ def test_a_job_with_a_gpu(call, bids, labels, tmp_path):
         assert "gres/gpu=1" in tres
 
 
-def test_training_requeues_itself(call, bids, tmp_path):
-    options = (
-        "--modalities pet --grid-size 32 --grid-spacing 6 --batch-size 1 --max-steps 400"
-        " --validate-every 100 --device cpu"
+def program(folder, name, *lines):
+    file = folder / name
+    file.write_text("\n".join(["#!/bin/bash", *lines, ""]))
+    file.chmod(0o755)
+
+
+def test_training_requeues_itself(call, cluster, tmp_path):
+    """The job alone: other programs stand for the app and torchrun, which have tests of their own."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program(programs, "torchrun", "until [ $1 = --no-python ]; do shift; done; shift", 'exec "$@"')
+    program(
+        *(programs, "m2m-bids", f'echo "$@" >> {tmp_path}/calls.txt'),
+        'case "$*" in *--prepare-only*) exit 0 ;; esac',
+        f"[ -e {tmp_path}/checkpoint ] && exit 0",
+        f"touch {tmp_path}/checkpoint; sleep 600",
     )
-    variables = {"BIDS": bids, "OUT": tmp_path / "out", "WORK": tmp_path / "work", "RUN": 1}
     job = call(
-        *("sbatch", "--parsable", "--nodes=1", "--gpus-per-node=0", "--cpus-per-task=2"),
-        *("--mem=6G", "--time=30", JOBS / "train.sbatch"),
-        **{**variables, "OPTIONS": options, "PROCESSES": 1},
+        *("sbatch", "--parsable", "--nodes=1", "--gpus-per-node=0", "--cpus-per-task=1"),
+        *("--mem=500M", "--time=30", JOBS / "train.sbatch"),
+        **{"BIDS": tmp_path, "OUT": tmp_path / "out", "WORK": tmp_path / "work", "RUN": 1},
+        PATH=f"{programs}:{cluster['PATH']}",
+        PROCESSES=1,
     ).strip()
-    log, run_dir = tmp_path / f"m2m-bids-train-{job}.log", tmp_path / "out" / "training"
-    wait(lambda: list(run_dir.glob("gradicon-*/*.ckpt")), log)
+    log = tmp_path / f"m2m-bids-train-{job}.log"
+    wait((tmp_path / "checkpoint").exists, log)
     call("scancel", "--signal=USR1", "--batch", job)
     wait(lambda: "Restarts=1" in call("scontrol", "show", "job", job), log)
+    # SLURM waits two minutes with jobs that were requeued.
     call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
     wait(lambda: "JobState=COMPLETED" in call("scontrol", "show", "job", job), log)
     assert "requeued after" in log.read_text()
-    assert list(run_dir.glob("gradicon-*/weights/weights.safetensors"))
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    assert [line.rsplit(" ", 1)[-1] for line in calls] == ["--prepare-only", "--resume"] * 2
     accounting(call, "-j", job, "--duplicates")
 
 
-def wait(is_so, log, limit_s=1200):
+def wait(is_so, log, limit_s=400):
     end = time.monotonic() + limit_s
     while not is_so():
         assert time.monotonic() < end, log.read_text() if log.is_file() else "no log"
