@@ -172,7 +172,7 @@ def program(folder, name, *lines):
 
 
 def test_training_requeues_itself(call, cluster, tmp_path):
-    """The job alone: other programs stand for the app and torchrun, which have tests of their own."""
+    """The job alone: others stand for the app and torchrun, which have tests of their own."""
     programs = tmp_path / "bin"
     programs.mkdir()
     program(programs, "torchrun", "until [ $1 = --no-python ]; do shift; done; shift", 'exec "$@"')
