@@ -6,6 +6,7 @@ from typing import Any
 
 import nibabel as nb
 import numpy as np
+from nipype.interfaces.base import Undefined, isdefined
 
 # Peak memory in GB of each step in a process of its own, for the participant of `make demo`, whose
 # T1w image has N_VOXELS; docs/cluster.md has the table. A tenth is added.
@@ -43,8 +44,13 @@ def declare_memory(nodes: Iterable[Any], t1w_files: Iterable[Path]) -> None:
     for node in nodes:
         if node.name == "register_m2m":
             node._mem_gb = REGISTER_M2M_GB
-        elif node.name in MEASURED_GB:
+        elif node.name in MEASURED_GB and not _uses_synthstrip(node):
             node._mem_gb = PROCESS_GB + (MEASURED_GB[node.name] - PROCESS_GB) * scale
+
+
+def _uses_synthstrip(node: Any) -> bool:
+    """Tell whether a node finds brains by SynthStrip, which was not measured here."""
+    return isdefined(getattr(node.inputs, "synthstrip_model", Undefined))
 
 
 def _n_voxels(file: Path) -> int:
