@@ -63,7 +63,7 @@ def init_anatomical_wf(
     random_seed : int
         Seed of ANTs.
     omp_nthreads : int
-        Threads of one node.
+        Threads of SynthStrip.
     precomputed : Precomputed, optional
         Files of other programs that are used instead of steps.
     brain_extraction : {"auto", "template", "skip", "synthstrip"}
@@ -141,15 +141,15 @@ def init_anatomical_wf(
     if given.freesurfer is not None and not (given.mask and given.dseg):
         _add_freesurfer(workflow, given.freesurfer)
     if given.mask_files:
-        _add_given_brain(workflow, given, random_seed, omp_nthreads)
+        _add_given_brain(workflow, given, random_seed)
     else:
         extract_brain = ExtractBrain(
             random_seed=random_seed, source=brain_extraction, n_threads=omp_nthreads
         )
         if synthstrip_model is not None:
             extract_brain.inputs.synthstrip_model = str(synthstrip_model)
-        _add_brain(workflow, extract_brain, omp_nthreads)
-    _add_t1w(workflow, given, omp_nthreads)
+        _add_brain(workflow, extract_brain)
+    _add_t1w(workflow, given)
     _add_dseg(workflow, given)
     return workflow
 
@@ -184,12 +184,18 @@ def _add_freesurfer(workflow: Workflow, files: FreeSurferFiles) -> None:
     workflow.connect([(conform_t1w, take_freesurfer, [("out_file", "t1w_file")])])
 
 
-def _add_brain(workflow: Workflow, interface: ExtractBrain, omp_nthreads: int) -> None:
+def _add_brain(workflow: Workflow, interface: ExtractBrain) -> None:
     """Fill `brain_buffer`: find the brain."""
     conform_t1w, brain_buffer = (workflow.get_node(n) for n in ("conform_t1w", "brain_buffer"))
     # SynthStrip has 48 channels of up to 320 voxels of 1 mm, cubed; 192 or 256 are usual.
-    mem_gb = 8 if isdefined(interface.inputs.synthstrip_model) else 2
-    extract_brain = pe.Node(interface, name="extract_brain", mem_gb=mem_gb, n_procs=omp_nthreads)
+    # ANTs has one thread, so that its results repeat.
+    is_network = isdefined(interface.inputs.synthstrip_model)
+    extract_brain = pe.Node(
+        interface,
+        name="extract_brain",
+        mem_gb=8 if is_network else 2,
+        n_procs=interface.inputs.n_threads if is_network else 1,
+    )
     fields = ("mask_file", "template2anat", "is_skull_stripped")
     workflow.connect([
         (conform_t1w, extract_brain, [("out_file", "in_file")]),
@@ -199,9 +205,7 @@ def _add_brain(workflow: Workflow, interface: ExtractBrain, omp_nthreads: int) -
     ])  # fmt: skip
 
 
-def _add_given_brain(
-    workflow: Workflow, given: Precomputed, random_seed: int, omp_nthreads: int
-) -> None:
+def _add_given_brain(workflow: Workflow, given: Precomputed, random_seed: int) -> None:
     """Fill `brain_buffer`: take a mask over, and align the template."""
     conform_t1w, brain_buffer = (workflow.get_node(n) for n in ("conform_t1w", "brain_buffer"))
     if given.mask is not None:
@@ -213,10 +217,7 @@ def _add_given_brain(
         take_brain, field = workflow.get_node("take_freesurfer"), "mask_file"
         brain_buffer.inputs.mask_method = "Found by FreeSurfer, resampled from its conformed grid."
     align_template = pe.Node(
-        AlignTemplate(random_seed=random_seed),
-        name="align_template",
-        mem_gb=2,
-        n_procs=omp_nthreads,
+        AlignTemplate(random_seed=random_seed), name="align_template", mem_gb=2
     )
     if given.xfm is not None:
         align_template.inputs.xfm_file = str(given.xfm)
@@ -230,14 +231,14 @@ def _add_given_brain(
     ])  # fmt: skip
 
 
-def _add_t1w(workflow: Workflow, given: Precomputed, omp_nthreads: int) -> None:
+def _add_t1w(workflow: Workflow, given: Precomputed) -> None:
     """Fill `t1w_buffer`: correct the bias field, or take the corrected image over."""
     t1w_buffer = workflow.get_node("t1w_buffer")
     if given.t1w is not None:
         take_t1w = pe.Node(ConformT1w(in_file=str(given.t1w)), name="take_t1w", mem_gb=1)
         workflow.connect([(take_t1w, t1w_buffer, [("out_file", "t1w_file")])])
         return
-    correct_bias = pe.Node(CorrectBias(), name="correct_bias", mem_gb=2, n_procs=omp_nthreads)
+    correct_bias = pe.Node(CorrectBias(), name="correct_bias", mem_gb=2)
     conform_t1w, brain_buffer = (workflow.get_node(n) for n in ("conform_t1w", "brain_buffer"))
     workflow.connect([
         (conform_t1w, correct_bias, [("out_file", "in_file")]),

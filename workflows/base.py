@@ -86,7 +86,8 @@ def init_m2m_bids_wf(
         single_subject_wf.config["execution"]["crashdump_dir"] = str(crash_dir)
         for node in single_subject_wf._get_all_nodes():
             node.config = deepcopy(single_subject_wf.config)
-        declare_memory(single_subject_wf._get_all_nodes(), dict.fromkeys(scan.t1w for scan in own))
+        t1w_files = {scan.t1w for scan in own if scan.t1w}
+        declare_memory(single_subject_wf._get_all_nodes(), t1w_files)
         workflow.add_nodes([single_subject_wf])
     return workflow
 
@@ -350,7 +351,6 @@ def _add_scan(
             kind=settings.pet_reference,
             has_motion_correction=not settings.hmc_off,
             random_seed=settings.random_seed,
-            omp_nthreads=options.omp_nthreads,
             name="reference_wf",
         )
     elif scan.gradients is not None:
@@ -359,7 +359,6 @@ def _add_scan(
             mask=scan.mask,
             is_raw=scan.source == "raw",
             random_seed=options.random_seed,
-            omp_nthreads=options.omp_nthreads,
             name="reference_wf",
         )
     else:

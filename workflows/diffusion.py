@@ -86,7 +86,6 @@ def init_fa_fit_wf(
     mask: Path | None = None,
     is_raw: bool,
     random_seed: int,
-    omp_nthreads: int,
     name: str = "reference_wf",
 ) -> Workflow:
     """
@@ -102,8 +101,6 @@ def init_fa_fit_wf(
         Whether motion between its volumes is corrected first.
     random_seed : int
         Seed of ANTs.
-    omp_nthreads : int
-        Threads of one node.
     name : str
         Name of the workflow.
 
@@ -137,7 +134,6 @@ def init_fa_fit_wf(
         ),
         name="fit_tensor",
         mem_gb=4,
-        n_procs=omp_nthreads,
     )
     if mask is not None:
         fit_tensor.inputs.mask_file = str(mask)

@@ -266,7 +266,6 @@ def init_pair_wf(
             RegisterRigid(random_seed=options.random_seed),
             name="align",
             mem_gb=1.5,
-            n_procs=options.omp_nthreads,
         )
         fields = ("moving_file", "fixed_file", "mask_file")
         workflow.connect([

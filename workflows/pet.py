@@ -23,7 +23,6 @@ def init_pet_reference_wf(
     kind: str = "auto",
     has_motion_correction: bool = True,
     random_seed: int = 0,
-    omp_nthreads: int = 1,
     name: str = "reference_wf",
 ) -> Workflow:
     """
@@ -39,8 +38,6 @@ def init_pet_reference_wf(
         Whether the frames of a dynamic scan are aligned.
     random_seed : int
         Seed of ANTs.
-    omp_nthreads : int
-        Threads of one node.
     name : str
         Name of the workflow.
 
@@ -91,7 +88,6 @@ def init_pet_reference_wf(
         EstimateMotion(sidecar=timing, random_seed=random_seed),
         name="estimate_motion",
         mem_gb=2,
-        n_procs=omp_nthreads,
     )
     workflow.connect([
         (inputnode, estimate_motion, [("in_file", "in_file")]),

@@ -36,7 +36,7 @@ class RegistrationOptions:
     random_seed : int
         Seed of ANTs.
     omp_nthreads : int
-        Threads of one node.
+        Threads of PyTorch.
     network : str
         Network of the weights, as their card names it.
     """
@@ -185,7 +185,6 @@ def init_registration_wf(
         RegisterRigid(random_seed=options.random_seed, is_affine=bool(template)),
         name="register_rigid",
         mem_gb=1.5,
-        n_procs=options.omp_nthreads,
     )
     resample_rigid = pe.Node(ResampleImage(), name="resample_rigid", mem_gb=1.5)
     draw_registration = pe.Node(

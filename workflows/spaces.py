@@ -144,7 +144,6 @@ the static one, were brought there by the composite of all transforms.
         NormalizeT1w(random_seed=options.random_seed, **source),
         name="normalize_t1w",
         mem_gb=2,
-        n_procs=options.omp_nthreads,
     )
     fields = ("t1w_file", "mask_file", "template2anat")
     workflow.connect([

@@ -515,7 +515,8 @@ def _add_performance(group: argparse._ArgumentGroup) -> None:
         "--omp-nthreads",
         type=_whole_number(1),
         metavar="N",
-        help="threads of one process (default: one less than --nprocs, at most 8)",
+        help="threads of PyTorch in one process; ANTs has one (default: one less than --nprocs, "
+        "at most 8)",
     )
     group.add_argument(
         "--mem",

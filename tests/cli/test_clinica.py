@@ -4,6 +4,11 @@ import pytest
 
 from m2m_bids.cli.run import main
 
+NO_WEIGHT = (
+    "no body weight: neither PatientWeight in the PET sidecar nor a column weight in sessions.tsv"
+    " or participants.tsv"
+)
+SUVR = "none: there are no FreeSurfer labels of the T1w to find a region in"
 ONE, TWO, NONE = "sub-ADNI011S0002", "sub-ADNI022S0001", "sub-ADNI033S0003"
 FILES = {
     f"{ONE}/ses-M000": [
@@ -53,12 +58,16 @@ def scan(subject, session, end, t1w, rule, datatype="pet", name=None):
     folder, stem = f"{subject}/ses-{session}", f"{subject}_ses-{session}"
     t1w_folder = f"{subject}/ses-{t1w[0]}/anat/{subject}_ses-{t1w[0]}"
     kind = "fa" if datatype == "dwi" else "pet"
+    image = "FA map" if kind == "fa" else "PET image"
     return [
         "",
         f"{stem}_{name or end}",
         f"  {kind:8s}{folder}/{datatype}/{stem}_{end}.nii.gz",
         f"  T1w     {t1w_folder}_{t1w[1]}.nii.gz ({rule})",
-        "  from    the BIDS dataset",
+        f"  from    {image} of the BIDS dataset",
+        "  spaces  T1w",
+        "  regions tissues of the T1w (seg-tissues)",
+        *([] if kind == "fa" else [f"  SUV     none: {NO_WEIGHT}", f"  SUVR    {SUVR}"]),
         "  weights none (rigid only)",
     ]
 

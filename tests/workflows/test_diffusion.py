@@ -51,7 +51,7 @@ def dwi(tmp_path):
 def test_run(dwi, tmp_path, is_raw):
     file, tracts = dwi
     gradients = GradientFiles(tmp_path / "dwi.bval", tmp_path / "dwi.bvec")
-    workflow = init_fa_fit_wf(gradients=gradients, is_raw=is_raw, random_seed=1, omp_nthreads=1)
+    workflow = init_fa_fit_wf(gradients=gradients, is_raw=is_raw, random_seed=1)
     workflow.base_dir = str(tmp_path / "work")
     workflow.inputs.inputnode.in_file = str(file)
     workflow.config["execution"]["crashdump_dir"] = str(tmp_path)
@@ -83,7 +83,6 @@ def test_mask_that_came_with_the_image_is_used(dwi, tmp_path):
             mask=mask,
             is_raw=False,
             random_seed=1,
-            omp_nthreads=1,
         )
         workflow.base_dir = str(tmp_path / name)
         workflow.inputs.inputnode.in_file = str(file)
@@ -101,9 +100,7 @@ def test_methods_text_tells_what_was_not_corrected(tmp_path):
     for file in files:
         file.touch()
     texts = {
-        is_raw: init_fa_fit_wf(
-            gradients=files, is_raw=is_raw, random_seed=0, omp_nthreads=1
-        ).__desc__
+        is_raw: init_fa_fit_wf(gradients=files, is_raw=is_raw, random_seed=0).__desc__
         for is_raw in (True, False)
     }
     assert "distortion were not corrected" in " ".join(texts[True].split())
