@@ -433,7 +433,7 @@ def _add_scan_outputs(
             ]),
             (reference_wf, outputs_wf, [
                 (f"outputnode.{field}", f"inputnode.{field}")
-                for field in ("motion_file", "motion_description")
+                for field in ("motion_file", "motion_description", "frame_xfms")
             ]),
         ])  # fmt: skip
     scan_wf.connect([

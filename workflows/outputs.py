@@ -48,7 +48,7 @@ REGISTRATION_FIGURES = (
     "cycle",
     "motion",
 )
-FRAME_INPUTS = ("static", "motion_file", "motion_description")
+FRAME_INPUTS = ("static", "motion_file", "motion_description", "frame_xfms")
 
 
 def init_anatomical_outputs_wf(
@@ -199,7 +199,7 @@ def init_scan_outputs_wf(
     ------
     reference_method
         How the static image was made.
-    static, motion_file, motion_description
+    static, motion_file, motion_description, frame_xfms
         Registered static image and motion of a dynamic scan (`init_pet_frames_wf`,
         `init_pet_reference_wf`); undefined for others.
     preproc, rigid, rigid_xfm, rigid_inverse_xfm, rigid_score, rigid_start, m2m_xfms, quality, \

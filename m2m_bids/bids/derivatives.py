@@ -359,8 +359,8 @@ def missing_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]
         needed += [anatomical[key] for key in ("preproc", "mask")]
     if FRAMES in used:
         made = frame_outputs(scan, out_dir)
-        kinds = ("static", "motion") if used[FRAMES].get("MotionCorrection") else ("static",)
-        needed += [made[f"{kind}{end}"] for kind in kinds for end in ("", "_json")]
+        is_corrected = used[FRAMES].get("MotionCorrection")
+        needed += [file for name, file in made.items() if is_corrected or "static" in name]
     for parameter in scan.diffusivities:
         needed += expected_diffusivity_outputs(scan, out_dir, parameter).values()
     missing = [file for file in needed if not file.is_file()]

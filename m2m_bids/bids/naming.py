@@ -264,13 +264,13 @@ def frame_outputs(scan: "Scan", out_dir: Path) -> dict[str, Path]:
     -------
     dict
         ``static`` (image on the target's grid) and ``motion`` (table of motion parameters), both
-        with ``_json``.
+        with ``_json``, and ``motion_xfm`` (ITK affines from the frames to the static image).
     """
     described = {
         "static": ({"space": scan.space}, "petref", ".nii.gz"),
         "motion": ({"desc": "confounds"}, "timeseries", ".tsv"),
     }
-    return {
+    outputs = {
         f"{name}{end}": output_path(
             out_dir,
             {**output_entities(scan.entities), **entities},
@@ -281,6 +281,16 @@ def frame_outputs(scan: "Scan", out_dir: Path) -> dict[str, Path]:
         for name, (entities, suffix, extension) in described.items()
         for end in ("", "_json")
     }
+    outputs["motion_xfm"] = output_path(
+        out_dir,
+        {**output_entities(scan.entities), "from": "orig", "to": "petref"},
+        datatype="pet",
+        suffix="xfm",
+        extension=".txt",
+        mode="image",
+        desc="hmc",
+    )
+    return outputs
 
 
 def expected_space_outputs(

@@ -158,6 +158,9 @@ class _SaveScanInputSpec(_ReplacingInputSpec):
     static = File(exists=True, desc="static image of a dynamic scan, registered")
     motion_file = File(exists=True, desc="motion parameters of a dynamic scan")
     motion_description = traits.Dict(desc="sidecar of the motion parameters")
+    frame_xfms = traits.List(
+        File(exists=True), desc="ITK affine per frame: static to frame points"
+    )
     outputs = traits.Dict(mandatory=True, desc="paths, as `bids.naming.expected_outputs` gives")
     frame_outputs = traits.Dict(desc="paths, as `bids.naming.frame_outputs` gives, for PET")
     sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
@@ -208,6 +211,7 @@ class SaveScan(SimpleInterface):
     def _save_frames(self) -> list[str]:
         """Save what only dynamic scans have; of an earlier run nothing is left."""
         from m2m_bids.bids.derivatives import image_sidecar, write_json
+        from m2m_bids.spatial.itk import read_affine, write_affine
 
         inputs = self.inputs
         outputs = inputs.frame_outputs if isdefined(inputs.frame_outputs) else {}
@@ -224,6 +228,8 @@ class SaveScan(SimpleInterface):
             written += [_copy(inputs.motion_file, Path(outputs["motion"])), outputs["motion_json"]]
             description = {**inputs.motion_description, "Sources": inputs.sidecar["sources"][:1]}
             write_json(Path(outputs["motion_json"]), description)
+            matrices = [read_affine(file) for file in inputs.frame_xfms]
+            written.append(str(write_affine(matrices, outputs["motion_xfm"])))
         return written
 
     def _static_sidecar(self) -> dict:

@@ -24,15 +24,16 @@ _LINEAR_TYPES = ("AffineTransform", "MatrixOffsetTransformBase")
 _FIELD_TYPE = "DisplacementFieldTransform"
 
 
-def write_affine(affine: np.ndarray, file: Path | str) -> Path:
+def write_affine(affine: np.ndarray | Sequence[np.ndarray], file: Path | str) -> Path:
     """
     Write an affine as an ITK text file, in double precision.
 
     Parameters
     ----------
-    affine : ndarray, shape (4, 4)
+    affine : ndarray, shape (4, 4), or sequence of them
         Map of RAS+ mm points; ANTs takes it in the direction in which points go, fixed to moving
-        for images that go from moving to fixed.
+        for images that go from moving to fixed. Of several, as of the frames of a scan, each is a
+        transform of its own, numbered from 0.
     file : Path or str
         Destination, ``.txt``.
 
@@ -47,14 +48,15 @@ def write_affine(affine: np.ndarray, file: Path | str) -> Path:
         If the affine is not an invertible (4, 4) matrix or the suffix is another.
     """
     file = _with_suffix(file, ".txt")
-    parameters = " ".join(repr(float(value)) for value in _linear_parameters(affine))
-    lines = (
-        _BANNER,
-        "#Transform 0",
-        "Transform: AffineTransform_double_3_3",
-        f"Parameters: {parameters}",
-        "FixedParameters: 0 0 0",
-    )
+    lines = [_BANNER]
+    for number, matrix in enumerate([affine] if np.ndim(affine) == 2 else affine):
+        parameters = " ".join(repr(float(value)) for value in _linear_parameters(matrix))
+        lines += [
+            f"#Transform {number}",
+            "Transform: AffineTransform_double_3_3",
+            f"Parameters: {parameters}",
+            "FixedParameters: 0 0 0",
+        ]
     with replacing(file) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     return file

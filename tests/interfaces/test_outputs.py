@@ -6,6 +6,9 @@ from pathlib import Path
 import nibabel as nb
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
+from nibabel.eulerangles import euler2mat
+from nitransforms.io.itk import ITKLinearTransformArray
 
 from m2m_bids.bids.derivatives import missing_outputs
 from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, frame_outputs
@@ -13,6 +16,7 @@ from m2m_bids.bids.query import Scan
 from m2m_bids.bids.request import MADE_FROM_FIELD, Request
 from m2m_bids.interfaces import outputs as module
 from m2m_bids.interfaces.outputs import DescribeMask, DescribeT1w, SaveFigures, SaveScan
+from m2m_bids.spatial.itk import write_affine
 
 SCAN = Scan(
     "pet",
@@ -139,14 +143,22 @@ def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path
         f"{stem}_space-T1w_petref.json",
         f"{stem}_desc-confounds_timeseries.tsv",
         f"{stem}_desc-confounds_timeseries.json",
+        f"{stem}_from-orig_to-petref_mode-image_desc-hmc_xfm.txt",
     ]
     outputs = {key: str(file) for key, file in frames.items()}
     request = {"Reference": "auto", "MotionCorrection": True}
     for name in ("static.nii.gz", "motion.tsv"):
         (tmp_path / "work" / name).write_text(name)
+    moved, turned = np.eye(4), from_matvec(euler2mat(0.1, -0.2, 0.3), [5, -6, 7])
+    moved[:3, 3] = 1, 2, 3
+    xfms = [
+        str(write_affine(matrix, tmp_path / f"work/{name}.txt"))
+        for name, matrix in (("moved", moved), ("turned", turned))
+    ]
     save(
         frame_outputs=outputs,
         made_from={"Frames": request, "Target": "T1w"},
+        frame_xfms=xfms,
         static=str(tmp_path / "work/static.nii.gz"),
         motion_file=str(tmp_path / "work/motion.tsv"),
         motion_description={"trans_x": {"Units": "mm"}},
@@ -154,6 +166,8 @@ def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path
     assert set(frames.values()) <= files_of(tmp_path / "out")
     assert frames["static"].read_text() == "static.nii.gz"
     assert frames["motion"].read_text() == "motion.tsv"
+    array = ITKLinearTransformArray.from_filename(frames["motion_xfm"])
+    np.testing.assert_allclose(array.to_ras(), [moved, turned], atol=1e-12)
     motion = json.loads(frames["motion_json"].read_text())
     assert motion == {"trans_x": {"Units": "mm"}, "Sources": ["bids:raw:a"]}
     # Only what has frames tells of their times.
