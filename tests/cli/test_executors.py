@@ -3,47 +3,29 @@
 import importlib.util
 import itertools
 import os
-import signal
 
 import pytest
 from nipype import Node, Workflow
-from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.utility import Function
 
 from m2m_bids.cli.executors import DaskPlugin, GpuMultiProcPlugin
 from m2m_bids.cli.progress import crash_reasons
 
 
-class _InputSpec(BaseInterfaceInputSpec):
-    index = traits.Int()
-    use_gpu = traits.Bool(False, usedefault=True)
-    killed_once = traits.Str("")
-
-
-class _OutputSpec(TraitedSpec):
-    device = traits.Str()
-    process = traits.Int()
-    begin = traits.Float()
-    end = traits.Float()
-
-
-class Look(SimpleInterface):
+# A function goes to other processes as its source: they need not find this file.
+def look(use_gpu=False, killed_once=""):
     """Say which GPU a process sees, and when it ran."""
+    import os
+    import signal
+    import time
+    from pathlib import Path
 
-    input_spec = _InputSpec
-    output_spec = _OutputSpec
-
-    def _run_interface(self, runtime):
-        import time
-        from pathlib import Path
-
-        if self.inputs.killed_once and not Path(self.inputs.killed_once).exists():
-            Path(self.inputs.killed_once).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._results.update(begin=time.time(), process=os.getpid())
-        time.sleep(0.3)
-        device = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        self._results.update(end=time.time(), device=device)
-        return runtime
+    if killed_once and not Path(killed_once).exists():
+        Path(killed_once).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin = time.time()
+    time.sleep(0.3)
+    return os.environ.get("CUDA_VISIBLE_DEVICES", ""), os.getpid(), begin, time.time()
 
 
 def run(plugin, tmp_path, nodes):
@@ -54,8 +36,12 @@ def run(plugin, tmp_path, nodes):
         poll_sleep_duration="0.05",
         remove_unnecessary_outputs="false",
     )
+    names = {"input_names": ["use_gpu", "killed_once"]}
+    names["output_names"] = ["device", "process", "begin", "end"]
     for index, options in enumerate(nodes):
-        workflow.add_nodes([Node(Look(index=index, **options), name=f"node{index}")])
+        interface = Function(function=look, **names)
+        interface.inputs.trait_set(**options)
+        workflow.add_nodes([Node(interface, name=f"node{index}")])
     done = workflow.run(plugin)
     return [node.result.outputs for node in sorted(done.nodes(), key=lambda node: node.name)]
 
