@@ -6,7 +6,7 @@ import numpy as np
 
 from m2m_bids.quality.limits import column_names, definitions
 
-MIN_SCANS = 10
+MIN_SCANS = 8
 """Scans of a kind below which none is called far from the others."""
 MAX_DISTANCE = 3.5
 """Robust standard deviations from the median beyond which a scan asks for a look."""
@@ -28,7 +28,7 @@ def outliers(scans: Sequence[Numbers]) -> list[dict[str, str]]:
     list of dict of str to str
         For each scan a sentence for each number that is more than 3.5 robust standard deviations
         (1.4826 times the median absolute deviation) on its worse side of the median; none where
-        fewer than 10 scans have it, or half of all have the same value.
+        fewer than 8 scans have it, or half of all have the same value.
     """
     flags: list[dict[str, str]] = [{} for _ in scans]
     for column, name in column_names(are_final=True).items():

@@ -101,7 +101,8 @@ def measure_scan(
     return {
         **numbers,
         "side_gap": sides.gap,
-        "fov_cut_percent": cut_percent(scan, map_points(used, points)),
+        # A deformable map fills what is missing with what is near.
+        "fov_cut_percent": cut_percent(scan, map_points((rigid,), points)),
         "noise_percent": noise_percent(scan, np.asarray(own_brain.dataobj) > 0),
         **motion_by_header(rigid, points.mean(axis=0)),
     }
