@@ -200,7 +200,7 @@
         svg.append(point);
       });
     });
-    for (const [value, anchor] of [[low, "start"], [high, "end"]]) {
+    for (const [value, anchor] of low < high ? [[low, "start"], [high, "end"]] : [[low, "start"]]) {
       svg.append(drawn("text", { x: x(value), y: height - 6, "text-anchor": anchor }, shown(value)));
     }
     return svg;
