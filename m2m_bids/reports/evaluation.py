@@ -1,10 +1,8 @@
 """Write the page of an evaluation: tables, plots and pictures, readable without a network."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from m2m_bids.reports.evaluation_plots import Log, overlap_plots, share_curve, training_curves
@@ -19,12 +17,10 @@ from m2m_bids.reports.evaluation_rows import (
 from m2m_bids.reports.evaluation_tables import head_row, main_table, problem_table, table_html
 from m2m_bids.reports.evaluation_text import TABLE_NOTE, caveats, counts, definitions, verdicts
 from m2m_bids.reports.fragments import about_html, summary_html
+from m2m_bids.reports.page import write_page
 from m2m_bids.reports.pictures import FIXED_COLOR, MOVED_COLOR, ExamplePair, draw_example
 
 TITLE = "Evaluation of registrations"
-STYLES = ("bootstrap.min.css", "report.css", "evaluation.css")
-# The browser itself then keeps the page from loading or running anything.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 @dataclass(frozen=True)
@@ -115,34 +111,8 @@ def write_evaluation_report(
         "Caveats": caveats(records, summaries, run.caveats),
         "Software": about_html(run.software, command=run.command),
     }
-    page = _page({name: content for name, content in sections.items() if content})
-    out_file = Path(out_file)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    beside = out_file.with_name(f".{out_file.name}.partial")
-    beside.write_text(page, "UTF-8", errors="replace")
-    os.replace(beside, out_file)
-    return out_file
-
-
-def _page(sections: Mapping[str, str]) -> str:
-    """Put sections, HTML by heading, into a page."""
-    folder = files("m2m_bids.data").joinpath("report")
-    style = "\n".join(folder.joinpath(name).read_text("UTF-8") for name in STYLES)
-    anchors = {name: name.lower().replace(" ", "-") for name in sections}
-    links = "".join(f'<a href="#{anchor}">{name}</a>' for name, anchor in anchors.items())
-    body = "\n".join(
-        f'<section aria-labelledby="{anchors[name]}"><h2 id="{anchors[name]}">{name}</h2>\n'
-        f"{content}</section>"
-        for name, content in sections.items()
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{TITLE}</title><style>{style}</style></head>\n"
-        f'<body class="m2m-page"><header><h1>{TITLE}</h1></header>\n'
-        f'<nav aria-label="Sections">{links}</nav>\n<main>{body}</main></body></html>\n'
-    )
+    shown = {name: content for name, content in sections.items() if content}
+    return write_page(out_file, TITLE, shown)
 
 
 def _table_1(records: Sequence[Row], summaries: Sequence[Row]) -> str:

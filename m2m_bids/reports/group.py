@@ -1,12 +1,8 @@
 """Write the page of a cohort: distributions, sortable table, ratings; one file, no network."""
 
-import base64
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +11,10 @@ import numpy as np
 
 from m2m_bids.reports.fragments import about_html, summary_html
 from m2m_bids.reports.mosaic import make_mosaic
+from m2m_bids.reports.page import write_page
 from m2m_bids.reports.svg import data_uri
 
 TITLE = "Cohort"
-STYLES = ("bootstrap.min.css", "report.css", "evaluation.css", "group.css")
 N_SLICES = 5
 COLOR_MAPS = {"pet": "inferno", "fa": "gray"}
 
@@ -95,43 +91,14 @@ def write_group_report(
         "Software": about_html(software or {}, command=command),
     }
     data = _embedded({"scans": list(scans), "columns": list(columns)})
-    out_file = Path(out_file)
-    beside = out_file.with_name(f".{out_file.name}.partial")
-    beside.write_text(_page(sections, data), "UTF-8", errors="replace")
-    os.replace(beside, out_file)
-    return out_file
+    return write_page(
+        out_file, TITLE, sections, styles=("group.css",), script="group.js", data=data
+    )
 
 
 def _embedded(data: Mapping[str, Any]) -> str:
     """Write JSON that cannot end the element it is in."""
     return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
-
-
-def _page(sections: Mapping[str, str], data: str) -> str:
-    folder = files("m2m_bids.data").joinpath("report")
-    style = "\n".join(folder.joinpath(name).read_text("UTF-8") for name in STYLES)
-    script = folder.joinpath("group.js").read_text("UTF-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # The browser itself then keeps the page from loading anything, and from running anything else.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    policy = f"{policy}; script-src 'sha256-{digest}'"
-    anchors = {name: name.lower().replace(" ", "-") for name in sections}
-    links = "".join(f'<a href="#{anchor}">{name}</a>' for name, anchor in anchors.items())
-    body = "\n".join(
-        f'<section aria-labelledby="{anchors[name]}"><h2 id="{anchors[name]}">{name}</h2>\n'
-        f"{content}</section>"
-        for name, content in sections.items()
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{TITLE}</title><style>{style}</style></head>\n"
-        f'<body class="m2m-page"><header><h1>{TITLE}</h1></header>\n'
-        f'<nav aria-label="Sections">{links}</nav>\n<main>{body}</main>\n'
-        f'<script type="application/json" id="data">{data}</script>\n'
-        f"<script>{script}</script></body></html>\n"
-    )
 
 
 def _noscript() -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 import nibabel as nb
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.baselines.base import Images, Options
@@ -32,6 +31,7 @@ from m2m_bids.preprocessing.anatomical import (
 from m2m_bids.preprocessing.coregistration import register_rigid
 from m2m_bids.preprocessing.diffusion import clean_fa
 from m2m_bids.preprocessing.pet import static_reference
+from m2m_bids.quality.measures import probability_above
 from m2m_bids.spatial.images import load_image, require_3d
 from m2m_bids.spatial.resampling import resample
 
@@ -47,20 +47,13 @@ def load_scan(file: Path, modality: str) -> nb.Nifti1Image:
     return clean_fa(require_3d(image, file)) if modality == "fa" else static_reference(image).image
 
 
-def area_under_curve(values: np.ndarray, is_bright: np.ndarray) -> float:
-    """Probability that a voxel of the bright tissue is brighter than another one."""
-    n = is_bright.sum()
-    above = rankdata(values)[is_bright].sum() - n * (n + 1) / 2
-    return float(above / (n * (len(values) - n)))
-
-
 def measure(images: Images, chain: tuple) -> dict[str, float]:
     """Compare a moved scan with the tissues of the T1w."""
     moved = np.asarray(resample(images.moving, chain, images.fixed, order=1).dataobj)
     tissues = np.asarray(images.fixed_dseg.dataobj)
     inside = tissues > 0
     values, is_bright = moved[inside], tissues[inside] == BRIGHT[images.modality]
-    numbers = {"auc": area_under_curve(values, is_bright)}
+    numbers = {"auc": probability_above(values[is_bright], values[~is_bright])}
     if images.modality == "fa":
         is_white = values > WHITE_FA
         both = is_white & is_bright

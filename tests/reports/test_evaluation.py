@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from m2m_bids.evaluation.records import summarize, write_records
-from m2m_bids.reports.evaluation import POLICY, EvaluationRun, write_evaluation_report
+from m2m_bids.reports.evaluation import EvaluationRun, write_evaluation_report
+from m2m_bids.reports.page import POLICY
 from m2m_bids.reports.pictures import ExamplePair, MovedImage
 
 EVIL = "\"'><script>alert('x')</script><img src=x onerror=alert(1)>"
