@@ -128,7 +128,9 @@ def init_single_subject_wf(
             targets[target] = _add_target(
                 workflow, scan, settings, options, is_written=images is None
             )
-        scan_wf = _add_scan(workflow, scan, targets[target], settings, options)
+        scan_wf = _add_scan(
+            workflow, scan, targets[target], settings, options, is_reported=images is None
+        )
         if images is None:
             _add_outputs(workflow, scan_wf, scan, targets[target], settings, options)
         else:
@@ -342,6 +344,8 @@ def _add_scan(
     anatomical_wf: Workflow,
     settings: Settings,
     options: RegistrationOptions,
+    *,
+    is_reported: bool,
 ) -> Workflow:
     """Add the registration of one scan; return its workflow."""
     scan_wf = Workflow(name=scan_wf_name(scan))
@@ -368,6 +372,7 @@ def _add_scan(
         modality=scan.modality,
         options=options,
         template=scan.template,
+        is_reported=is_reported,
         name="registration_wf",
     )
     scan_wf.connect([

@@ -126,6 +126,7 @@ def init_registration_wf(
     modality: Literal["pet", "fa"],
     options: RegistrationOptions,
     template: str = "",
+    is_reported: bool = True,
     name: str = "registration_wf",
 ) -> Workflow:
     """
@@ -139,6 +140,8 @@ def init_registration_wf(
         How.
     template : str
         Name of the template whose T1w it is, to which alignment is affine; empty for a person's.
+    is_reported : bool
+        Whether the result is drawn and measured; without, figures and measures are not given.
     name : str
         Name of the workflow.
 
@@ -187,27 +190,12 @@ def init_registration_wf(
         mem_gb=1.5,
     )
     resample_rigid = pe.Node(ResampleImage(), name="resample_rigid", mem_gb=1.5)
-    draw_registration = pe.Node(
-        RegistrationFigures(modality=modality), name="draw_registration", mem_gb=2
-    )
-    measure_scan = pe.Node(
-        MeasureScan(modality=modality, template=template), name="measure_scan", mem_gb=1.5
-    )
-    anatomy = [("t1w_file", "t1w_file"), ("mask_file", "mask_file"), ("dseg_file", "dseg_file")]
-
     workflow.connect([
         (inputnode, register_rigid, [
             ("moving_file", "moving_file"), ("t1w_file", "fixed_file"), ("mask_file", "mask_file"),
         ]),
         (inputnode, resample_rigid, [("moving_file", "in_file"), ("t1w_file", "reference_file")]),
-        (inputnode, draw_registration, [("moving_file", "native_file"), *anatomy]),
-        (inputnode, measure_scan, [
-            ("moving_file", "moving_file"), ("template2anat", "template2anat"), *anatomy,
-        ]),
-        (register_rigid, measure_scan, [("xfm", "rigid_xfm")]),
-        (measure_scan, outputnode, [("measures", "measures")]),
         (register_rigid, resample_rigid, [("xfm", "xfm")]),
-        (resample_rigid, draw_registration, [("out_file", "rigid_file")]),
         (register_rigid, outputnode, [
             ("xfm", "rigid_xfm"),
             ("inverse_xfm", "rigid_inverse_xfm"),
@@ -215,7 +203,6 @@ def init_registration_wf(
             ("start", "rigid_start"),
         ]),
         (resample_rigid, outputnode, [("out_file", "rigid")]),
-        (draw_registration, outputnode, [("out_files", "figures")]),
     ])  # fmt: skip
     if options.transform == "rigid":
         workflow.connect([
@@ -223,12 +210,13 @@ def init_registration_wf(
             (register_rigid, outputnode, [
                 ("xfm", "best_xfm"), ("inverse_xfm", "best_inverse_xfm"),
             ]),
-            (register_rigid, measure_scan, [("xfm", "best_xfm")]),
         ])  # fmt: skip
-        return workflow
-    _add_deformable_step(workflow, modality, options)
-    text = _DEFORMABLE_TO_TEMPLATE if template else _DEFORMABLE
-    workflow.__desc__ += text.format(network=NETWORKS[options.network])
+    else:
+        _add_deformable_step(workflow, modality, options)
+        text = _DEFORMABLE_TO_TEMPLATE if template else _DEFORMABLE
+        workflow.__desc__ += text.format(network=NETWORKS[options.network])
+    if is_reported:
+        _add_report(workflow, modality, template)
     return workflow
 
 
@@ -236,12 +224,8 @@ def _add_deformable_step(
     workflow: Workflow, modality: Literal["pet", "fa"], options: RegistrationOptions
 ) -> None:
     """Add M2M-Reg behind the rigid alignment."""
-    inputnode, outputnode, register_rigid, draw_registration, measure_scan = (
-        workflow.get_node(name)
-        for name in (
-            *("inputnode", "outputnode"),
-            *("register_rigid", "draw_registration", "measure_scan"),
-        )
+    inputnode, outputnode, register_rigid = (
+        workflow.get_node(name) for name in ("inputnode", "outputnode", "register_rigid")
     )
     register_m2m = pe.Node(
         RegisterImages(
@@ -272,6 +256,46 @@ def _add_deformable_step(
             ("xfm", "rigid_xfm"), ("inverse_xfm", "rigid_inverse_xfm"),
         ]),
         (register_m2m, resample_m2m, [("best_xfm", "xfm")]),
+        (register_m2m, outputnode, [
+            (name, name)
+            for name in (
+                *("m2m_xfms", "quality", "objections", "device_used", "sha256"), *BEST_XFMS,
+            )
+        ]),
+        (resample_m2m, outputnode, [("out_file", "preproc")]),
+    ])  # fmt: skip
+
+
+def _add_report(workflow: Workflow, modality: Literal["pet", "fa"], template: str) -> None:
+    """Add what is drawn and measured of the result."""
+    inputnode, outputnode, register_rigid, resample_rigid, register_m2m, resample_m2m = (
+        workflow.get_node(name)
+        for name in (
+            *("inputnode", "outputnode", "register_rigid", "resample_rigid"),
+            *("register_m2m", "resample_m2m"),
+        )
+    )
+    draw_registration = pe.Node(
+        RegistrationFigures(modality=modality), name="draw_registration", mem_gb=2
+    )
+    measure_scan = pe.Node(
+        MeasureScan(modality=modality, template=template), name="measure_scan", mem_gb=1.5
+    )
+    anatomy = [("t1w_file", "t1w_file"), ("mask_file", "mask_file"), ("dseg_file", "dseg_file")]
+    workflow.connect([
+        (inputnode, draw_registration, [("moving_file", "native_file"), *anatomy]),
+        (inputnode, measure_scan, [
+            ("moving_file", "moving_file"), ("template2anat", "template2anat"), *anatomy,
+        ]),
+        (register_rigid, measure_scan, [("xfm", "rigid_xfm")]),
+        (resample_rigid, draw_registration, [("out_file", "rigid_file")]),
+        (draw_registration, outputnode, [("out_files", "figures")]),
+        (measure_scan, outputnode, [("measures", "measures")]),
+    ])  # fmt: skip
+    if register_m2m is None:
+        workflow.connect(register_rigid, "xfm", measure_scan, "best_xfm")
+        return
+    workflow.connect([
         (register_m2m, measure_scan, [
             (field, field) for field in ("best_xfm", "quality", "objections")
         ]),
@@ -280,11 +304,4 @@ def _add_deformable_step(
             for name in ("objections", "displacement_file", "jacobian_file", "cycle_error_file")
         ]),
         (resample_m2m, draw_registration, [("out_file", "final_file")]),
-        (register_m2m, outputnode, [
-            (name, name)
-            for name in (
-                *("m2m_xfms", "quality", "objections", "device_used", "sha256"), *BEST_XFMS,
-            )
-        ]),
-        (resample_m2m, outputnode, [("out_file", "preproc")]),
     ])  # fmt: skip

@@ -130,3 +130,14 @@ def test_gpu_slot(use_gpu, n_procs):
     assert node.n_procs == n_procs
     # ANTs has one thread.
     assert workflow.get_node("register_rigid").n_procs == 1
+
+
+@pytest.mark.parametrize("transform", ["rigid", "m2m"])
+def test_what_nobody_sees_is_not_drawn(transform):
+    """Images to train on or to evaluate are registered alone."""
+    workflow = init_registration_wf(
+        modality="fa", options=options(transform=transform), is_reported=False
+    )
+    names = set(workflow.list_node_names())
+    assert "resample_rigid" in names
+    assert not names & {"draw_registration", "measure_scan"}
