@@ -450,16 +450,10 @@ def _estimate_deformation(
     import torch
 
     from m2m_bids.registration.m2m import CyclePairs
-    from m2m_bids.registration.maps import map_from_displacement, warp
     from m2m_bids.registration.presets import LNCC_SIGMA_MM
     from m2m_bids.registration.refinement import RefinementConfig, register_pair
     from m2m_bids.simulation.anatomy import load_template
-    from m2m_bids.simulation.contrast import (
-        FDG_WEIGHTS,
-        expected_contrast,
-        fit_pet_weights,
-        template_bridge,
-    )
+    from m2m_bids.simulation.contrast import FDG_WEIGHTS, expected_contrast, template_bridge
 
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
@@ -467,34 +461,30 @@ def _estimate_deformation(
     device = resolve_device(options.device)
     network, card = loaded_network(options.weights, sha256, device)
     grid = template_grid(template2fixed, size=card.grid_size, spacing_mm=card.spacing_mm)
-    moving_image, fixed_image = (
+    images = [
         torch.from_numpy(data)[None, None].to(device)
         for data in images_on_grid(moving, fixed, fixed_mask, fixed2moving=fixed2moving, grid=grid)
-    )
+    ]
     likeness, pet_weights = None, FDG_WEIGHTS
     if fixed_dseg is not None:
         tissues = _tissues_on_grid(fixed_dseg, grid).to(device)
         if options.modality == "pet":
-            # Where rigid alignment leaves a gyrus on its neighbour, tissues look alike.
-            with torch.no_grad():
-                phi = map_from_displacement(network(moving_image, fixed_image))
-            pet_weights = fit_pet_weights(warp(moving_image, phi), tissues, card.spacing_mm)
+            pet_weights = _pet_weights(network, *images, tissues, card.spacing_mm)
         likeness = expected_contrast(
             tissues, options.modality, card.spacing_mm, pet_weights=pet_weights
         )
     template = load_template(card.grid_size, card.spacing_mm)
     bridge = template_bridge(template, options.modality, pet_weights=pet_weights)
-    pairs = CyclePairs(
-        moving_image, fixed_image, *(image.to(device) for image in bridge), is_aligned=True
-    )
+    pairs = CyclePairs(*images, *(image.to(device) for image in bridge), is_aligned=True)
     config = RefinementConfig(
         n_steps=options.n_refine,
         near_voxels=NEAR_MM / card.spacing_mm,
         lncc_sigma_voxels=LNCC_SIGMA_MM / card.spacing_mm,
     )
     registration = register_pair(network, pairs, config, likeness)
-    disp_unit = _displacement(registration.forward)
-    world_field = displacement_from_unit(disp_unit, grid, fixed, spacing_mm=card.spacing_mm)
+    world_field = displacement_from_unit(
+        _displacement(registration.forward), grid, fixed, spacing_mm=card.spacing_mm
+    )
     jacobian = nb.Nifti1Image(
         jacobian_determinant(world_field).astype(np.float32), world_field.affine
     )
@@ -649,6 +639,25 @@ def _tissues_on_grid(dseg: nb.Nifti1Image, grid: NetworkGrid) -> "torch.Tensor":
         for tissue in (1, 2, 3)
     ]
     return torch.from_numpy(np.stack(shares))[None]
+
+
+def _pet_weights(
+    network: "torch.nn.Module",
+    moving: "torch.Tensor",
+    fixed: "torch.Tensor",
+    tissues: "torch.Tensor",
+    spacing_mm: float,
+) -> tuple[float, float, float]:
+    """Find how bright tissues are in a PET image, where the network brings it."""
+    import torch
+
+    from m2m_bids.registration.maps import map_from_displacement, warp
+    from m2m_bids.simulation.contrast import fit_pet_weights
+
+    # Where rigid alignment leaves a gyrus on its neighbour, tissues look alike.
+    with torch.no_grad():
+        phi = map_from_displacement(network(moving, fixed))
+    return fit_pet_weights(warp(moving, phi), tissues, spacing_mm)
 
 
 def _cycle_error(registration: "Registration", grid: NetworkGrid) -> nb.Nifti1Image:
