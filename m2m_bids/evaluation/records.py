@@ -10,7 +10,7 @@ import numpy as np
 from m2m_bids.evaluation.hausdorff import hd95_per_label
 from m2m_bids.evaluation.labels import NAMES, labels_in_common
 from m2m_bids.evaluation.overlap import dice_per_label
-from m2m_bids.evaluation.statistics import bootstrap_interval, holm, paired_p_value
+from m2m_bids.evaluation.statistics import holm, paired_p_value, shared_bootstrap_interval
 from m2m_bids.spatial.images import replacing
 
 Value = str | int | float | None
@@ -91,8 +91,8 @@ _STATISTICS = {
     "n": "Pairs that have the number",
     "mean": "Mean over the pairs",
     "sd": "Standard deviation over the pairs (n - 1)",
-    "ci_low": "Lower end of the 95 % confidence interval of the mean, by bootstrap of the pairs",
-    "ci_high": "Upper end of the 95 % confidence interval of the mean, by bootstrap of the pairs",
+    "ci_low": "Lower end of the 95 % confidence interval of the mean (bootstrap of participants)",
+    "ci_high": "Upper end of the 95 % confidence interval of the mean (bootstrap of participants)",
 }
 _COUNTS: dict[str, dict] = {
     "n": {"Description": "Pairs that were registered."},
@@ -107,7 +107,8 @@ _TEST: dict[str, dict] = {
     "dsc_p": {
         "Description": "Two-sided p value of Wilcoxon's signed-rank test of the DSC against "
         "dsc_baseline, over the pairs that both have, adjusted by Holm's method for the number of "
-        "methods tested in this modality and kind."
+        "methods tested in this modality and kind. Pairs are taken as independent: where they "
+        "share participants, rather see whether the intervals overlap."
     },
 }
 
@@ -297,9 +298,11 @@ def _summary(records: Sequence[Record], numbers: Sequence[str], seed: int) -> di
         "n_missing": statuses.count("missing"),
         **dict.fromkeys(_TEST, NOT_KNOWN),
     }
+    people = {str(record["pair"]): _participants(record) for record in records}
     for number in numbers:
-        values = list(_values(records, number).values())
-        interval = bootstrap_interval(values, seed=seed)
+        by_pair = _values(records, number)
+        values = list(by_pair.values())
+        interval = shared_bootstrap_interval(values, [people[p] for p in by_pair], seed=seed)
         row |= {
             f"{number}_n": len(values),
             f"{number}_mean": float(np.mean(values)) if values else NOT_KNOWN,
@@ -308,6 +311,14 @@ def _summary(records: Sequence[Record], numbers: Sequence[str], seed: int) -> di
             f"{number}_ci_high": interval.high if interval else NOT_KNOWN,
         }
     return row
+
+
+def _participants(record: Record) -> tuple[str, str]:
+    """Return the participants of a pair; one of its own for an unknown one."""
+    moving, fixed = (
+        str(record.get(key) or record["pair"]) for key in ("moving_subject", "fixed_subject")
+    )
+    return moving, fixed
 
 
 def _values(records: Iterable[Record], number: str) -> dict[str, float]:

@@ -27,8 +27,8 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> Interval | 
     Parameters
     ----------
     values : sequence of float
-        One for each pair of images, finite. They are taken as independent, though pairs may share
-        a participant.
+        Finite and independent: of pairs of images that share no participant. For others see
+        `shared_bootstrap_interval`.
     seed : int
         The same values have the same interval with the same seed.
 
@@ -53,6 +53,57 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> Interval | 
     return Interval(float(interval.low), float(interval.high))
 
 
+def shared_bootstrap_interval(
+    values: Sequence[float], participants: Sequence[tuple[str, str]], *, seed: int = 0
+) -> Interval | None:
+    """
+    Compute a 95 % confidence interval of the mean over pairs that share participants.
+
+    A participant who is hard to register is so in every pair. So participants are drawn instead
+    of pairs, 9999 times, and a pair counts as often as its two participants were drawn together
+    [Snijders and Borgatti, Connections 22, 1999]; the interval has the percentiles of the means.
+
+    Parameters
+    ----------
+    values : sequence of float
+        One for each pair of images, finite.
+    participants : sequence of tuple of str
+        The two participants of each pair, the same twice where both images are of one.
+    seed : int
+        The same values have the same interval with the same seed.
+
+    Returns
+    -------
+    Interval or None
+        That of `bootstrap_interval` where no two pairs share a participant. Otherwise None for
+        fewer than three participants, which cannot tell.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ.
+    """
+    if len(values) != len(participants):
+        raise ValueError(
+            f"each value needs its participants, got {len(values)} and {len(participants)}"
+        )
+    taking_part = [name for pair in participants for name in set(pair)]
+    names, places = np.unique(taking_part, return_inverse=True)
+    if len(names) == len(places):
+        return bootstrap_interval(values, seed=seed)
+    if len(names) < 3:
+        return None
+    first, second = (np.searchsorted(names, some) for some in zip(*participants, strict=True))
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), N_RESAMPLES)
+    weights = np.where(first == second, drawn[:, first], drawn[:, first] * drawn[:, second])
+    # The participants that were drawn may have no pair together.
+    weights = weights[weights.any(1)]
+    means = weights @ np.asarray(values, dtype=float) / weights.sum(1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(low), float(high))
+
+
 def paired_p_value(values: Sequence[float], references: Sequence[float]) -> float | None:
     """
     Test whether paired differences lie around zero, by Wilcoxon's signed-rank test.
@@ -60,7 +111,8 @@ def paired_p_value(values: Sequence[float], references: Sequence[float]) -> floa
     Parameters
     ----------
     values, references : sequence of float
-        Of one length, in the same order of pairs of images; finite.
+        Of one length, in the same order of pairs of images; finite. Pairs are taken as
+        independent: where they share participants the p value is too small.
 
     Returns
     -------

@@ -172,7 +172,7 @@ def share_curve(shares: Sequence[tuple[float, Row]]) -> str:
     )
     note = (
         "Each point is M2M-Reg trained anew, this share of its bridge pairs being aligned "
-        "beforehand; 0 % is unsupervised. Bars: 95 % bootstrap confidence interval over pairs, "
+        "beforehand; 0 % is unsupervised. Bars: 95 % confidence interval over participants, "
         "which does not cover how much one training differs from the next."
     )
     table = share_table(shares, caption="DSC and folds by share of pre-aligned pairs")

@@ -19,9 +19,10 @@ from m2m_bids.reports.evaluation_rows import (
 from m2m_bids.reports.evaluation_tables import NUMBERS, SIGNIFICANCE, p_text
 
 TABLE_NOTE = (
-    "Mean ± standard deviation over pairs; in brackets the 95 % bootstrap confidence interval of "
-    "the mean. ↑ higher is better, ↓ lower is better. <strong>Bold</strong>: best of its column, "
-    "among methods that did all pairs; for folds, time and memory, among methods that deform. "
+    "Mean ± standard deviation over pairs; in brackets the 95 % confidence interval of "
+    "the mean, by bootstrap of participants. ↑ higher is better, ↓ lower is better. "
+    "<strong>Bold</strong>: best of its column, among methods that did all pairs; "
+    "for folds, time and memory, among methods that deform. "
     "p: paired Wilcoxon signed-rank test of the DSC against the best baseline, which is the "
     "method of highest mean DSC that is no network of m2m-bids, with Holm's correction; below "
     f"{SIGNIFICANCE}, ▲ marks a mean above that baseline's and ▼ one below. †: some pairs failed, "

@@ -9,7 +9,12 @@ import pytest
 from nibabel.affines import from_matvec
 
 from m2m_bids.evaluation.records import known_number, label_measures, summarize, write_records
-from m2m_bids.evaluation.statistics import bootstrap_interval, holm, paired_p_value
+from m2m_bids.evaluation.statistics import (
+    bootstrap_interval,
+    holm,
+    paired_p_value,
+    shared_bootstrap_interval,
+)
 
 AFFINE = from_matvec(np.diag([2.0, 1.0, 1.5]), (1, 2, 3))
 
@@ -20,7 +25,7 @@ def record(pair, method, dsc=None, **fields):
         "moving": f"sub-{pair}_pet",
         "fixed": "sub-9_T1w",
         "moving_subject": pair,
-        "fixed_subject": "9",
+        "fixed_subject": f"{pair}x",
         "modality": "pet",
         "kind": "between",
         "method": method,
@@ -115,6 +120,18 @@ def test_summary_of_numbers(rng):
         assert row["seconds_mean"] == pytest.approx(6.5)
         assert row["landmark_error_mm_mean"] == row["landmark_error_mm_ci_low"] == "n/a"
         assert row["landmark_error_mm_n"] == 0
+
+
+def test_intervals_are_of_participants(rng):
+    values = rng.normal(0.6, 0.1, 6)
+    people = [(a, b) for a in ("01", "02", "03") for b in ("01", "02", "03") if a != b]
+    records = [
+        record("_to_".join(pair), "rigid", value, moving_subject=pair[0], fixed_subject=pair[1])
+        for pair, value in zip(people, values, strict=True)
+    ]
+    (row,) = summarize(records)
+    expected = shared_bootstrap_interval(values, people)
+    assert (row["dsc_ci_low"], row["dsc_ci_high"]) == expected
 
 
 def test_tests_are_against_the_best_baseline_and_adjusted(rng):
