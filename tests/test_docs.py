@@ -118,8 +118,8 @@ def test_options_of_the_pages_exist():
     known = {name for parser in PARSERS.values() for name in options_of(parser)} | OTHERS_OPTIONS
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]", text))
-        assert named <= known, page.name
+        named = re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z0-9]", text)
+        assert {name.replace("_", "-") for name in named} <= known, page.name
 
 
 def options_of(parser):
