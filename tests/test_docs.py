@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,32 @@ from pathlib import Path
 
 import pytest
 
+from m2m_bids.cli import convert, simulate
 from m2m_bids.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARSERS = {
+    "m2m-bids": build_parser(),
+    "m2m-bids.sif": build_parser(),
+    "m2m-bids-convert": convert._build_parser(),
+    "m2m-bids-simulate": simulate._build_parser(),
+}
+# Options of docker, singularity, sbatch, torchrun, pip, dask, and of a module of this package.
+OTHERS_OPTIONS = {
+    *("--rm", "--gpus", "--user", "--build-arg", "--cleanenv", "--containall", "--nv"),
+    *(
+        "--array",
+        "--export",
+        "--time",
+        "--partition",
+        "--nproc-per-node",
+        "--no-python",
+        "--nthreads",
+        "--workers",
+    ),
+}
 # Pages that a checkout may lack.
 OPTIONAL_PAGES = ("cluster", "quality", "reliability")
 
@@ -66,6 +89,46 @@ def test_pictures_are_small_and_there():
     files = {file.name: file.stat().st_size for file in PICTURES.iterdir()}
     assert named == set(files)
     assert max(files.values()) < 150_000
+
+
+def shown_commands():
+    """List the lines of the pages that call a program: its name, its arguments, the page."""
+    for page in PAGES:
+        text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+        for line in re.findall(r"^ {4,}(\S.*)$", text, re.MULTILINE):
+            words = [] if " build " in line else re.split(r"\s+#", line)[0].split()
+            found = [index for index, word in enumerate(words) if word in PARSERS]
+            if found and not {"LEVEL", "sbatch"} & set(words):
+                _, *arguments = shlex.split(" ".join(words[found[-1] :]))
+                yield pytest.param(words[found[-1]], arguments, id=f"{page.stem}: {line[:70]}")
+
+
+@pytest.mark.parametrize(("program", "arguments"), list(shown_commands()))
+def test_commands_of_the_pages_are_understood(program, arguments):
+    PARSERS[program].parse_args(arguments)
+
+
+def test_commands_of_the_pages_are_found():
+    programs = [command.values[0] for command in shown_commands()]
+    assert set(programs) == set(PARSERS)
+    assert len(programs) > 15
+
+
+def test_options_of_the_pages_exist():
+    known = {name for parser in PARSERS.values() for name in options_of(parser)} | OTHERS_OPTIONS
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z0-9]", text)
+        assert {name.replace("_", "-") for name in named} <= known, page.name
+
+
+def options_of(parser):
+    """List the long options of a parser and of its commands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action.choices, dict):
+            for command in action.choices.values():
+                yield from options_of(command)
 
 
 def test_messages_of_the_troubleshooting_page_exist():

@@ -51,7 +51,7 @@ def write_scan_fragments(
         "To be looked at": numbers.get("warnings"),
         **_input_facts(scan),
         "Static image": sidecar.get("StaticReference"),
-        "Rigid alignment": _rigid_fact(sidecar),
+        f"{scan.linear.capitalize()} alignment": _rigid_fact(sidecar),
         "Output spaces": _written_images(scan, settings),
         **_quantification_facts(scan, tables, settings),
     }
@@ -113,6 +113,7 @@ def _input_facts(scan: Scan) -> dict[str, object]:
         "Files": [str(file) for file in scan.sources],
         "T1w chosen by": scan.t1w_choice,
         "Tracer": said or scan.tracer,
+        "Units": str(scan.sidecar.get("Units") or ""),
     }
 
 
@@ -220,7 +221,7 @@ def _quality_html(scan: Scan, numbers: Mapping[str, Any]) -> str:
         {
             "number": definition.title,
             "before": values.get(f"{name}_initial"),
-            "rigid": values.get(f"{name}_rigid"),
+            scan.linear: values.get(f"{name}_rigid"),
             "result": values.get(name),
             "good": definition.good,
             "when to worry": definition.worry,

@@ -8,6 +8,8 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 9999
+MIN_VALUES = 5
+"""Values below which there is no interval: resampling fewer gives little but their range."""
 
 
 class Interval(NamedTuple):
@@ -35,10 +37,10 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> Interval | 
     Returns
     -------
     Interval or None
-        None for fewer than two values. Equal values have an interval of no length.
+        None for fewer than `MIN_VALUES`. Equal values have an interval of no length.
     """
     sample = np.asarray(values, dtype=float)
-    if len(sample) < 2:
+    if len(sample) < MIN_VALUES:
         return None
     if np.ptp(sample) == 0:
         return Interval(float(sample[0]), float(sample[0]))

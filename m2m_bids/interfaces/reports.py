@@ -82,6 +82,7 @@ class _RegistrationFiguresInputSpec(BaseInterfaceInputSpec):
     jacobian_file = File(exists=True, desc="its Jacobian determinant")
     cycle_error_file = File(exists=True, desc="distance of points after forward and back, mm")
     modality = traits.Enum("pet", "fa", mandatory=True, desc="kind of the moving image")
+    template = traits.Str(desc="the template that stands for a T1w, if none was there")
 
 
 class RegistrationFigures(SimpleInterface):
@@ -101,34 +102,40 @@ class RegistrationFigures(SimpleInterface):
         )
         states = {
             "initial": load_image(inputs.native_file),
-            "rigid": load_image(inputs.rigid_file),
+            "affine" if inputs.template else "rigid": load_image(inputs.rigid_file),
         }
         if isdefined(inputs.final_file) and not inputs.objections:
             states["m2m"] = load_image(inputs.final_file)
-        label = LABELS[inputs.modality]
-        colors = {"label": label, "color_map": COLOR_MAPS[inputs.modality]}
-        native = native_figure(states["initial"], folder / "native.svg", **colors)
-        figures = flicker(t1w, mask, states, folder, contours=_outlines(dseg), **colors)
+        names = {
+            "label": LABELS[inputs.modality],
+            "target": "template" if inputs.template else "T1w",
+        }
+        colors = {"color_map": COLOR_MAPS[inputs.modality]}
+        native = native_figure(
+            states["initial"], folder / "native.svg", label=names["label"], **colors
+        )
+        figures = flicker(t1w, mask, states, folder, contours=_outlines(dseg), **names, **colors)
         # Two grey images over each other would not be told apart.
-        viewer = write_viewer(t1w, mask, dseg, states, folder / "viewer.html", label=label)
+        viewer = write_viewer(t1w, mask, dseg, states, folder / "viewer.html", **names)
         out_files = [native, *figures.values(), viewer]
         if isdefined(inputs.displacement_file):
-            out_files += self._draw_map(t1w, mask, folder, label)
+            out_files += self._draw_map(t1w, mask, folder, names)
         self._results["out_files"] = [str(file) for file in out_files]
         return runtime
 
-    def _draw_map(self, t1w, mask, folder: Path, label: str) -> list[Path]:
+    def _draw_map(self, t1w, mask, folder: Path, names: dict[str, str]) -> list[Path]:
         """Draw the deformable map, also one that was rejected."""
         from m2m_bids.reports.deformation import cycle_figure, grid_figure
         from m2m_bids.reports.jacobian import jacobian_figure
         from m2m_bids.spatial.images import load_image
 
+        inputs, label = self.inputs, {"label": names["label"]}
         return [
-            draw(load_image(file), mask, folder / f"{name}.svg", background=t1w, label=label)
-            for name, draw, file in (
-                ("grid", grid_figure, self.inputs.displacement_file),
-                ("jacobian", jacobian_figure, self.inputs.jacobian_file),
-                ("cycle", cycle_figure, self.inputs.cycle_error_file),
+            draw(load_image(file), mask, folder / f"{name}.svg", background=t1w, **words)
+            for name, draw, file, words in (
+                ("grid", grid_figure, inputs.displacement_file, label),
+                ("jacobian", jacobian_figure, inputs.jacobian_file, names),
+                ("cycle", cycle_figure, inputs.cycle_error_file, names),
             )
         ]
 

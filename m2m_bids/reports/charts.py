@@ -101,6 +101,8 @@ def box_plot(
     with rc_context(STYLE):
         figure, axes = _new_figure(width_in, 0.75 + ROW_IN * len(groups))
         for row, (name, values) in enumerate(groups.items()):
+            if row % 2 == 0:  # a band holds a name and its points together
+                axes.axhspan(row - 0.62, row + 0.38, color="#f1f4f6", zorder=0)
             _draw_group(axes, row, list(values.values()), colors[name], gid=f"points-{row}")
             # Above its box rather than beside it: names are long, and the plot may be narrow.
             place = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 8}

@@ -91,7 +91,7 @@ def grid_figure(
         for axis in ("across", "up")
     )
     title = f"Deformation of the {label}: a grid of {GRID_MM:g} mm"
-    note = "Lines are straight in the rigidly aligned image. Only the shift within a slice shows."
+    note = "Lines are straight before this step. Only the shift within a slice shows."
     body = (
         text(title, 12, 30, fill=WHITE, **TITLE)
         + text(f"{note} {short_orientation_note(mosaic)}", 12, 57, font_size=17, fill=DIM)
@@ -111,6 +111,7 @@ def cycle_figure(
     *,
     background: nb.Nifti1Image | None = None,
     label: str = "moving image",
+    target: str = "T1w",
 ) -> Path:
     """
     Draw how far points come to lie from where they were, forward and back through the bridge.
@@ -127,6 +128,8 @@ def cycle_figure(
         T1w, drawn dimmed outside the mask.
     label : str
         What the moving image is, as shown: PET, FA.
+    target : str
+        What it is registered to, as shown: T1w, or template.
 
     Returns
     -------
@@ -141,7 +144,7 @@ def cycle_figure(
     values = values_in_mask(error_mm, mask)
     median, high, higher = np.percentile(values, (50, 95, 99))
     words = Words(
-        title=f"Cycle error, T1w to {label} and back (mm)",
+        title=f"Cycle error, {target} to {label} and back (mm)",
         note="How far a point comes back from itself. Bright: forward and backward maps disagree.",
         histogram="Share of brain voxels by cycle error (mm)",
         numbers=(

@@ -137,7 +137,9 @@ def _pictures(examples: Sequence[ExamplePair], records: Sequence[Row]) -> str:
     body = ""
     for example in examples:
         drawn = draw_example(example, methods)
-        name = f"{escape(example.pair)}<br><small>{escape(modality_title(example.modality))}"
+        # Long names break between their entities.
+        pair = escape(example.pair).replace("_", "_<wbr>")
+        name = f"{pair}<br><small>{escape(modality_title(example.modality))}"
         cells = "".join(
             _picture_cell(drawn.get(method), scores.get((example.pair, method)))
             for method in methods

@@ -9,6 +9,7 @@ from m2m_bids.reports.evaluation_rows import (
     STARTS,
     Row,
     as_number,
+    class_title,
     group_rows,
     group_title,
     is_own,
@@ -103,7 +104,7 @@ def _plot_of(
             values.setdefault(titles[str(row["method"])], {})[str(row["pair"])] = value
     if not values:
         return ""
-    of_class = column.removeprefix(CLASS_PREFIX).replace("_", " ") if column != "dsc" else ""
+    of_class = class_title(column.removeprefix(CLASS_PREFIX)) if column != "dsc" else ""
     medians = ", ".join(
         f"{title} {median(scores.values()):.3f}" for title, scores in values.items()
     )

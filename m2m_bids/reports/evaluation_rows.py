@@ -63,6 +63,25 @@ def is_own(method: object) -> bool:
     return str(method).startswith(OWN_PREFIX)
 
 
+def least_p_value(summaries: Sequence[Row]) -> float:
+    """
+    Return the least p value that so few pairs allow, whatever the difference.
+
+    Parameters
+    ----------
+    summaries : sequence of mapping
+        Of all methods of one kind and modality.
+
+    Returns
+    -------
+    float
+        All differences of one sign are 2 of 2**n assignments of signs; times Holm's factor.
+    """
+    n_tests = sum(statistic(row, "dsc", "p") is not None for row in summaries)
+    n_differences = max((n_pairs(row, "dsc_n") for row in summaries), default=0)
+    return min(1.0, n_tests * 2 / 2**n_differences)
+
+
 def best_own(summaries: Iterable[Row]) -> Row | None:
     """Return the summary of the network of highest mean DSC, if any has one."""
     known = [(mean_dsc(row), row) for row in summaries if is_own(row["method"])]
@@ -97,6 +116,16 @@ def modality_title(modality: object) -> str:
 def group_title(kind: str, modality: str) -> str:
     """Name a kind of pair and its modality, as plain text."""
     return f"{modality_title(modality)}, {KINDS.get(kind, kind)}"
+
+
+def class_title(name: str) -> str:
+    """
+    Name a class of labels, as plain text.
+
+    >>> class_title("csf_outside_lateral_ventricles")
+    'CSF outside lateral ventricles'
+    """
+    return " ".join("CSF" if word == "csf" else word for word in name.split("_"))
 
 
 def method_titles(rows: Iterable[Row]) -> dict[str, str]:

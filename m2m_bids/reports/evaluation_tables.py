@@ -10,6 +10,7 @@ from m2m_bids.reports.evaluation_rows import (
     Row,
     baseline_of,
     is_own,
+    least_p_value,
     mean_dsc,
     method_titles,
     modality_title,
@@ -200,7 +201,7 @@ def _method_cells(
         if (deviation := statistic(summary, number.key, "sd")) is not None:
             lines.append(f"± {deviation:.{number.digits}f}")
         if number is DSC:
-            lines += _dsc_notes(summary, baseline_of(summaries))
+            lines += _dsc_notes(summary, summaries)
         notes = "".join(f"<br><small>{line}</small>" for line in lines[1:])
         cells.append(f'<td class="m2m-value">{lines[0]}{notes}</td>')
     return cells
@@ -276,13 +277,16 @@ def best_text(number: Number, summaries: Sequence[Row]) -> str | None:
     return choose(shown, key=float) if len(shown) > 1 else None
 
 
-def _dsc_notes(summary: Row, baseline: Row | None) -> list[str]:
-    """Lines below a mean DSC: interval and test, HTML."""
+def _dsc_notes(summary: Row, summaries: Sequence[Row]) -> list[str]:
+    """Lines below a mean DSC: interval and test, HTML; no test where it could find nothing."""
+    baseline = baseline_of(summaries)
     interval, p_value = interval_text(summary, DSC), statistic(summary, "dsc", "p")
     notes = [] if interval == DASH else [interval]
     if baseline is not None and summary["method"] == baseline["method"]:
         notes.append("best baseline")
-    elif baseline is not None and p_value is not None:
+    elif baseline is None or p_value is None:
+        return notes
+    elif least_p_value(summaries) < SIGNIFICANCE:
         notes.append(_test_text(p_value, mean_dsc(summary), mean_dsc(baseline)))
     return notes
 

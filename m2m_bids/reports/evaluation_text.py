@@ -9,6 +9,7 @@ from m2m_bids.reports.evaluation_rows import (
     best_own,
     group_rows,
     group_title,
+    least_p_value,
     mean_dsc,
     method_titles,
     n_lost,
@@ -100,18 +101,24 @@ def _verdict(summaries: Sequence[Row], titles: Mapping[str, str]) -> str:
         return f"{_score(only, titles)}; no {missing} to compare with."
     difference = (mean_dsc(own) or 0.0) - (mean_dsc(baseline) or 0.0)
     order = "above" if difference > 0 else "below" if difference < 0 else "equal to"
-    p_value = statistic(own, "dsc", "p")
-    test = "not tested" if p_value is None else p_text(p_value)
-    if p_value is not None and p_value >= SIGNIFICANCE:
-        test += ", so this may be chance"
     sentence = (
         f"{_score(own, titles)} is {order} the best baseline, {_score(baseline, titles)}: "
-        f"{difference:+.3f}, {test}."
+        f"{difference:+.3f}, {_test(own, summaries)}."
     )
     if n_pairs(own, "dsc_n") != n_pairs(baseline, "dsc_n"):
         sentence += " The two means are over different pairs."
     folds = statistic(own, "folding_percent", "mean")
     return sentence + ("" if folds is None else f" Folds: {folds:.3f} %.")
+
+
+def _test(own: Row, summaries: Sequence[Row]) -> str:
+    """Say what the test of a network against the best baseline found, escaped."""
+    p_value = statistic(own, "dsc", "p")
+    if p_value is None:
+        return "not tested"
+    if least_p_value(summaries) >= SIGNIFICANCE:
+        return "of too few pairs for a test"
+    return p_text(p_value) + (", so this may be chance" if p_value >= SIGNIFICANCE else "")
 
 
 def _score(summary: Row, titles: Mapping[str, str]) -> str:
@@ -169,8 +176,7 @@ def caveats(
     items = [*of_this_run]
     summarized = group_rows(summaries)
     for group, rows in group_rows(records).items():
-        n_tests = sum(statistic(row, "dsc", "p") is not None for row in summarized.get(group, ()))
-        items += _caveats_of_size(group_title(*group), rows, n_tests)
+        items += _caveats_of_size(group_title(*group), rows, summarized.get(group, []))
     if any(n_pairs(row) and n_lost(row) for row in summaries):
         items.append(
             "Methods that failed for some pairs (†) are averaged over the rest. If those are the "
@@ -180,11 +186,10 @@ def caveats(
     return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
 
 
-def _caveats_of_size(name: str, records: Sequence[Row], n_tests: int) -> list[str]:
+def _caveats_of_size(name: str, records: Sequence[Row], summaries: Sequence[Row]) -> list[str]:
     """Caveats of one kind and modality."""
     number, n_subjects = len({row["pair"] for row in records}), len(subjects(records))
-    # All differences of one sign are 2 of 2**n assignments of signs; times Holm's factor.
-    smallest_p = min(1.0, n_tests * 2 / 2**number)
+    smallest_p = least_p_value(summaries)
     items = []
     if number == 1:
         items.append(
@@ -192,8 +197,8 @@ def _caveats_of_size(name: str, records: Sequence[Row], n_tests: int) -> list[st
         )
     elif smallest_p >= SIGNIFICANCE:
         items.append(
-            f"{name}: with {number} pairs and {plural(n_tests, 'test')}, no p can be below "
-            f"{smallest_p:.2g}, whatever the difference."
+            f"{name}: with {number} pairs and so many methods, no p can be below "
+            f"{smallest_p:.2g}, whatever the difference. None is shown."
         )
     if records[0]["kind"] == "between" and 0 < n_subjects < 2 * number:
         items.append(

@@ -27,6 +27,7 @@ from m2m_bids.reports.svg import (
 STATE_TITLES = {
     "initial": "Before registration: positions as in the headers",
     "rigid": "After rigid alignment",
+    "affine": "After affine alignment to the template",
     "m2m": "After M2M-Reg",
 }
 SHOWN_SHARE = 0.05  # of the window: darker voxels do not count for where an image's slices lie
@@ -54,6 +55,7 @@ def flicker(
     *,
     contours: Mapping[str, nb.Nifti1Image] | None = None,
     label: str = "PET",
+    target: str = "T1w",
     color_map: str = "inferno",
 ) -> dict[str, Path]:
     """
@@ -70,14 +72,16 @@ def flicker(
         Brain mask in the T1w's world; its outline is drawn.
     states : mapping of str to Nifti1Image
         Moving image at each stage, 3-D, in the T1w's world (on its grid or another one), not
-        smoothed. Names ``initial``, ``rigid`` and ``m2m`` get a title of their own; any other
-        name is the title.
+        smoothed. Names ``initial``, ``rigid``, ``affine`` and ``m2m`` get a title of their own;
+        any other name is the title.
     out_dir : Path
         Folder for the files ``<name>.svg``.
     contours : mapping of str to Nifti1Image
         Further masks to outline, such as white matter, by the name shown in the legend.
     label : str
         What the moving image is, as shown: PET, FA.
+    target : str
+        What it is registered to, as shown: T1w, or template.
     color_map : str
         Matplotlib colour map of the moving image.
 
@@ -104,7 +108,8 @@ def flicker(
     for name, tiles in sampled.items():
         moving = color_table(color_map)[mosaic.canvas([levels(tile, window) for tile in tiles])]
         is_visible = any(values.any() for values in _within(tiles, inside))
-        body = _flicker_header(STATE_TITLES.get(name, name), label, outlines, mosaic)
+        title = STATE_TITLES.get(name, name)
+        body = _flicker_header(title, (target, label), outlines, mosaic)
         body += _color_bar(color_map, window, mosaic.width_px)
         body += f'<g class="stage">{raster(fixed, HEADER_PX)}'
         body += raster(moving, HEADER_PX, css_class="moving")
@@ -113,13 +118,12 @@ def flicker(
             "" if is_visible else _warning(f"The {label} has no signal in the brain mask", mosaic)
         )
         body += "</g>"
-        title = STATE_TITLES.get(name, name)
         files[name] = _write(
             body,
             Path(out_dir) / f"{name}.svg",
             mosaic,
-            description=f"{title}: the {label} and the T1w by turns on {len(tiles)} slices, with "
-            f"outlines of the T1w's {', '.join(outlines)}.",
+            description=f"{title}: the {label} and the {target} by turns on {len(tiles)} slices, "
+            f"with outlines of the {target}'s {', '.join(outlines)}.",
             style=FLICKER_STYLE,
         )
     return files
@@ -386,21 +390,23 @@ def _name(which: str) -> dict[str, str]:
     return {"class": f"name name-{which}", "tabindex": "0"}
 
 
-def _flicker_header(title: str, label: str, outlines: Mapping, mosaic: Mosaic) -> str:
-    """Title, note and the names that hold one image while the pointer is on them."""
+def _flicker_header(title: str, names: tuple[str, str], outlines: Mapping, mosaic: Mosaic) -> str:
+    """Title, note and the names, fixed and moving, that hold one image under the pointer."""
     note = (
         f"{short_orientation_note(mosaic)} Point at the images to hold them; point at a name, "
         "or go there with Tab, to see it alone."
     )
+    fixed, moving = names
     x_px = 760
+    moving_px = x_px + 45 + 12 * len(fixed)
     return (
         text(title, 12, 30, fill=WHITE, **TITLE)
         + text(note, 12, 57, font_size=17, fill=DIM)
-        + text("T1w", x_px, 30, fill="#555", **TITLE, **_name("fixed"))
-        + text(label, x_px + 80, 30, fill="#555", **TITLE, **_name("moving"))
+        + text(fixed, x_px, 30, fill="#555", **TITLE, **_name("fixed"))
+        + text(moving, moving_px, 30, fill="#555", **TITLE, **_name("moving"))
         + '<g pointer-events="none">'
-        + text("T1w", x_px, 30, fill=WHITE, **TITLE, **{"class": "fixed"})
-        + text(label, x_px + 80, 30, fill="#ffd23c", **TITLE, **{"class": "moving"})
+        + text(fixed, x_px, 30, fill=WHITE, **TITLE, **{"class": "fixed"})
+        + text(moving, moving_px, 30, fill="#ffd23c", **TITLE, **{"class": "moving"})
         + "</g>"
         + _legend(outlines, mosaic.width_px - 12)
     )

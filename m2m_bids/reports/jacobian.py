@@ -18,6 +18,7 @@ def jacobian_figure(
     *,
     background: nb.Nifti1Image | None = None,
     label: str = "moving image",
+    target: str = "T1w",
 ) -> Path:
     """
     Draw a map of the Jacobian determinant, on a logarithmic scale, with histogram and numbers.
@@ -35,6 +36,8 @@ def jacobian_figure(
         T1w, drawn dimmed outside the mask.
     label : str
         What the moving image is, as shown: PET, FA.
+    target : str
+        What it is registered to, as shown: T1w, or template.
 
     Returns
     -------
@@ -50,8 +53,8 @@ def jacobian_figure(
     spread = np.percentile(np.abs(np.log2(np.maximum(values, SMALLEST))), 99.5)
     limit_log2 = float(np.clip(spread, *LIMITS_LOG2))
     words = Words(
-        title=f"Local volume change, {label} to T1w (logarithm of the Jacobian determinant)",
-        note=f"Red: the {label} is compressed there to fit the T1w; blue: stretched; "
+        title=f"Local volume change, {label} to {target} (logarithm of the Jacobian determinant)",
+        note=f"Red: the {label} is compressed there to fit the {target}; blue: stretched; "
         "magenta: folded (≤ 0).",
         histogram="Share of brain voxels by determinant",
         numbers=_numbers(values),

@@ -46,6 +46,7 @@ def write_viewer(
     out_file: Path,
     *,
     label: str = "PET",
+    target: str = "T1w",
     color_map: str = "inferno",
 ) -> Path:
     """
@@ -68,6 +69,8 @@ def write_viewer(
         HTML file to write.
     label : str
         What the moving image is, as shown: PET, FA.
+    target : str
+        What it is registered to, as shown: T1w, or template.
     color_map : str
         Matplotlib colour map of the moving image.
 
@@ -96,6 +99,7 @@ def write_viewer(
     images = _encode_all([_atlas(volume, columns) for volume in brightness.values()])
     data = {
         "label": label,
+        "target": target,
         "shape": shape,
         "affine": affine.tolist(),
         "columns": columns,
@@ -192,6 +196,7 @@ def _write_page(data: dict, out_file: Path, tilt_deg: float) -> Path:
     spacing_mm = np.linalg.norm(np.array(data["affine"])[:3, 0])
     page = Template((folder / "viewer.html").read_text("UTF-8")).substitute(
         label=escape(data["label"]),
+        target=escape(data["target"]),
         spacing=f"{spacing_mm:.2g}",
         tilt=f", which are tilted by {tilt_deg:.0f}°" if tilt_deg > 1 else "",
         style=(folder / "viewer.css").read_text("UTF-8"),

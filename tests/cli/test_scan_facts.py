@@ -183,3 +183,11 @@ def test_tables_that_are_gone_are_not_shown(told, quantified, settings):
     summary, regions = told()
     assert regions is None
     assert "Tables of regions" not in summary
+
+
+def test_units_are_told_and_an_affine_step_is_not_called_rigid(told):
+    scan = replace(SCAN, template="MNI152NLin2009aSym", t1w=None, sidecar={"Units": "Bq/mL"})
+    summary, _ = told(scan=scan, sidecar={**DONE, "Transform": "affine"})
+    assert "<td>Bq/mL</td>" in summary
+    assert "Affine alignment" in summary
+    assert "rigid" not in summary.lower()

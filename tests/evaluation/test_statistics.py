@@ -44,7 +44,7 @@ def test_interval_depends_on_the_seed_alone(rng):
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([], None), ([0.5], None), ([0.0] * 9, (0, 0)), ([0.1, 0.1], (0.1, 0.1))],
+    [([], None), ([0.4, 0.5, 0.6, 0.7], None), ([0.0] * 9, (0, 0)), ([0.1] * 5, (0.1, 0.1))],
 )
 def test_interval_of_few_or_equal_values(values, expected):
     assert bootstrap_interval(values) == expected

@@ -1,5 +1,6 @@
 """Wrappers of the figures: which are drawn, and under which names."""
 
+import re
 from pathlib import Path
 
 import nibabel as nb
@@ -77,6 +78,16 @@ def test_rigid_run_draws_two_states(files):
     outputs = RegistrationFigures(**files, modality="fa").run().outputs
     assert stems(outputs) == ["native", "initial", "rigid", "viewer"]
     assert "FA" in Path(outputs.out_files[0]).read_text()
+
+
+def test_template_is_not_called_a_t1w_nor_an_affine_transform_rigid(files):
+    outputs = RegistrationFigures(**files, template="MNI", modality="pet").run().outputs
+    assert stems(outputs) == ["native", "initial", "affine", "m2m", "viewer", *MAP]
+    assert {file.stem for file in map(Path, outputs.out_files)} <= set(REGISTRATION_FIGURES)
+    for file in outputs.out_files:
+        shown = re.sub(r"<script>.*?</script>|data:[^\"]*", "", Path(file).read_text(), flags=re.S)
+        assert not re.search(r"T1w|rigid", shown), file
+    assert "the PET and the template by turns" in Path(outputs.out_files[2]).read_text()
 
 
 def test_suvr_is_drawn_where_there_is_one(files):

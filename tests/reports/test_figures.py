@@ -20,49 +20,9 @@ from m2m_bids.reports.mosaic import TILE_WIDTH_PX, make_mosaic
 from m2m_bids.reports.svg import HEADER_PX
 
 
-def ellipsoid(shape, affine, radii_mm=(60, 75, 55), center_mm=(0, -10, 5)):
-    """A uint8 mask of the world points inside an ellipsoid."""
-    ijk = np.moveaxis(np.indices(shape), 0, -1)
-    points = ijk @ affine[:3, :3].T + affine[:3, 3]
-    inside = (((points - center_mm) / np.array(radii_mm)) ** 2).sum(-1) <= 1
-    return nb.Nifti1Image(inside.astype(np.uint8), affine)
-
-
-def rotation(angle_deg):
-    c, s = np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-
-
-def centred(matrix, shape):
-    """An affine whose centre voxel is at the ellipsoid's centre."""
-    affine = np.eye(4)
-    affine[:3, :3] = matrix
-    affine[:3, 3] = np.array([0, -10, 5]) - matrix @ ((np.array(shape) - 1) / 2)
-    return affine
-
-
-GRIDS = {
-    "RAS": (centred(np.diag([4.0, 4, 4]), (42, 48, 38)), (42, 48, 38)),
-    "LPI": (centred(np.diag([-4.0, -4, -4]), (42, 48, 38)), (42, 48, 38)),
-    # Array axes are superior, right, posterior; voxels 2 x 6 x 3 mm.
-    "permuted": (
-        centred(np.array([[0, 6.0, 0], [0, 0, -3], [2, 0, 0]]), (80, 30, 64)),
-        (80, 30, 64),
-    ),
-    "oblique": (centred(rotation(17) @ np.diag([4.0, 4, 5]), (48, 52, 32)), (48, 52, 32)),
-}
-
-
-@pytest.fixture(params=GRIDS)
-def mask(request):
-    affine, shape = GRIDS[request.param]
-    return ellipsoid(shape, affine)
-
-
 @pytest.fixture
-def plain_mask():
-    affine, shape = GRIDS["RAS"]
-    return ellipsoid(shape, affine)
+def plain_mask(brain_on):
+    return brain_on("RAS")
 
 
 def ramp(mask, axis):
@@ -86,11 +46,11 @@ def rasters(file):
 # --- mosaic ----------------------------------------------------------------------------------
 
 
-def test_sides_are_on_the_labelled_edges(mask):
-    mosaic = make_mosaic(mask)
+def test_sides_are_on_the_labelled_edges(brain):
+    mosaic = make_mosaic(brain)
     low = {"L": 0, "P": 1, "I": 2}
     high = {"R": 0, "A": 1, "S": 2}
-    sampled = {axis: mosaic.sample(ramp(mask, axis)) for axis in range(3)}
+    sampled = {axis: mosaic.sample(ramp(brain, axis)) for axis in range(3)}
     for i, tile in enumerate(mosaic.tiles):
         left, right, top, bottom = tile.plane.labels
         across, up = low[left], high[top]
@@ -103,17 +63,17 @@ def test_sides_are_on_the_labelled_edges(mask):
         assert column[half - 30] > column[half + 30] + 20
 
 
-def test_voxels_are_drawn_in_true_proportions(mask):
-    for tile in make_mosaic(mask).tiles:
+def test_voxels_are_drawn_in_true_proportions(brain):
+    for tile in make_mosaic(brain).tiles:
         across = np.linalg.norm(tile.points[10, 11] - tile.points[10, 10])
         up = np.linalg.norm(tile.points[11, 10] - tile.points[10, 10])
         np.testing.assert_allclose(across, up, rtol=1e-6)
 
 
-def test_slices_lie_within_the_brain_and_tiles_fill_the_canvas(mask):
-    mosaic = make_mosaic(mask)
+def test_slices_lie_within_the_brain_and_tiles_fill_the_canvas(brain):
+    mosaic = make_mosaic(brain)
     assert len(mosaic.tiles) == 21
-    for tile, values in zip(mosaic.tiles, mosaic.sample(mask), strict=True):
+    for tile, values in zip(mosaic.tiles, mosaic.sample(brain), strict=True):
         assert values.max() > 0.9
         border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
         assert border.max() == 0  # the margin shows all of the brain
@@ -121,19 +81,17 @@ def test_slices_lie_within_the_brain_and_tiles_fill_the_canvas(mask):
     assert mosaic.height_px == sum(tile.height_px for tile in mosaic.tiles[::7])
 
 
-def test_obliquity_is_told(plain_mask):
+def test_obliquity_is_told(plain_mask, brain_on):
     assert make_mosaic(plain_mask).obliquity_deg == pytest.approx(0, abs=1e-4)
-    affine, shape = GRIDS["oblique"]
-    assert make_mosaic(ellipsoid(shape, affine)).obliquity_deg == pytest.approx(17)
+    assert make_mosaic(brain_on("oblique")).obliquity_deg == pytest.approx(17)
 
 
-def test_sampling_matches_a_linear_function_on_another_grid(plain_mask):
-    affine, shape = GRIDS["oblique"]
+def test_sampling_matches_a_linear_function_on_another_grid(plain_mask, brain_on):
     mosaic = make_mosaic(plain_mask)
-    brain = mosaic.sample(plain_mask)
+    weights = mosaic.sample(plain_mask)
     for axis in range(3):
-        image = ramp(nb.Nifti1Image(np.zeros(shape, np.uint8), affine), axis)
-        for tile, values, weight in zip(mosaic.tiles, mosaic.sample(image), brain, strict=True):
+        image = ramp(brain_on("oblique"), axis)
+        for tile, values, weight in zip(mosaic.tiles, mosaic.sample(image), weights, strict=True):
             inside = weight > 0.5
             # float32 of coordinates below 128
             np.testing.assert_allclose(values[inside], tile.points[inside][:, axis], atol=1e-3)
@@ -262,8 +220,8 @@ def test_jacobian_colors_are_centred_at_one(tmp_path, plain_mask):
     np.testing.assert_allclose(magenta, (255, 0, 255), atol=6)
 
 
-def test_jacobian_on_a_coarser_grid(tmp_path, plain_mask):
-    affine = centred(np.diag([9.0, 9, 9]), (20, 22, 18))
+def test_jacobian_on_a_coarser_grid(tmp_path, plain_mask, brain_on):
+    affine = brain_on((np.diag([9.0, 9, 9]), (20, 22, 18))).affine
     image = nb.Nifti1Image(np.full((20, 22, 18), 0.5, np.float32), affine)
     shown = jacobian_figure(image, plain_mask, tmp_path / "j.svg").read_text()
     assert ">0.50<" in shown
@@ -273,8 +231,8 @@ def test_jacobian_on_a_coarser_grid(tmp_path, plain_mask):
         jacobian_figure(nb.Nifti1Image(image.get_fdata(), far), plain_mask, tmp_path / "k.svg")
 
 
-def test_anatomical_figure_outlines_three_masks(tmp_path, plain_mask):
-    small = ellipsoid(plain_mask.shape, plain_mask.affine, radii_mm=(40, 50, 35))
+def test_anatomical_figure_outlines_three_masks(tmp_path, plain_mask, brain_on):
+    small = brain_on("RAS", radii_mm=(40, 50, 35))
     dseg = np.asarray(plain_mask.dataobj) + np.asarray(small.dataobj)
     image = nb.Nifti1Image(dseg, plain_mask.affine)
     np.testing.assert_array_equal(select_labels(image, 2).dataobj, small.dataobj)
@@ -285,12 +243,11 @@ def test_anatomical_figure_outlines_three_masks(tmp_path, plain_mask):
 
 
 @pytest.mark.slow
-def test_full_size_is_modest(tmp_path, rng):
+def test_full_size_is_modest(tmp_path, rng, brain_on):
     """Figures of a noisy 1 mm head stay below 1.5 MB each."""
-    affine = centred(np.diag([1.0, 1, 1]), (170, 256, 256))
-    mask = ellipsoid((170, 256, 256), affine)
+    mask = brain_on((np.eye(3), (170, 256, 256)))
     noise = 0.05 * rng.standard_normal(mask.shape, dtype=np.float32)
-    image = nb.Nifti1Image(1 + np.asarray(mask.dataobj) + noise, affine)
+    image = nb.Nifti1Image(1 + np.asarray(mask.dataobj) + noise, mask.affine)
     file = flicker(image, mask, {"m2m": image}, tmp_path)["m2m"]
     assert 1e5 < file.stat().st_size < 1.5e6
 
@@ -298,11 +255,11 @@ def test_full_size_is_modest(tmp_path, rng):
 # --- still images ----------------------------------------------------------------------------
 
 
-def test_native_image_shows_its_voxels(tmp_path):
+def test_native_image_shows_its_voxels(tmp_path, brain_on):
     """Along the long axis of voxels of 2 x 6 x 3 mm neighbours in a picture are alike."""
-    affine, shape = GRIDS["permuted"]
-    noise = np.random.default_rng(0).random(shape).astype(np.float32)
-    file = native_figure(nb.Nifti1Image(noise, affine), tmp_path / "native.svg", label="<FA>")
+    like = brain_on("permuted")
+    noise = np.random.default_rng(0).random(like.shape).astype(np.float32)
+    file = native_figure(nb.Nifti1Image(noise, like.affine), tmp_path / "native.svg", label="<FA>")
     text = file.read_text()
     assert "80 x 30 x 64 voxels of 2 x 6 x 3 mm" in text
     assert "&lt;FA&gt;" in text

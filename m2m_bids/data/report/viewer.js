@@ -221,7 +221,7 @@
     const figure = element("figure", {}, byId("panels"));
     plane.canvas = element("canvas", {
       "tabindex": "0", "role": "application", "id": plane.name.toLowerCase(),
-      "aria-label": `${plane.name} slice of the T1w with the ${data.label}. Arrow keys move the `
+      "aria-label": `${plane.name} slice of the ${data.target} with the ${data.label}. Arrow keys move the `
         + "cross-hair, Page Up and Page Down go through the slices.",
     }, figure);
     const label = element("label", {}, figure, plane.name);
