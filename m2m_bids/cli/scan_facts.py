@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from m2m_bids.bids.derivatives import NO_PVC_FIELD
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
     expected_outputs,
@@ -176,6 +177,8 @@ def _quantification_facts(scan: Scan, tables: list[Path], settings: Settings) ->
                 facts[name] = words(_read_json(file))
     corrections = {parse_name(file).entities.get("pvc") for file in tables} - {None}
     facts["Partial volume correction"] = sorted(corrections)
+    if reason := said.get(NO_PVC_FIELD):
+        facts["Partial volume correction"] = f"not computed: {reason}"
     return facts
 
 

@@ -137,6 +137,12 @@ def test_quantification_is_told(told, quantified):
     assert 'aria-label="sub-01_trc-FDG_seg-aparcaseg_pvc-rbv_desc-preproc_stat"' in regions
 
 
+def test_a_correction_that_could_not_be_is_told(told, quantified, settings):
+    file = quantification_outputs(SCAN, settings.output_dir, "aparcaseg")["stat_json"]
+    write(file, {"PartialVolumeCorrectionNotComputed": "no <label>"})
+    assert "correction</th><td>not computed: no &lt;label&gt;<" in told()[0]
+
+
 def test_numbers_for_quality_control_are_explained(told, settings):
     numbers = {"decision": "m2m", "brain_dice": 0.5, "brain_dice_initial": 0.25, "nmi": None}
     file = qc_file(SCAN.name, settings.output_dir)
