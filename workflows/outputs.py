@@ -41,6 +41,7 @@ REGISTRATION_FIGURES = (
     "native",
     "initial",
     "rigid",
+    "affine",
     "m2m",
     "viewer",
     "grid",

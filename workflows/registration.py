@@ -276,7 +276,9 @@ def _add_report(workflow: Workflow, modality: Literal["pet", "fa"], template: st
         )
     )
     draw_registration = pe.Node(
-        RegistrationFigures(modality=modality), name="draw_registration", mem_gb=2
+        RegistrationFigures(modality=modality, linear="affine" if template else "rigid"),
+        name="draw_registration",
+        mem_gb=2,
     )
     measure_scan = pe.Node(
         MeasureScan(modality=modality, template=template), name="measure_scan", mem_gb=1.5

@@ -207,7 +207,7 @@ def _table_row(scan: Scan, row: StatusRow, settings: Settings) -> dict[str, obje
         "status": row.status,
         "reason": None if row.reason == "n/a" else row.reason,
         "T1w": f"{row.t1w} ({scan.t1w_choice})" if scan.t1w else scan.t1w_choice or None,
-        "rigid MI (nats)": sidecar.get("RigidScore"),
+        "linear MI (nats)": sidecar.get("LinearScore"),
         "folding (%)": quality.get("folding_percent"),
         "forward-backward (mm)": quality.get("disagreement_mm"),
         "similarity": quality.get("similarity"),

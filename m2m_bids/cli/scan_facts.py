@@ -52,7 +52,7 @@ def write_scan_fragments(
         "To be looked at": numbers.get("warnings"),
         **_input_facts(scan),
         "Static image": sidecar.get("StaticReference"),
-        "Rigid alignment": _rigid_fact(sidecar),
+        f"{scan.linear.title()} alignment": _linear_fact(sidecar),
         "Output spaces": _written_images(scan, settings),
         **_quantification_facts(scan, tables, settings),
     }
@@ -117,12 +117,12 @@ def _input_facts(scan: Scan) -> dict[str, object]:
     }
 
 
-def _rigid_fact(sidecar: Mapping[str, Any]) -> str:
-    """Say how the rigid alignment went."""
-    if "RigidScore" not in sidecar:
+def _linear_fact(sidecar: Mapping[str, Any]) -> str:
+    """Say how the rigid alignment went, or the affine one to a template."""
+    if "LinearScore" not in sidecar:
         return ""
-    start = sidecar.get("RigidStart", "unknown")
-    return f"mutual information {sidecar['RigidScore']:.3g} nats; best start: {start}"
+    start = sidecar.get("LinearStart", "unknown")
+    return f"mutual information {sidecar['LinearScore']:.3g} nats; best start: {start}"
 
 
 def _written_images(scan: Scan, settings: Settings) -> list[str]:

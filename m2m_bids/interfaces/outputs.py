@@ -255,8 +255,8 @@ class SaveScan(SimpleInterface):
         sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
         numbers = {
             "StaticReference": inputs.reference_method,
-            "RigidScore": inputs.rigid_score,
-            "RigidStart": inputs.rigid_start,
+            "LinearScore": inputs.rigid_score,
+            "LinearStart": inputs.rigid_start,
             "DeformableQuality": inputs.quality,
         }
         if isdefined(inputs.made_from):

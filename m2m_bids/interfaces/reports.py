@@ -75,13 +75,14 @@ class _RegistrationFiguresInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True, desc="brain mask on its grid")
     dseg_file = File(exists=True, mandatory=True, desc="tissue labels on its grid")
     native_file = File(exists=True, mandatory=True, desc="moving image where its header puts it")
-    rigid_file = File(exists=True, mandatory=True, desc="moving image after rigid alignment")
+    rigid_file = File(exists=True, mandatory=True, desc="moving image after linear alignment")
     final_file = File(exists=True, desc="moving image after the deformable step")
     objections = traits.List(traits.Str(), desc="why the deformable step was rejected")
     displacement_file = File(exists=True, desc="deformable map: displacement, T1w world, mm")
     jacobian_file = File(exists=True, desc="its Jacobian determinant")
     cycle_error_file = File(exists=True, desc="distance of points after forward and back, mm")
     modality = traits.Enum("pet", "fa", mandatory=True, desc="kind of the moving image")
+    linear = traits.Enum("rigid", "affine", usedefault=True, desc="kind of the linear alignment")
 
 
 class RegistrationFigures(SimpleInterface):
@@ -101,7 +102,7 @@ class RegistrationFigures(SimpleInterface):
         )
         states = {
             "initial": load_image(inputs.native_file),
-            "rigid": load_image(inputs.rigid_file),
+            inputs.linear: load_image(inputs.rigid_file),
         }
         if isdefined(inputs.final_file) and not inputs.objections:
             states["m2m"] = load_image(inputs.final_file)

@@ -27,6 +27,7 @@ from m2m_bids.reports.svg import (
 STATE_TITLES = {
     "initial": "Before registration: positions as in the headers",
     "rigid": "After rigid alignment",
+    "affine": "After affine alignment with the template",
     "m2m": "After M2M-Reg",
 }
 SHOWN_SHARE = 0.05  # of the window: darker voxels do not count for where an image's slices lie
@@ -70,8 +71,8 @@ def flicker(
         Brain mask in the T1w's world; its outline is drawn.
     states : mapping of str to Nifti1Image
         Moving image at each stage, 3-D, in the T1w's world (on its grid or another one), not
-        smoothed. Names ``initial``, ``rigid`` and ``m2m`` get a title of their own; any other
-        name is the title.
+        smoothed. Names ``initial``, ``rigid``, ``affine`` and ``m2m`` get a title of their own;
+        any other name is the title.
     out_dir : Path
         Folder for the files ``<name>.svg``.
     contours : mapping of str to Nifti1Image

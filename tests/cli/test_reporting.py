@@ -177,7 +177,7 @@ def test_earlier_reason_and_time_are_kept(settings):
 def test_reports_and_table(settings, tmp_path):
     other = replace(SCAN, entities={"sub": "02"}, t1w=None, reason="no <T1w> image")
     run = settings()
-    fields = {"RigidScore": 0.61, "DeformableQuality": QUALITY, "Device": "cpu"}
+    fields = {"LinearScore": 0.61, "DeformableQuality": QUALITY, "Device": "cpu"}
     finish(run, **fields)
     scans = [SCAN, other]
     rows = [status_of(scan, run, ASKED) for scan in scans]

@@ -79,6 +79,16 @@ def test_rigid_run_draws_two_states(files):
     assert "FA" in Path(outputs.out_files[0]).read_text()
 
 
+def test_the_alignment_with_a_template_is_affine(files):
+    outputs = RegistrationFigures(**files, modality="fa", linear="affine").run().outputs
+    assert stems(outputs)[:4] == ["native", "initial", "affine", "m2m"]
+    assert "affine" in REGISTRATION_FIGURES
+    for name in ("affine", "viewer"):
+        text = Path(outputs.out_files[stems(outputs).index(name)]).read_text()
+        assert "After affine alignment with the template" in text
+        assert "igid" not in text
+
+
 def test_suvr_is_drawn_where_there_is_one(files):
     masks = {name: files[name] for name in ("mask_file", "dseg_file")}
     facts = {"preprocSUVR": {"ReferenceRegion": "pons & <more>"}}
