@@ -331,6 +331,11 @@ class Settings:
         )
 
     @property
+    def anatomy_sources(self) -> tuple[Path, dict[str, Path], Path | None]:
+        """Where other programs' anatomy may be: see `m2m_bids.bids.precomputed.find_anatomy`."""
+        return self.bids_dir, self.derivative_dirs, self.fs_subjects_dir
+
+    @property
     def further_spaces(self) -> list[OutputSpace]:
         """Output spaces beside the T1w's own grid."""
         return [

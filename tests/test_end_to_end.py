@@ -263,7 +263,7 @@ def test_sidecar_tells_how_the_image_was_made(cohort, scans, name, folder):
     assert content["Device"] == "cpu"
     assert {"m2m-bids", "torch", "antspyx"} <= content["SoftwareVersions"].keys()
     assert content["DeformableQuality"]["folding_percent"] == 0
-    assert content["RigidScore"] > 0
+    assert content["LinearScore"] > 0
 
 
 def test_dataset_description(cohort):

@@ -9,10 +9,10 @@ from typing import Any
 from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from m2m_bids.bids.derivatives import file_sizes
-from m2m_bids.bids.labels import LabelFile, find_class_labels, find_subject_labels
+from m2m_bids.bids.fingerprints import fingerprints
+from m2m_bids.bids.labels import LabelFile, find_class_labels
 from m2m_bids.bids.obsolete import obsolete_outputs
-from m2m_bids.bids.precomputed import Precomputed, find_precomputed, find_template_xfms
+from m2m_bids.bids.precomputed import Precomputed, find_anatomy, find_template_xfms
 from m2m_bids.bids.quantification import (
     plan_quantification,
     quantification_record,
@@ -156,24 +156,24 @@ def scan_request(scan: Scan, settings: Settings, options: RegistrationOptions) -
     Request
     """
 
-    def sizes(files: Iterable[Path]) -> dict[str, int]:
-        return file_sizes(files, settings.output_dir, settings.datasets)
+    def marks(files: Iterable[Path]) -> dict[str, str]:
+        return fingerprints(files, settings.output_dir, settings.datasets)
 
     own_maps = [file for file in scan.diffusivities.values() if file]
     registration = {
         "Target": scan.space,
-        "Files": sizes([*scan.sources, *own_maps]),
+        "Files": marks([*scan.sources, *own_maps]),
         "Metadata": dict(scan.sidecar),
         **options.record,
     }
     if scan.t1w is not None:
-        given = find_anatomy(scan, settings)
-        registration["Anatomy"] = sizes(given.files)
+        given = find_anatomy(scan, *settings.anatomy_sources)
+        registration["Anatomy"] = marks(given.files)
         registration["BrainExtraction"] = (
             "given" if given.mask_files else settings.brain_extraction
         )
         if settings.synthstrip_model and not given.mask_files:
-            registration["SynthStripModel"] = sizes([settings.synthstrip_model])
+            registration["SynthStripModel"] = marks([settings.synthstrip_model])
     if scan.modality == "pet":
         registration[FRAMES] = settings.frames_request
     asked = settings.quantification_options
@@ -185,11 +185,11 @@ def scan_request(scan: Scan, settings: Settings, options: RegistrationOptions) -
             given_xfms = find_template_xfms(
                 scan.t1w_entities, settings.derivative_dirs, space.template
             )
-        spaces[space] = {"TemplateTransforms": sizes(given_xfms)} if given_xfms else {}
+        spaces[space] = {"TemplateTransforms": marks(given_xfms)} if given_xfms else {}
     return Request(
         settings.transform,
         registration,
-        quantification_record(plan, asked, sizes(plan.files)),
+        quantification_record(plan, asked, marks(plan.files)),
         spaces,
     )
 
@@ -245,16 +245,6 @@ def identifier(text: str) -> str:
     return re.sub(r"\W", "_", text.replace("+", "plus"))
 
 
-def find_anatomy(scan: Scan, settings: Settings) -> Precomputed:
-    """Find what other programs have made of a scan's T1w."""
-    return find_precomputed(
-        scan.t1w,
-        scan.t1w_entities,
-        settings.derivative_dirs,
-        find_subject_labels(settings.fs_subjects_dir, settings.bids_dir, scan.t1w_entities),
-    )
-
-
 def _add_target(
     workflow: Workflow,
     scan: Scan,
@@ -267,7 +257,7 @@ def _add_target(
     if scan.t1w is None:
         return init_template_target_wf(name=anatomical_wf_name(scan))
     # Labels that methods are evaluated with must not help them.
-    given = find_anatomy(scan, settings) if is_written else Precomputed()
+    given = find_anatomy(scan, *settings.anatomy_sources) if is_written else Precomputed()
     anatomical_wf = _init_anatomy(scan, settings, options, given)
     if is_written:
         _add_anatomical_outputs(workflow, scan, anatomical_wf, settings, settings.datasets, given)

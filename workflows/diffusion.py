@@ -27,7 +27,7 @@ A tensor was fitted to the diffusion-weighted images by weighted least squares w
 [@garyfallidis2014], to the volumes with b-values of at most 1200 s/mm², in {}.
 """
 _OWN_MASK = "a mask (median_otsu) of the mean of those without diffusion weighting"
-_GIVEN_MASK = "the brain masks that came with them"
+_GIVEN_MASK = "the brain masks that came with them, where those are of the same space"
 _MOTION = """\
 Before, each volume was aligned rigidly with the first one without diffusion weighting (mutual
 information, ANTs), and its gradient rotated accordingly. Eddy currents and susceptibility

@@ -8,7 +8,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from m2m_bids.bids.derivatives import NO_PVC_FIELD, file_uri, image_sidecar
+from m2m_bids.bids.derivatives import file_uri, image_sidecar
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
     figures_of_scan,
@@ -98,6 +98,7 @@ def init_quantification_wf(
         SaveQuantification(
             made_from=made_from or {},
             obsolete_files=[str(file) for file in obsolete],
+            pvc_reason=plan.pvc_reason,
             **_saved(scan, plan, options, output_dir, datasets),
         ),
         name="save_quantification",
@@ -159,7 +160,8 @@ def _add_correction(
         (inputnode, correct_pv, [
             ("native_file", "in_file"), ("best_inverse_xfm", "inverse_xfm"),
         ]),
-        (place_labels, correct_pv, [("out_file", "label_file")]),
+        (place_labels, correct_pv, [("out_file", "label_file"), ("reason", "labels_reason")]),
+        (correct_pv, save_quantification, [("reason", "pvc_reason")]),
         (save_corrected, save_quantification, [("out_files", "waits_for")]),
     ])  # fmt: skip
     if plan.pvc == "gtm":
@@ -225,8 +227,6 @@ def _saved(
         reference = file_uri(anatomy["preproc"], output_dir, datasets)
     sources = [file_uri(file, output_dir, datasets) for file in used]
     said = {"Segmentation": plan.segmentation, "LabelFile": labels}
-    if plan.pvc_reason:
-        said[NO_PVC_FIELD] = plan.pvc_reason
     if pvc:
         said["PartialVolumeCorrection"] = pvc
         said["PSFFullWidthHalfMaximum"] = list(options.psf_fwhm_mm)

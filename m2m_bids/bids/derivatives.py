@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -308,25 +308,6 @@ def image_sidecar(
     if provenance is not None:
         sidecar.update(provenance.to_sidecar())
     return sidecar
-
-
-def file_sizes(
-    files: Iterable[Path], out_dir: Path, datasets: Mapping[str, Path]
-) -> dict[str, int]:
-    """
-    List files by name with their sizes in bytes, which tell a file that was replaced.
-
-    Times are not kept: a dataset that was copied elsewhere is the same one. A file that has
-    vanished has the size -1: the step that reads it says so, and the other scans go on.
-    """
-    return {file_uri(file, out_dir, datasets): _size(file) for file in files}
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return -1
 
 
 def missing_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from m2m_bids.bids.labels import LabelFile
+from m2m_bids.bids.labels import LabelFile, find_subject_labels
 
 if TYPE_CHECKING:
     import nibabel as nb
+
+    from m2m_bids.bids.query import Scan
 
 # Ends of file names; what is on the grid of the T1w comes first.
 _ENDS = {
@@ -106,6 +108,31 @@ class Precomputed(NamedTuple):
         """All files that are used."""
         files = (self.t1w, *self.mask_files, *self.tissue_files, self.xfm)
         return tuple(dict.fromkeys(file for file in files if file))
+
+
+def find_anatomy(
+    scan: "Scan", bids_dir: Path, derivatives: Mapping[str, Path], fs_subjects_dir: Path | None
+) -> Precomputed:
+    """
+    Find what other programs have made of a scan's T1w.
+
+    Parameters
+    ----------
+    scan : Scan
+        A scan with a T1w.
+    bids_dir : Path
+        The raw dataset.
+    derivatives : mapping of str to Path
+        Derivatives datasets by name.
+    fs_subjects_dir : Path or None
+        FreeSurfer's folder of subjects.
+
+    Returns
+    -------
+    Precomputed
+    """
+    labels = find_subject_labels(fs_subjects_dir, bids_dir, scan.t1w_entities)
+    return find_precomputed(scan.t1w, scan.t1w_entities, derivatives, labels)
 
 
 def find_precomputed(

@@ -146,7 +146,7 @@ def plan_quantification(
 
 
 def quantification_record(
-    plan: QuantificationPlan, options: QuantificationOptions, files: Mapping[str, int]
+    plan: QuantificationPlan, options: QuantificationOptions, files: Mapping[str, str]
 ) -> dict[str, Any]:
     """
     Spell what a quantification is made from; one made otherwise is made anew.
@@ -155,8 +155,8 @@ def quantification_record(
     ----------
     plan : QuantificationPlan
     options : QuantificationOptions
-    files : mapping of str to int
-        Names and sizes of the plan's files.
+    files : mapping of str to str
+        Names and fingerprints of the plan's files.
 
     Returns
     -------

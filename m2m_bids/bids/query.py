@@ -2,9 +2,8 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,19 +27,14 @@ from m2m_bids.bids.layout import (
     find_files,
     group_by_folder,
     index_dataset,
-    list_participants,
     read_bids_filters,
     read_sidecar,
 )
 from m2m_bids.bids.naming import Linear, Modality, ParsedName, parse_name, scan_name
+from m2m_bids.bids.selection import Selection, listed
 from m2m_bids.bids.sessions import Reference, T1wImage, choose_t1w
 from m2m_bids.bids.spaces import T1W
-from m2m_bids.bids.tables import (
-    check_subjects_sessions,
-    read_subjects_sessions,
-    session_times,
-)
-from m2m_bids.bids.tracers import is_same_tracer
+from m2m_bids.bids.tables import session_times
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -227,37 +221,30 @@ def query(
         If a participant does not exist, a dataset cannot be indexed, a requested session or
         tracer matches nothing, or there is no scan at all.
     """
-    labels = [label.removeprefix("sub-") for label in participant_labels]
-    _check_participants(Path(bids_dir), labels)
-    pairs = _read_pairs(Path(bids_dir), subjects_sessions_tsv, labels)
-    labels = list(pairs) if pairs is not None else labels
-    filters = filters or {}
-    layouts = _index_all(Path(bids_dir), derivatives or {}, labels, database_dir)
-    images = _find_t1w_images(layouts["raw"], filters.get("t1w", {}))
-    scans = []
-    for modality in modalities:
-        found = _find_scans(modality, layouts, filters.get(modality, {}))
-        if modality == "fa":
-            found += _find_dwi(layouts, filters.get("fa", {}), found)
-            _warn_without_fa(found, layouts)
-        if modality == "pet":
-            found = _add_metadata(found, layouts["raw"])
-        scans += [scan for scan in found if not labels or scan.subject in labels]
+    bids_dir, filters = Path(bids_dir), filters or {}
+    selection = Selection(
+        participants=tuple(participant_labels),
+        sessions=tuple(session_labels),
+        tracers=tuple(tracer_labels),
+        reconstructions=tuple(reconstruction_labels),
+        runs=tuple(run_labels),
+        pairs_file=subjects_sessions_tsv,
+    )
+    participants = selection.find_participants(bids_dir)
+    layouts = _index_all(bids_dir, derivatives or {}, list(participants), database_dir)
+    found = _find_all(modalities, layouts, filters)
+    scans = [scan for scan in found if not participants or scan.subject in participants]
     if not scans:
-        raise QueryError(_nothing_found(Path(bids_dir), modalities, layouts, labels, filters))
-    if pairs is not None:
-        scans = _select_pairs(scans, pairs, subjects_sessions_tsv)
-    scans = _select_sessions(scans, [label.removeprefix("ses-") for label in session_labels])
-    tracers = [label.removeprefix("trc-") for label in tracer_labels]
-    is_cohort = not participant_labels
-    scans = _select_tracers(scans, tracers, is_cohort=is_cohort)
-    scans = _select_entity(scans, "rec", reconstruction_labels, is_cohort=is_cohort)
-    scans = _select_entity(scans, "run", run_labels, is_cohort=is_cohort)
+        raise QueryError(
+            _nothing_found(bids_dir, modalities, layouts, list(participants), filters)
+        )
+    scans = selection.of(scans, participants)
+    images = _find_t1w_images(layouts["raw"], filters.get("t1w", {}))
     t1w_filter = f" that matches {dict(filters['t1w'])}" if filters.get("t1w") else ""
     none = f"no T1w image (anat/*_T1w.nii[.gz]){t1w_filter} of its subject in {bids_dir}"
     scans = [
         _add_t1w(
-            *(scan, images.get(scan.subject, []), none, Path(bids_dir), anatomical_reference),
+            *(scan, images.get(scan.subject, []), none, bids_dir, anatomical_reference),
             template,
         )
         for scan in scans
@@ -266,25 +253,6 @@ def query(
         _leave_out_duplicates(scans),
         key=lambda scan: (scan.subject, scan.session or "", scan.name, str(scan.file)),
     )
-
-
-def _check_participants(bids_dir: Path, labels: Sequence[str]) -> None:
-    """Raise QueryError, with the labels there are, if one of `labels` has no folder."""
-    available = list_participants(bids_dir)
-    if missing := [label for label in labels if label not in available]:
-        close = get_close_matches(missing[0], available, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise QueryError(
-            f"{bids_dir}: no participant {_listed(missing)}.{hint} "
-            f"The dataset has: {_listed(available)}."
-        )
-
-
-def _listed(labels: Iterable[str], n_shown: int = 20) -> str:
-    """Join labels for a message, and only count those beyond the first."""
-    labels = list(labels)
-    rest = f" and {len(labels) - n_shown} more" if len(labels) > n_shown else ""
-    return ", ".join(labels[:n_shown]) + rest
 
 
 def _index_all(
@@ -335,6 +303,24 @@ def _find_t1w_images(
             image = T1wImage(file, parsed.entities)
             images.setdefault(parsed.entities["sub"], []).append(image)
     return images
+
+
+def _find_all(
+    modalities: Sequence[Modality],
+    layouts: Mapping[str, "BIDSLayout"],
+    filters: Mapping[str, Mapping[str, Any]],
+) -> list[Scan]:
+    """Find the scans of all modalities, with what their sidecars say."""
+    scans: list[Scan] = []
+    for modality in modalities:
+        found = _find_scans(modality, layouts, filters.get(modality, {}))
+        if modality == "fa":
+            found += _find_dwi(layouts, filters.get("fa", {}), found)
+            _warn_without_fa(found, layouts)
+        if modality == "pet":
+            found = _add_metadata(found, layouts["raw"])
+        scans += found
+    return scans
 
 
 def _find_scans(
@@ -434,104 +420,6 @@ def _add_metadata(scans: Sequence[Scan], layout: "BIDSLayout") -> list[Scan]:
     return complete
 
 
-def _select_sessions(scans: list[Scan], labels: Sequence[str]) -> list[Scan]:
-    """Keep the scans of the requested sessions."""
-    if not labels:
-        return scans
-    found = {scan.session for scan in scans if scan.session}
-    missing = [label for label in labels if label not in found]
-    has = f"The scans have sessions: {_listed(sorted(found))}." if found else "They have none."
-    if len(missing) == len(labels):
-        raise QueryError(f"No scan of session {_listed(missing)} was found. {has}")
-    if missing:
-        logger.warning("No scan of session %s was found. %s", _listed(missing), has)
-    return [scan for scan in scans if scan.session in labels]
-
-
-def _select_tracers(scans: list[Scan], labels: Sequence[str], is_cohort: bool) -> list[Scan]:
-    """
-    Keep the PET scans of the requested tracers, and every scan that is not PET.
-
-    In a whole cohort, tracers none of which exists are a mistake; a single participant may well
-    lack them and still have FA.
-    """
-    if not labels:
-        return scans
-    found = {scan.tracer for scan in scans if scan.tracer}
-    matches = {label: [t for t in found if is_same_tracer(t, label)] for label in labels}
-    wanted = {tracer for tracers in matches.values() for tracer in tracers}
-    kept = [scan for scan in scans if scan.modality != "pet" or scan.tracer in wanted]
-    if missing := [label for label in labels if not matches[label]]:
-        has = f"Those found have: {_listed(sorted(found))}." if found else "None has a tracer."
-        message = f"No PET scan of tracer {_listed(missing)} was found. {has}"
-        if not kept or (is_cohort and not wanted):
-            raise QueryError(message)
-        logger.warning(message)
-    return kept
-
-
-def _read_pairs(
-    bids_dir: Path, file: Path | None, labels: Sequence[str]
-) -> dict[str, set[str]] | None:
-    """Read the sessions of each participant from a table, those of `labels` if there are any."""
-    if file is None:
-        return None
-    pairs = read_subjects_sessions(file)
-    if labels:
-        pairs = {label: pairs[label] for label in pairs if label in labels}
-    if not pairs:
-        raise QueryError(f"--subjects-sessions-tsv {file}: has no row of sub-{_listed(labels)}")
-    check_subjects_sessions(bids_dir, pairs, file)
-    return pairs
-
-
-def _select_pairs(
-    scans: Sequence[Scan], pairs: Mapping[str, set[str]], file: Path | None
-) -> list[Scan]:
-    """Keep the scans of the listed sessions of each participant."""
-    kept = [scan for scan in scans if scan.session in pairs.get(scan.subject, ())]
-    found = {(scan.subject, scan.session) for scan in kept}
-    listed = [(label, session) for label in pairs for session in sorted(pairs[label])]
-    without = [f"sub-{label}/ses-{session}" for label, session in listed
-               if (label, session) not in found]  # fmt: skip
-    if not kept:
-        raise QueryError(f"--subjects-sessions-tsv {file}: no scan in {_listed(without)}")
-    if without:
-        logger.warning("%s: no scan in %s.", file, _listed(without))
-    return kept
-
-
-def _select_entity(
-    scans: list[Scan], key: str, labels: Sequence[str], is_cohort: bool
-) -> list[Scan]:
-    """
-    Keep scans by an entity: ``rec`` of PET, or ``run`` of all.
-
-    Labels none of which exist are a mistake in a whole cohort; of several participants run one by
-    one, some may lack them.
-    """
-    if not labels:
-        return scans
-
-    def label_of(scan: Scan) -> str | None:
-        label = scan.entities.get(key)
-        return label if label is None or key != "run" else (label.lstrip("0") or "0")
-
-    wanted = {label.removeprefix(f"{key}-") for label in labels}
-    wanted = {label.lstrip("0") or "0" for label in wanted} if key == "run" else wanted
-    others = [scan for scan in scans if key == "rec" and scan.modality != "pet"]
-    concerned = [scan for scan in scans if key == "run" or scan.modality == "pet"]
-    found = {label for scan in concerned if (label := label_of(scan)) is not None}
-    kept = others + [scan for scan in concerned if label_of(scan) in wanted]
-    if missing := sorted(wanted - found):
-        has = f"Those found have: {_listed(sorted(found))}." if found else f"None has {key}-."
-        message = f"No scan of {key}-{_listed(missing)} was found. {has}"
-        if not kept or (is_cohort and not wanted & found):
-            raise QueryError(message)
-        logger.warning(message)
-    return kept
-
-
 def _add_t1w(
     scan: Scan,
     images: Sequence[T1wImage],
@@ -551,7 +439,7 @@ def _add_t1w(
         own = f"its session ses-{scan.session}" if scan.session else "the folder without sessions"
         why_none = (
             f"no T1w image in {own}, and --subject-anatomical-reference is sessionwise; its "
-            f"subject has {_listed(image.file.name for image in images)}"
+            f"subject has {listed(image.file.name for image in images)}"
         )
     if choice is None and template and not scan.reason:
         return replace(scan, template=template, t1w_choice=why_none)
@@ -605,7 +493,7 @@ def _nothing_found(
     }
     message = f"No {names} scan was found"
     if labels:
-        message += f" of participant {_listed(labels)}"
+        message += f" of participant {listed(labels)}"
     message += ". Looked for " + "; ".join(looked[modality] for modality in modalities) + "."
     if used := {key: dict(value) for key, value in filters.items() if key in modalities}:
         message += f" With the BIDS filter {used}."

@@ -26,7 +26,7 @@ class Request(NamedTuple):
     transform : {"m2m", "rigid"}
         The last step of registration that is asked for.
     registration : dict
-        JSON object of all that registered images depend on: files with their sizes, and options.
+        JSON object of all that registered images depend on: fingerprints of files, and options.
     quantification : dict
         The same for tables, SUV, SUVR and what is corrected or smoothed; empty for none.
     spaces : mapping of OutputSpace to dict

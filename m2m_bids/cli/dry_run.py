@@ -78,19 +78,10 @@ def precomputed_lines(scans: "Sequence[Scan]", settings: Settings) -> list[str]:
     list of str
         Lines, each T1w once; none where no derivatives dataset nor FreeSurfer has any anatomy.
     """
-    from m2m_bids.bids.labels import find_subject_labels
-    from m2m_bids.bids.precomputed import describe_findings, find_precomputed
+    from m2m_bids.bids.precomputed import describe_findings, find_anatomy
 
-    entities = {scan.t1w: scan.t1w_entities for scan in scans if scan.t1w is not None}
-    found = {
-        t1w: find_precomputed(
-            t1w,
-            named,
-            settings.derivative_dirs,
-            find_subject_labels(settings.fs_subjects_dir, settings.bids_dir, named),
-        )
-        for t1w, named in entities.items()
-    }
+    of_t1w = {scan.t1w: scan for scan in scans if scan.t1w is not None}
+    found = {t1w: find_anatomy(scan, *settings.anatomy_sources) for t1w, scan in of_t1w.items()}
     return list(describe_findings(found))
 
 

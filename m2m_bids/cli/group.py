@@ -31,7 +31,7 @@ REGISTERED = ("done", "rigid only")
 SUFFIXES = {"pet": "pet", "fa": "dwimap"}
 STATES = {
     "initial": "before registration",
-    "rigid": "after rigid alignment",
+    "rigid": "after rigid alignment (to a template, affine)",
     "used": "by the transform that was used",
     "native": "of the scan as it came",
     "deformable": "of the deformable step, used or not",

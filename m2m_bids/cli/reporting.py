@@ -9,6 +9,7 @@ from typing import Any
 
 from m2m_bids import __version__
 from m2m_bids.bids.derivatives import (
+    NO_PVC_FIELD,
     NO_STATISTICS_FIELD,
     missing_outputs,
     software_versions,
@@ -108,8 +109,11 @@ def notes_of(scan: Scan, settings: Settings, request: Request) -> list[str]:
     notes = [target_note(scan, settings.further_spaces)] if scan.template else []
     segmentation = request.quantification[SEGMENTATION]
     stat = quantification_outputs(scan, settings.output_dir, segmentation)["stat_json"]
-    if reason := read_json(stat).get(NO_STATISTICS_FIELD):
+    said = read_json(stat)
+    if reason := said.get(NO_STATISTICS_FIELD):
         notes.append(f"no values of regions: {reason}")
+    if (other := said.get(NO_PVC_FIELD)) and other != reason:
+        notes.append(f"no partial volume correction: {other}")
     return notes
 
 
@@ -203,7 +207,7 @@ def _table_row(scan: Scan, row: StatusRow, settings: Settings) -> dict[str, obje
         "status": row.status,
         "reason": None if row.reason == "n/a" else row.reason,
         "T1w": f"{row.t1w} ({scan.t1w_choice})" if scan.t1w else scan.t1w_choice or None,
-        "rigid MI (nats)": sidecar.get("RigidScore"),
+        "linear MI (nats)": sidecar.get("LinearScore"),
         "folding (%)": quality.get("folding_percent"),
         "forward-backward (mm)": quality.get("disagreement_mm"),
         "similarity": quality.get("similarity"),

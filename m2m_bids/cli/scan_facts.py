@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from m2m_bids.bids.derivatives import NO_PVC_FIELD
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
     expected_outputs,
@@ -51,7 +52,7 @@ def write_scan_fragments(
         "To be looked at": numbers.get("warnings"),
         **_input_facts(scan),
         "Static image": sidecar.get("StaticReference"),
-        f"{scan.linear.capitalize()} alignment": _rigid_fact(sidecar),
+        f"{scan.linear.capitalize()} alignment": _linear_fact(sidecar),
         "Output spaces": _written_images(scan, settings),
         **_quantification_facts(scan, tables, settings),
     }
@@ -117,12 +118,12 @@ def _input_facts(scan: Scan) -> dict[str, object]:
     }
 
 
-def _rigid_fact(sidecar: Mapping[str, Any]) -> str:
-    """Say how the rigid alignment went."""
-    if "RigidScore" not in sidecar:
+def _linear_fact(sidecar: Mapping[str, Any]) -> str:
+    """Say how the rigid alignment went, or the affine one to a template."""
+    if "LinearScore" not in sidecar:
         return ""
-    start = sidecar.get("RigidStart", "unknown")
-    return f"mutual information {sidecar['RigidScore']:.3g} nats; best start: {start}"
+    start = sidecar.get("LinearStart", "unknown")
+    return f"mutual information {sidecar['LinearScore']:.3g} nats; best start: {start}"
 
 
 def _written_images(scan: Scan, settings: Settings) -> list[str]:
@@ -177,6 +178,8 @@ def _quantification_facts(scan: Scan, tables: list[Path], settings: Settings) ->
                 facts[name] = words(_read_json(file))
     corrections = {parse_name(file).entities.get("pvc") for file in tables} - {None}
     facts["Partial volume correction"] = sorted(corrections)
+    if reason := said.get(NO_PVC_FIELD):
+        facts["Partial volume correction"] = f"not computed: {reason}"
     return facts
 
 

@@ -255,8 +255,8 @@ class SaveScan(SimpleInterface):
         sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
         numbers = {
             "StaticReference": inputs.reference_method,
-            "RigidScore": inputs.rigid_score,
-            "RigidStart": inputs.rigid_start,
+            "LinearScore": inputs.rigid_score,
+            "LinearStart": inputs.rigid_start,
             "DeformableQuality": inputs.quality,
         }
         if isdefined(inputs.made_from):
@@ -362,6 +362,9 @@ class _SaveQuantificationInputSpec(_ReplacingInputSpec):
     )
     image_sidecar = traits.Dict(mandatory=True, desc="sidecar of images, without facts")
     table_sidecar = traits.Dict(mandatory=True, desc="sidecar of tables, without facts")
+    pvc_reason = traits.Str(
+        "", usedefault=True, desc="why partial volume effects could not be corrected, or nothing"
+    )
     waits_for = InputMultiObject(traits.Any, nohash=True, desc="what is to be saved before")
 
 
@@ -404,6 +407,7 @@ class SaveQuantification(SimpleInterface):
         return runtime
 
     def _sidecar(self, key: str) -> dict:
+        from m2m_bids.bids.derivatives import NO_PVC_FIELD
         from m2m_bids.bids.request import MADE_FROM_FIELD
         from m2m_bids.quantification.tables import STAT_COLUMNS, TACS_COLUMNS
 
@@ -412,10 +416,12 @@ class SaveQuantification(SimpleInterface):
         columns = {"stat": STAT_COLUMNS, "tacs": TACS_COLUMNS}.get(key)
         if columns is None:
             return {**inputs.image_sidecar, **facts}
-        made_from = {}
+        told = {}
+        if key == "stat" and inputs.pvc_reason:
+            told[NO_PVC_FIELD] = inputs.pvc_reason
         if key == "stat" and isdefined(inputs.made_from):
-            made_from = {MADE_FROM_FIELD: inputs.made_from}
-        return {**inputs.table_sidecar, **facts, **made_from, **columns}
+            told[MADE_FROM_FIELD] = inputs.made_from
+        return {**inputs.table_sidecar, **facts, **told, **columns}
 
 
 def _remove(files: list[str]) -> None:

@@ -359,7 +359,7 @@ class _FitTensorInputSpec(BaseInterfaceInputSpec):
     in_file = File(mandatory=True, desc="diffusion-weighted image, 4-D")
     bval_file = File(mandatory=True, desc="b-values, FSL's form")
     bvec_file = File(mandatory=True, desc="directions, FSL's form")
-    mask_file = File(desc="brain mask on its grid; found in the image by default")
+    mask_file = File(desc="brain mask in its space; found in the image by default")
     is_raw = traits.Bool(mandatory=True, desc="whether motion is corrected")
     random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
 
@@ -378,21 +378,17 @@ class FitTensor(SimpleInterface):
 
     def _run_interface(self, runtime):
         from m2m_bids.preprocessing.tensor import fit_dwi
-        from m2m_bids.spatial.images import load_image, require_3d, save_image
+        from m2m_bids.spatial.images import load_image, save_image
 
         inputs = self.inputs
         image = load_image(inputs.in_file)
         image.set_filename(inputs.in_file)  # messages name it
-        mask = None
-        if isdefined(inputs.mask_file):
-            mask = require_3d(load_image(inputs.mask_file), inputs.mask_file)
-            mask.set_filename(inputs.mask_file)
         maps = fit_dwi(
             image,
             inputs.bval_file,
             inputs.bvec_file,
             is_raw=inputs.is_raw,
-            mask=mask,
+            mask_file=inputs.mask_file if isdefined(inputs.mask_file) else None,
             random_seed=inputs.random_seed,
         )
         folder = Path(runtime.cwd)

@@ -66,6 +66,7 @@ class PlaceLabels(SimpleInterface):
 class _CorrectPartialVolumeInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="PET image on its native grid, 3-D or 4-D")
     label_file = File(exists=True, desc="labels on the grid of the T1w; none if unusable")
+    labels_reason = traits.Str("", usedefault=True, desc="why there are no labels")
     inverse_xfm = File(exists=True, mandatory=True, desc="ITK transform: scan to T1w points")
     scheme = traits.Enum("freesurfer", "tissues", mandatory=True, desc="what the labels mean")
     method = traits.Enum("gtm", "rbv", mandatory=True, desc="correction")
@@ -76,32 +77,31 @@ class _CorrectPartialVolumeInputSpec(BaseInterfaceInputSpec):
 class _CorrectPartialVolumeOutputSpec(TraitedSpec):
     tacs_file = File(desc="corrected mean of each region and frame (GTM), TSV")
     out_file = File(desc="corrected image on the native grid (RBV)")
+    reason = traits.Str(desc="why the scan could not be corrected, or nothing")
 
 
 class CorrectPartialVolume(SimpleInterface):
-    """Correct a PET scan for partial volume effects, on its native grid, if it has labels."""
+    """Correct a PET scan for partial volume effects, on its native grid, if its labels allow."""
 
     input_spec = _CorrectPartialVolumeInputSpec
     output_spec = _CorrectPartialVolumeOutputSpec
 
     def _run_interface(self, runtime):
         from m2m_bids.quantification.names import region_names
-        from m2m_bids.quantification.partial_volume import correct, region_fractions
         from m2m_bids.quantification.statistics import frame_times
         from m2m_bids.quantification.tables import write_tacs
-        from m2m_bids.spatial.images import load_image, save_image
-        from m2m_bids.spatial.itk import read_chain
-        from m2m_bids.spatial.labels import load_labels
+        from m2m_bids.spatial.images import ImageError, save_image
 
         inputs, folder = self.inputs, Path(runtime.cwd)
+        self._results["reason"] = inputs.labels_reason
         if not isdefined(inputs.label_file):
             return runtime
-        scan, fwhm_mm = load_image(inputs.in_file), inputs.psf_fwhm_mm
-        fwhm_mm = tuple(fwhm_mm) if len(fwhm_mm) > 1 else fwhm_mm[0]
-        regions = region_fractions(
-            load_labels(inputs.label_file), scan, read_chain(inputs.inverse_xfm), fwhm_mm
-        )
-        corrected = correct(scan, regions, fwhm_mm, voxelwise=inputs.method == "rbv")
+        try:
+            corrected = self._corrected()
+        except ImageError as error:
+            logger.warning("partial volume effects are not corrected: %s", error)
+            self._results["reason"] = str(error)
+            return runtime
         names = region_names(corrected.labels, inputs.scheme)
         times = frame_times(inputs.metadata, len(corrected.values))
         tacs = write_tacs(folder / "tacs.tsv", list(names.values()), corrected.values, times)
@@ -110,6 +110,20 @@ class CorrectPartialVolume(SimpleInterface):
             out_file = save_image(corrected.image, folder / "corrected.nii.gz")
             self._results["out_file"] = str(out_file)
         return runtime
+
+    def _corrected(self):
+        """Carry the labels to the scan and correct it with them."""
+        from m2m_bids.quantification.partial_volume import correct, region_fractions
+        from m2m_bids.spatial.images import load_image
+        from m2m_bids.spatial.itk import read_chain
+        from m2m_bids.spatial.labels import load_labels
+
+        inputs = self.inputs
+        scan, labels = load_image(inputs.in_file), load_labels(inputs.label_file)
+        widths = inputs.psf_fwhm_mm
+        fwhm_mm = tuple(widths) if len(widths) > 1 else widths[0]
+        regions = region_fractions(labels, scan, read_chain(inputs.inverse_xfm), fwhm_mm)
+        return correct(scan, regions, fwhm_mm, voxelwise=inputs.method == "rbv")
 
 
 class _ResampleCorrectedInputSpec(_ResampleImageInputSpec):

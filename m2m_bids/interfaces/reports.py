@@ -75,7 +75,7 @@ class _RegistrationFiguresInputSpec(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True, desc="brain mask on its grid")
     dseg_file = File(exists=True, mandatory=True, desc="tissue labels on its grid")
     native_file = File(exists=True, mandatory=True, desc="moving image where its header puts it")
-    rigid_file = File(exists=True, mandatory=True, desc="moving image after rigid alignment")
+    rigid_file = File(exists=True, mandatory=True, desc="moving image after linear alignment")
     final_file = File(exists=True, desc="moving image after the deformable step")
     objections = traits.List(traits.Str(), desc="why the deformable step was rejected")
     displacement_file = File(exists=True, desc="deformable map: displacement, T1w world, mm")

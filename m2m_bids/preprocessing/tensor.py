@@ -1,5 +1,6 @@
 """Diffusion tensors, and the maps that are read from them."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,14 @@ import numpy as np
 from m2m_bids.preprocessing.ants_bridge import name_of, same_grid
 from m2m_bids.preprocessing.motion import correct_motion
 from m2m_bids.spatial.gradients import Gradients, check_sufficient, read_gradients
-from m2m_bids.spatial.images import ImageError
+from m2m_bids.spatial.images import ImageError, load_image, require_3d
+from m2m_bids.spatial.resampling import resample
+
+logger = logging.getLogger(__name__)
+
+# A mask of another grid that overlaps less with the head in the image is of another space. Masks
+# of the same brain by different programs overlap by 0.9 or more.
+MIN_MASK_DICE = 0.7
 
 
 class TensorMaps(NamedTuple):
@@ -42,7 +50,7 @@ def fit_dwi(
     bvec_file: Path | str,
     *,
     is_raw: bool,
-    mask: nb.Nifti1Image | None = None,
+    mask_file: Path | str | None = None,
     random_seed: int = 0,
 ) -> TensorMaps:
     """
@@ -56,8 +64,9 @@ def fit_dwi(
         Its gradients, see `read_gradients`.
     is_raw : bool
         Whether motion between the volumes is corrected first; of a preprocessed image it is not.
-    mask : Nifti1Image, shape (I, J, K), optional
-        Brain mask; by default that of `brain_mask`.
+    mask_file : Path or str, optional
+        Brain mask that came with the image. One of another grid is resampled (nearest voxel);
+        without it, or where it cannot be used, the mask is that of `brain_mask`.
     random_seed : int
         Seed of ANTs.
 
@@ -68,7 +77,7 @@ def fit_dwi(
     Raises
     ------
     ImageError
-        If image, gradients and mask do not fit together, or do not determine a tensor.
+        If image and gradients do not fit together, or do not determine a tensor.
     """
     file = name_of(image)
     if image.ndim != 4:
@@ -98,11 +107,9 @@ def fit_dwi(
             f"{corrected.max_shift_mm:.1f} mm, {corrected.max_angle_deg:.1f} degrees), gradients "
             "rotated; without correction of eddy currents and susceptibility distortion"
         )
-    inside = brain_mask(data[..., gradients.is_b0]) if mask is None else same_grid(
-        mask, nb.Nifti1Image(data[..., 0], image.affine)
-    )  # fmt: skip
-    if mask is not None:
-        steps.append("in the brain mask that came with the image")
+    b0 = nb.Nifti1Image(data[..., gradients.is_b0].mean(axis=-1), image.affine)
+    inside, chosen = choose_mask(mask_file, b0)
+    steps.append(chosen)
     n_b0 = int(gradients.is_b0.sum())
     steps.append(
         f"tensor fitted by weighted least squares (DIPY) to {len(gradients.b_values) - n_b0} "
@@ -111,13 +118,60 @@ def fit_dwi(
     return _fit(data, inside, image.affine, gradients, "; ".join(steps))
 
 
-def brain_mask(b0_data: np.ndarray) -> np.ndarray:
+def choose_mask(mask_file: Path | str | None, b0: nb.Nifti1Image) -> tuple[np.ndarray, str]:
     """
-    Find the brain in volumes without diffusion weighting, by DIPY's ``median_otsu``.
+    Take the brain mask that came with an image, or find one where there is none of use.
 
     Parameters
     ----------
-    b0_data : ndarray, shape (I, J, K, N)
+    mask_file : Path or str, optional
+        Brain mask in the world of the image.
+    b0 : Nifti1Image, shape (I, J, K)
+        Mean of the volumes without diffusion weighting.
+
+    Returns
+    -------
+    mask : ndarray of bool, shape (I, J, K)
+    chosen : str
+        Which one it is, and why not the given one.
+    """
+    if mask_file is None:
+        return brain_mask(b0), "in a brain mask found in the image (median_otsu)"
+    try:
+        return _given_mask(mask_file, b0)
+    except ImageError as error:
+        logger.warning("the brain is found in the image instead: %s", error)
+        why = f"the one that came with it cannot be used: {error}".rstrip(".")
+        return brain_mask(b0), f"in a brain mask found in the image (median_otsu; {why})"
+
+
+def _given_mask(mask_file: Path | str, b0: nb.Nifti1Image) -> tuple[np.ndarray, str]:
+    """Read a mask, and bring it to the grid of an image if it is of the same space."""
+    mask = require_3d(load_image(mask_file), mask_file)
+    mask.set_filename(mask_file)  # messages name it
+    chosen = "in the brain mask that came with the image"
+    if mask.shape == b0.shape and np.allclose(mask.affine, b0.affine, atol=1e-3):
+        return same_grid(mask, b0), chosen
+    is_brain = nb.Nifti1Image((np.asarray(mask.dataobj) > 0).astype(np.uint8), mask.affine)
+    inside = np.asarray(resample(is_brain, (), b0, order=0).dataobj) > 0
+    head = brain_mask(b0)
+    dice = 2 * np.count_nonzero(inside & head) / max(inside.sum() + head.sum(), 1)
+    if dice < MIN_MASK_DICE:
+        raise ImageError(
+            f"{mask_file}: a mask of another grid ({mask.shape}, the image has {b0.shape}) that "
+            f"overlaps with the brain in the image by {dice:.2f} (Dice), expected at least "
+            f"{MIN_MASK_DICE}. Give a mask in the space of the image."
+        )
+    return inside, f"{chosen}, resampled from another grid"
+
+
+def brain_mask(b0: nb.Nifti1Image) -> np.ndarray:
+    """
+    Find the brain in an image without diffusion weighting, by DIPY's ``median_otsu``.
+
+    Parameters
+    ----------
+    b0 : Nifti1Image, shape (I, J, K)
 
     Returns
     -------
@@ -125,7 +179,7 @@ def brain_mask(b0_data: np.ndarray) -> np.ndarray:
     """
     from dipy.segment.mask import median_otsu
 
-    mean = b0_data.mean(axis=-1)
+    mean = np.asarray(b0.dataobj)
     _, mask = median_otsu(mean, median_radius=2, numpass=2, finalize_mask=True)
     return mask.astype(bool)
 

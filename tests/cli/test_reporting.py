@@ -105,6 +105,26 @@ def test_what_labels_did_not_give_is_told(settings):
     assert (row.status, row.reason) == ("done", "no values of regions: aseg.mgz: torn")
 
 
+@pytest.mark.parametrize(
+    ("statistics", "note"),
+    [
+        ("", "no partial volume correction: no label is in the field of view"),
+        # One reason for both is said once.
+        (
+            "no label is in the field of view",
+            "no values of regions: no label is in the field of view",
+        ),
+    ],
+)
+def test_a_correction_that_could_not_be_is_told(settings, statistics, note):
+    said = {"PartialVolumeCorrectionNotComputed": "no label is in the field of view"}
+    if statistics:
+        said["StatisticsNotComputed"] = statistics
+    finish(settings(), statistics=said)
+    row = status_of(SCAN, settings(), ASKED)
+    assert (row.status, row.reason) == ("done", note)
+
+
 def test_template_in_place_of_a_t1w_is_told(settings):
     """Also the spaces that it cannot be brought to, and that the deformable step was rejected."""
     scan = replace(SCAN, t1w=None, t1w_entities={}, template="MNI", t1w_choice="no T1w image")
@@ -157,7 +177,7 @@ def test_earlier_reason_and_time_are_kept(settings):
 def test_reports_and_table(settings, tmp_path):
     other = replace(SCAN, entities={"sub": "02"}, t1w=None, reason="no <T1w> image")
     run = settings()
-    fields = {"RigidScore": 0.61, "DeformableQuality": QUALITY, "Device": "cpu"}
+    fields = {"LinearScore": 0.61, "DeformableQuality": QUALITY, "Device": "cpu"}
     finish(run, **fields)
     scans = [SCAN, other]
     rows = [status_of(scan, run, ASKED) for scan in scans]

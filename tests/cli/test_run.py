@@ -256,6 +256,15 @@ def test_other_sources_are_run_anew(main, bids_dir, tmp_path, caplog):
         assert pet.name in main()[3]
     assert f"{pet.name} is made anew: changed is Files" in caplog.text
     pet.file.write_text("")
+    # Another file of the same size counts, another time of the same file does not.
+    fa.file.write_text("old")
+    finish(fa, tmp_path / "out")
+    os.utime(fa.file, (1, 1))
+    assert fa.name not in main()[3]
+    fa.file.write_text("new")
+    assert fa.name in main()[3]
+    fa.file.write_text("")
+    finish(fa, tmp_path / "out")
     dti = tmp_path / "dti/sub-2/dwi/sub-2_param-FA_dwimap.nii.gz"
     dti.parent.mkdir(parents=True)
     dti.touch()

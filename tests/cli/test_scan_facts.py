@@ -29,7 +29,10 @@ SCAN = Scan(
     sidecar={"TracerName": EVIL, "TracerRadionuclide": "F18"},
     t1w_choice="same session",
 )
-DONE = {"Transform": "m2m", "RigidScore": 0.6123, "RigidStart": "headers", "StaticReference": EVIL}
+DONE = {
+    **{"Transform": "m2m", "LinearScore": 0.6123, "LinearStart": "headers"},
+    "StaticReference": EVIL,
+}
 HEAD = "region\tindex\tmean\tmedian\tsd\tvolume_mm3\tn_voxels\tcoverage\n"
 
 
@@ -135,6 +138,20 @@ def test_quantification_is_told(told, quantified):
     assert '<td class="m2m-value">-3</td>' in regions
     assert "&ndash;" in regions  # n/a
     assert 'aria-label="sub-01_trc-FDG_seg-aparcaseg_pvc-rbv_desc-preproc_stat"' in regions
+
+
+def test_the_linear_step_is_named_for_what_it_is(told):
+    assert ">Rigid alignment</th>" in told()[0]
+    at_template = replace(SCAN, t1w=None, t1w_entities={}, template="MNI152NLin2009aSym")
+    summary = told(scan=at_template)[0]
+    assert ">Affine alignment</th>" in summary
+    assert "igid" not in summary
+
+
+def test_a_correction_that_could_not_be_is_told(told, quantified, settings):
+    file = quantification_outputs(SCAN, settings.output_dir, "aparcaseg")["stat_json"]
+    write(file, {"PartialVolumeCorrectionNotComputed": "no <label>"})
+    assert "correction</th><td>not computed: no &lt;label&gt;<" in told()[0]
 
 
 def test_numbers_for_quality_control_are_explained(told, settings):

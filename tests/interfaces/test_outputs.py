@@ -124,8 +124,8 @@ def test_sidecars(save, expected):
             "Device": "cpu",
             "RandomSeed": 1,
             "StaticReference": "3-D image",
-            "RigidScore": 0.6,
-            "RigidStart": "header",
+            "LinearScore": 0.6,
+            "LinearStart": "header",
             "DeformableQuality": QUALITY,
         }.items()
     )

@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from m2m_bids.preprocessing import tensor
 from m2m_bids.preprocessing.motion import correct_motion, estimate_motion
-from m2m_bids.preprocessing.tensor import fit_dwi
+from m2m_bids.preprocessing.tensor import brain_mask, choose_mask, fit_dwi
 from m2m_bids.spatial.gradients import count_axes, read_gradients
 from m2m_bids.spatial.images import ImageError
 
@@ -172,11 +172,53 @@ def test_brain_is_found_or_given(protocol, tmp_path, rng):
     assert 2 * (found & brain).sum() / (found.sum() + brain.sum()) > 0.9
     given = brain.copy()
     given[:10] = False
-    mask = nb.Nifti1Image(given.astype(np.uint8), affine)
-    found = fit_dwi(image, *files, is_raw=False, mask=mask).md.get_fdata() > 0
-    np.testing.assert_array_equal(found, given)
-    with pytest.raises(ImageError, match="grid"):
-        fit_dwi(image, *files, is_raw=False, mask=nb.Nifti1Image(given[1:].astype("u1"), affine))
+    mask = tmp_path / "mask.nii"
+    nb.Nifti1Image(given.astype(np.uint8), affine).to_filename(mask)
+    maps = fit_dwi(image, *files, is_raw=False, mask_file=mask)
+    np.testing.assert_array_equal(maps.md.get_fdata() > 0, given)
+    assert "in the brain mask that came with the image;" in maps.method
+
+
+def b0_of_the_phantom(affine, rng):
+    return nb.Nifti1Image(
+        simulate(affine, np.zeros(1), np.zeros((1, 3)), rng=rng, snr=30).get_fdata()[..., 0],
+        affine,
+    )
+
+
+def test_a_mask_of_another_grid_is_resampled(affine, rng, tmp_path):
+    """Voxels of 1 mm along the world's axes, beyond the field of view of the image."""
+    b0 = b0_of_the_phantom(affine, rng)
+    fine = np.eye(4)
+    corners = world_grid(affine).reshape(-1, 3)
+    fine[:3, 3] = corners.min(axis=0) - 7
+    shape = np.ceil(np.ptp(corners, axis=0)).astype(int) + 14
+    points = nb.affines.apply_affine(fine, np.moveaxis(np.indices(shape), 0, -1))
+    is_brain = labels_at(points, affine) > 0
+    nb.Nifti1Image(is_brain.astype(np.uint8), fine).to_filename(tmp_path / "mask.nii")
+    found, chosen = choose_mask(tmp_path / "mask.nii", b0)
+    assert chosen == "in the brain mask that came with the image, resampled from another grid"
+    brain = labels_at(world_grid(affine), affine) > 0
+    # A voxel's nearest one of 1 mm is at most 0.9 mm away.
+    assert np.mean(found != brain) < 0.02
+    np.testing.assert_array_equal(found & ~ndimage.binary_dilation(brain), False)
+
+
+@pytest.mark.parametrize("spoil", ["elsewhere", "empty", "torn", "4-D"])
+def test_a_mask_of_no_use_is_told_and_the_brain_found(rng, tmp_path, spoil, caplog):
+    affine = vox2ras(1)
+    b0, mask = b0_of_the_phantom(affine, rng), tmp_path / "mask.nii"
+    brain = (labels_at(world_grid(affine), affine) > 0).astype(np.uint8)
+    placed = {"elsewhere": nb.affines.from_matvec(np.eye(3), [30, 0, 0]) @ affine}
+    data = {"empty": 0 * brain, "4-D": np.stack([brain, brain], -1)}
+    nb.Nifti1Image(data.get(spoil, brain), placed.get(spoil, affine)).to_filename(mask)
+    if spoil == "torn":
+        mask.write_bytes(mask.read_bytes()[:400])
+    found, chosen = choose_mask(mask, b0)
+    np.testing.assert_array_equal(found, brain_mask(b0))
+    for told in (chosen, caplog.text):
+        assert str(mask) in told
+    assert "median_otsu; the one that came with it cannot be used" in chosen
 
 
 @pytest.mark.parametrize("form", ["columns", "unnormalised", "nan at b0", "commas"])
@@ -330,7 +372,7 @@ def test_gradients_turn_with_the_head(affine, tmp_path, rng, monkeypatch):
     assert errors(unturned.direction).mean() > 2 * turned_errors.mean()
 
 
-def test_real_volumes_agree_with_other_fits():
+def test_real_volumes_agree_with_other_fits(tmp_path):
     """Volumes of a person that DIPY ships, a corner of white matter; another fit of the signal."""
     from dipy.core.gradients import gradient_table
     from dipy.data import get_fnames
@@ -338,8 +380,9 @@ def test_real_volumes_agree_with_other_fits():
 
     file, bval, bvec = get_fnames(name="small_64D")
     image = nb.load(file)
-    mask = nb.Nifti1Image(np.ones(image.shape[:3], np.uint8), image.affine)
-    maps = fit_dwi(image, bval, bvec, is_raw=False, mask=mask)
+    mask = tmp_path / "mask.nii"
+    nb.Nifti1Image(np.ones(image.shape[:3], np.uint8), image.affine).to_filename(mask)
+    maps = fit_dwi(image, bval, bvec, is_raw=False, mask_file=mask)
     table = gradient_table(np.loadtxt(bval), bvecs=np.nan_to_num(np.loadtxt(bvec)))
     fa, md = maps.fa.get_fdata(), maps.md.get_fdata()
     # The same fit by the image's own axes: a tensor's shape does not depend on them.

@@ -23,7 +23,7 @@ SCANS = {
     "sub-01": "pet",  # no session, no tracer: still a scan of its own
     "sub-01_ses-M000_param-FA": "dwimap",
 }
-STATES = ("native", "initial", "rigid", "m2m", "grid", "jacobian", "cycle", "suvr")
+STATES = ("native", "initial", "rigid", "affine", "m2m", "grid", "jacobian", "cycle", "suvr")
 SVG = (
     '<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9" '
     'aria-label="a &lt;figure&gt;"/>'
@@ -81,7 +81,7 @@ def test_report_holds_every_figure_once_in_order(out_dir):
     shown = re.findall(r'(?:data|img src)="\./([^"]+)"', page)
     expected = {str(f.relative_to(out_dir)) for f in (out_dir / "sub-01/figures").glob("*.svg")}
     assert sorted(shown) == sorted(expected)
-    assert len(expected) == 41
+    assert len(expected) == 46
     sections = re.findall(r'<h2 class="sub-report-title[^>]*>([^<]+)<', page)
     assert sections == ["Summary", "Anatomical", "PET", "FA", "About", "Methods", "Errors"]
     first = [name for name in shown if "trc-18FFDG_rec-coregavg" in name]
@@ -92,7 +92,7 @@ def test_what_is_shown_has_words(out_dir):
     """Images have those of their file, frames those of the scan; each is there only once."""
     page = write(out_dir).read_text()
     assert page.count('alt="a &lt;figure&gt;"') == 26
-    assert page.count('aria-label="a &lt;figure&gt;"') == 15
+    assert page.count('aria-label="a &lt;figure&gt;"') == 20
     titles = re.findall(r'<iframe src="[^"]+" title="([^"]+)" loading="lazy">', page)
     assert "Viewer, ses-M000, trc-18FFDG, rec-coregavg" in titles
     assert len(set(titles)) == len(SCANS)

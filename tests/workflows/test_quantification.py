@@ -255,6 +255,33 @@ def test_transform_says_what_is_seen(run, dataset, scan, tmp_path):
     assert {(row["mean"], row["coverage"]) for row in rows} == {("n/a", "0")}
 
 
+@pytest.mark.parametrize("pvc", ["gtm", "rbv"])
+@pytest.mark.parametrize("hindrance", ["elsewhere", "too blurred"])
+def test_a_correction_that_cannot_be_is_told_and_the_rest_is_there(
+    run, dataset, scan, tmp_path, pvc, hindrance, monkeypatch
+):
+    """No label in the field of view, or regions that the scanner cannot tell apart."""
+    options = {"fs_subjects_dir": tmp_path / "fs", "pvc": pvc, "psf_fwhm_mm": (6.0,)}
+    run(scan, **options)
+    corrected = outputs(scan, tmp_path, pvc=pvc)
+    assert corrected["tacs"].exists()
+    if hindrance == "elsewhere":
+        away = from_matvec(np.eye(3), [500, 0, 0])
+        dataset["best_inverse_xfm"] = write_affine(away, tmp_path / "away.txt")
+    else:
+        options["psf_fwhm_mm"] = (7.0,)
+        monkeypatch.setattr("m2m_bids.quantification.partial_volume._MAX_CONDITION", 1.0)
+    run(scan, **options)
+    files = outputs(scan, tmp_path)
+    assert {row["coverage"] for row in table(files["stat"])} == {"1"}
+    assert files["preprocSUVR"].exists()
+    said = json.loads(files["stat_json"].read_text())["PartialVolumeCorrectionNotComputed"]
+    expected = "no label is in the field of view" if hindrance == "elsewhere" else "told apart"
+    assert expected in said
+    # What the run before has written of it is gone.
+    assert not any(file.exists() for file in corrected.values())
+
+
 def test_scan_is_not_finished_before_it_is_measured(run, scan, tmp_path):
     def is_missing(**changes):
         options = QuantificationOptions(**changes)
@@ -294,7 +321,7 @@ def test_unusable_labels_are_told_and_suv_is_there(run, scan, tmp_path, pvc, spo
     assert written == {files[key] for key in ("preprocSUV", "preprocSUV_json", "stat_json")}
     said = json.loads(files["stat_json"].read_text())
     reason = {"torn": "not a readable image", "elsewhere": "% of its labels are inside"}[spoil]
-    for what in ("Statistics", "SUVR"):
+    for what in ("Statistics", "SUVR", *(["PartialVolumeCorrection"] if psf else [])):
         assert str(file) in said[f"{what}NotComputed"]
         assert reason in said[f"{what}NotComputed"]
 
