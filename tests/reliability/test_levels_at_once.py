@@ -21,13 +21,13 @@ TRAIN = (
 
 
 def both(app, *options):
-    """Start the same command twice; return codes and texts, in the order of their ends."""
+    """Start the same command twice; return codes and texts, the one that waited last."""
     processes = [app.start(*options), app.start(*options)]
-    ended = []
-    while len(ended) < 2:
-        ended += [p for p in processes if p.poll() is not None and p not in ended]
-        time.sleep(0.1)
-    return [(process.returncode, process.log.read_text()) for process in ended]
+    codes = [process.wait(timeout=3000) for process in processes]
+    texts = [process.log.read_text() for process in processes]
+    ended = sorted(zip(codes, texts, strict=True), key=lambda item: WAITS in item[1])
+    assert [WAITS in text for _, text in ended] == [False, True]
+    return ended
 
 
 def wait_for(process, text):
@@ -59,7 +59,6 @@ def test_evaluations_take_turns(app, people, tmp_path):
     app = app._replace(data=people, options=options, level="evaluate")
     first, second = both(app)
     assert [code for code, _ in (first, second)] == [0, 0], first[1] + second[1]
-    assert (WAITS in first[1], WAITS in second[1]) == (False, True)
     assert "preparing" not in second[1]
     assert "2 methods: 0 registrations to do" in second[1]
     alone = app._replace(out=tmp_path / "alone", work=tmp_path / "work2")
@@ -82,13 +81,11 @@ def test_trainings_in_one_folder(app, people):
     app = app._replace(data=people, options=TRAIN, level="train")
     prepared = both(app, "--prepare-only")
     assert [code for code, _ in prepared] == [0, 0], prepared[0][1] + prepared[1][1]
-    # The second has waited, and found the images there.
-    assert sum(text.count("save_images") for _, text in prepared) == 0
-    assert WAITS in prepared[1][1]
+    # The second has found the images there.
+    assert ["preparing 4 scans" in text for _, text in prepared] == [True, False]
 
     first, second = both(app, "--resume")
     assert [code for code, _ in (first, second)] == [0, 0], first[1] + second[1]
-    assert (WAITS in first[1], WAITS in second[1]) == (False, True)
     run_dir = app.out / "training" / "gradicon-m2m+gcc"
     rows = (run_dir / "validation.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["iteration", "2"]
@@ -107,14 +104,18 @@ def test_trainings_in_one_folder(app, people):
 @pytest.mark.parametrize("level", ["train", "evaluate"])
 def test_preparation_waits_for_participants(app, people, level):
     """The level participant has the same nodes in the same work folder."""
-    options = TRAIN if level == "train" else (*PET, "--methods", "initial", "--n-pairs", "1")
-    app = app._replace(data=people, options=options, level=level)
+    own = TRAIN if level == "train" else (*PET, "--methods", "initial", "--n-pairs", "1")
+    app = app._replace(data=people, options=own, level=level)
     label = sorted(people.bids.glob("sub-*"))[0].name
+    options = ("--prepare-only",) if level == "train" else ()
     with locked(app.work / f".{label}.lock"):
-        process = app.start(*(("--prepare-only",) if level == "train" else ()))
+        process = app.start(*options)
         wait_for(process, WAITS)
         assert not list(app.work.glob("m2m_bids_wf"))
-        refused = app.run("--clean-workdir")
-        assert refused.code == 2, refused.text
         process.kill()
         process.wait()
+    # A run of others is not waited for.
+    with locked(app.work / ".sub-other.lock"):
+        refused = app.run("--clean-workdir", *options)
+        assert refused.code == 2, refused.text
+        assert "--clean-workdir: another run works in" in refused.text
