@@ -1,7 +1,7 @@
 """What nodes use of memory, as it was measured; nodes that are not here keep what they declare."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +76,8 @@ def declare_memory(
         Scans by the names of their workflows in it.
     """
     t1w_files = list(t1w_files)
-    t1w = max(map(_millions, t1w_files), default=N_VOXELS / MILLION)
+    default = N_VOXELS / MILLION
+    t1w = max(map(_millions, t1w_files), default=default)
     of_scans = {
         id(node): _millions(file)
         for name, file in scan_files.items()
@@ -84,7 +85,8 @@ def declare_memory(
     }
     for node in workflow._get_all_nodes():
         if _uses_synthstrip(node):
-            largest = max(map(_network_millions, t1w_files), default=N_VOXELS / MILLION)
+            count = node.interface.network_voxels
+            largest = max((_millions(file, count) for file in t1w_files), default=default)
             node._mem_gb = MARGIN * (SYNTHSTRIP.fixed + SYNTHSTRIP.of_t1w * largest)
         elif need := MEASURED.get(_kind(node)):
             scan = of_scans.get(id(node), 0)
@@ -101,23 +103,13 @@ def _uses_synthstrip(node: Any) -> bool:
     return isdefined(getattr(node.inputs, "synthstrip_model", Undefined))
 
 
-def _millions(file: Path) -> float:
-    """Count the values of an image, in millions."""
-    image = _image(file)
-    return (N_VOXELS if image is None else math.prod(image.shape)) / MILLION
+def _n_values(file: Path) -> int:
+    return math.prod(nb.load(file).shape)
 
 
-def _network_millions(file: Path) -> float:
-    """Count the voxels of the grid that SynthStrip works on, in millions."""
-    from m2m_bids.preprocessing.synthstrip import network_shape
-
-    image = _image(file)
-    return (N_VOXELS if image is None else math.prod(network_shape(image))) / MILLION
-
-
-def _image(file: Path) -> nb.Nifti1Image | None:
-    """Read a header; None where that cannot be read, and the scan's step will say why."""
+def _millions(file: Path, count: Callable[[Path], int] = _n_values) -> float:
+    """Count by a header, in millions; where it cannot be read, the scan's step will say why."""
     try:
-        return nb.load(file)
+        return count(file) / MILLION
     except (OSError, nb.filebasedimages.ImageFileError):
-        return None
+        return N_VOXELS / MILLION
