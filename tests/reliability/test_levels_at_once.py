@@ -15,7 +15,7 @@ WAITS = "waiting for another run (process"
 PET = ("--modalities", "pet")
 TRAIN = (
     *PET,
-    *("--grid-size", "24", "--grid-spacing", "8", "--batch-size", "1"),
+    *("--grid-size", "36", "--grid-spacing", "5.4", "--batch-size", "1"),
     *("--max-steps", "3", "--validate-every", "2"),
 )
 
