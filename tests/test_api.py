@@ -385,6 +385,17 @@ def test_memory_of_a_gpu_that_runs_out_is_explained(monkeypatch):
         raise RuntimeError("other")
 
 
+def test_a_registration_without_enough_gpu_memory_says_what_to_do(monkeypatch, estimate):
+    """What a scan of `participant` fails with; the other scans go on."""
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(api, "loaded_network", fail)
+    with pytest.raises(DeviceError, match=r"ran out: .*use --device cpu, or weights of a"):
+        estimate(0)
+
+
 def test_default_weights_are_whole_and_for_both():
     assert check_weights(DEFAULT_WEIGHTS, ["pet", "fa"]) == read_card(DEFAULT_WEIGHTS).sha256
 

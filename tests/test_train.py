@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from m2m_bids.bids.status import read_status
 from m2m_bids.cli.run import main
@@ -155,6 +156,20 @@ def test_wrong_options_are_told_before_anything_runs(told, options, message):
     assert code == 2
     assert message in said.err
     assert len(said.err.splitlines()) == 1
+
+
+def test_too_little_gpu_memory_says_what_to_do(told, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("m2m_bids.cli.train.prepare_images", lambda *_: {})
+    monkeypatch.setattr("m2m_bids.cohort.find_training_scans", lambda *_: [])
+    monkeypatch.setattr("m2m_bids.cohort.train_network", fail)
+    code, said = told("--run-name", "large")
+    assert code == 2
+    assert "ran out: end other programs on it" in said.err
+    assert "give a smaller --batch-size with --resume" in said.err
+    assert "Traceback" not in said.err
 
 
 def test_dry_run_says_what_would_be_trained_on(folders, told):

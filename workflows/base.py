@@ -86,8 +86,11 @@ def init_m2m_bids_wf(
         single_subject_wf.config["execution"]["crashdump_dir"] = str(crash_dir)
         for node in single_subject_wf._get_all_nodes():
             node.config = deepcopy(single_subject_wf.config)
-        t1w_files = {scan.t1w for scan in own if scan.t1w}
-        declare_memory(single_subject_wf._get_all_nodes(), t1w_files)
+        declare_memory(
+            single_subject_wf,
+            {scan.t1w for scan in own if scan.t1w},
+            {scan_wf_name(scan): scan.file for scan in own},
+        )
         workflow.add_nodes([single_subject_wf])
     return workflow
 

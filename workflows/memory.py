@@ -1,60 +1,115 @@
 """What nodes use of memory, as it was measured; nodes that are not here keep what they declare."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nb
-import numpy as np
 from nipype.interfaces.base import Undefined, isdefined
+from nipype.pipeline.engine import Workflow
 
-# Peak memory in GB of each step in a process of its own, for the participant of `make demo`, whose
-# T1w image has N_VOXELS; docs/cluster.md has the table. A tenth is added.
-MEASURED_GB = {
-    "conform_t1w": 0.30,
-    "extract_brain": 0.85,
-    "correct_bias": 0.57,
-    "segment_tissues": 0.79,
-    "draw_anatomy": 0.41,
-    "register_rigid": 0.43,
-    "resample_rigid": 0.34,
-    "resample_m2m": 0.37,
-    "draw_registration": 0.49,
-    "place_labels": 0.32,
-    "quantify_scan": 0.35,
+
+class Need(NamedTuple):
+    """
+    Peak memory of a step in a process of its own, GB.
+
+    Attributes
+    ----------
+    fixed : float
+        Whatever the size of images is, to which the larger one of the two others is added.
+    of_t1w : float
+        For each million voxels of the T1w.
+    of_scan : float
+        For each million values of the scan, of all its volumes.
+    """
+
+    fixed: float
+    of_t1w: float = 0.0
+    of_scan: float = 0.0
+
+
+# By two sizes of images each, with tests/benchmarks/memory.py and SLURM's accounting;
+# docs/cluster.md has the table.
+MEASURED = {
+    "conform_t1w": Need(0.13, of_t1w=0.0135),
+    "extract_brain": Need(0.62, of_t1w=0.0145),
+    "correct_bias": Need(0.31, of_t1w=0.019),
+    "segment_tissues": Need(0.36, of_t1w=0.033),
+    "draw_anatomy": Need(0.15, of_t1w=0.021),
+    "register_rigid": Need(0.37, of_t1w=0.002),
+    # Its network has a grid of its own.
+    "register_m2m": Need(1.0),
+    "resample_rigid": Need(0.12, of_t1w=0.017),
+    "resample_m2m": Need(0.12, of_t1w=0.020),
+    "draw_registration": Need(0.17, of_t1w=0.029),
+    "measure_scan": Need(0.24, of_t1w=0.014),
+    "place_labels": Need(0.11, of_t1w=0.016),
+    "quantify_scan": Need(0.12, of_t1w=0.018),
+    "static_reference": Need(0.11, of_scan=0.004),
+    "estimate_motion": Need(0.32, of_scan=0.0024),
+    "correct_pv": Need(0.18, of_t1w=0.0255, of_scan=0.018),
+    "fit_tensor": Need(0.28, of_scan=0.0112),
+    "fit_tensor, raw": Need(0.43, of_scan=0.0112),
 }
-# Its network has a grid of its own, whatever the size of the images.
-REGISTER_M2M_GB = 1.1
-# Of Python and what it imports; the rest is in proportion to the image.
-PROCESS_GB = 0.1
+# SynthStrip's, by the grid of its network instead of the T1w's.
+SYNTHSTRIP = Need(0.39, of_t1w=0.467)
+MARGIN = 1.1
+MILLION = 1e6
+# Of the participant of `make demo`, for images that cannot be read.
 N_VOXELS = 192 * 240 * 240
 
 
-def declare_memory(nodes: Iterable[Any], t1w_files: Iterable[Path]) -> None:
+def declare_memory(
+    workflow: Workflow, t1w_files: Iterable[Path], scan_files: Mapping[str, Path]
+) -> None:
     """
-    Let nodes declare what was measured, in proportion to the largest T1w image of a subject.
+    Let nodes declare what was measured, by the largest T1w image of a subject and their scan.
 
     Parameters
     ----------
-    nodes : iterable of Node
+    workflow : Workflow
+        Of a subject.
     t1w_files : iterable of Path
-        Their headers are read; an image that cannot be read fails in its own step.
+        Headers are read; an image that cannot be read fails in its own step.
+    scan_files : mapping of str to Path
+        Scans by the names of their workflows in it.
     """
-    scale = max((_n_voxels(file) for file in t1w_files), default=N_VOXELS) / N_VOXELS
-    for node in nodes:
-        if node.name == "register_m2m":
-            node._mem_gb = REGISTER_M2M_GB
-        elif node.name in MEASURED_GB and not _uses_synthstrip(node):
-            node._mem_gb = PROCESS_GB + (MEASURED_GB[node.name] - PROCESS_GB) * scale
+    t1w_files = list(t1w_files)
+    default = N_VOXELS / MILLION
+    t1w = max(map(_millions, t1w_files), default=default)
+    of_scans = {
+        id(node): _millions(file)
+        for name, file in scan_files.items()
+        for node in workflow.get_node(name)._get_all_nodes()
+    }
+    for node in workflow._get_all_nodes():
+        if _uses_synthstrip(node):
+            count = node.interface.network_voxels
+            largest = max((_millions(file, count) for file in t1w_files), default=default)
+            node._mem_gb = MARGIN * (SYNTHSTRIP.fixed + SYNTHSTRIP.of_t1w * largest)
+        elif need := MEASURED.get(_kind(node)):
+            scan = of_scans.get(id(node), 0)
+            node._mem_gb = MARGIN * (need.fixed + max(need.of_t1w * t1w, need.of_scan * scan))
+
+
+def _kind(node: Any) -> str:
+    """Name a step; one that corrects motion before it fits tensors takes more."""
+    is_raw = getattr(node.inputs, "is_raw", Undefined)
+    return f"{node.name}, raw" if isdefined(is_raw) and is_raw else node.name
 
 
 def _uses_synthstrip(node: Any) -> bool:
-    """Tell whether a node finds brains by SynthStrip, which was not measured here."""
     return isdefined(getattr(node.inputs, "synthstrip_model", Undefined))
 
 
-def _n_voxels(file: Path) -> int:
+def _n_values(file: Path) -> int:
+    return math.prod(nb.load(file).shape)
+
+
+def _millions(file: Path, count: Callable[[Path], int] = _n_values) -> float:
+    """Count by a header, in millions; where it cannot be read, the scan's step will say why."""
     try:
-        return int(np.prod(nb.load(file).shape[:3]))
+        return count(file) / MILLION
     except (OSError, nb.filebasedimages.ImageFileError):
-        return N_VOXELS
+        return N_VOXELS / MILLION

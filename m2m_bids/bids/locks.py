@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import re
+import resource
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,8 @@ _UNFINISHED = re.compile(
     r"\.[0-9a-f]{32}(\..+)?|\..+\.[0-9a-f]{32}|\..+\.[a-z0-9_]{8}\.tmp"
     r"|\.m2m-bids-sub-.+|\.sub-.+\.part"
 )
+# Of a run, beside its locks.
+_OTHER_OPEN_FILES = 1024
 
 
 @contextlib.contextmanager
@@ -58,11 +61,17 @@ def hold_participants(folders: Iterable[Path], participants: Iterable[str]) -> I
         Output and work folder.
     participants : iterable of str
         Labels, without ``sub-``.
+
+    Raises
+    ------
+    ValueError
+        If there are more than the system lets a process have open files.
     """
-    folders = list(folders)
+    folders, labels = list(folders), sorted(participants)
+    _allow_open_files(len(labels) * len(folders))
     with contextlib.ExitStack() as stack:
         # In one order, so that no two runs wait for each other.
-        for label in sorted(participants):
+        for label in labels:
             for folder in folders:
                 file = folder / f".sub-{label}.lock"
                 stack.enter_context(locked(file, f"sub-{label} in {folder}"))
@@ -70,21 +79,72 @@ def hold_participants(folders: Iterable[Path], participants: Iterable[str]) -> I
         yield
 
 
+@contextlib.contextmanager
+def hold_level(level: str, folders: Iterable[Path]) -> Iterator[None]:
+    """
+    Keep other runs of a level off folders.
+
+    Parameters
+    ----------
+    level : str
+        ``group``, ``evaluate`` or ``train``.
+    folders : iterable of Path
+        In the same order for all runs of the level.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(locked(level_lock(level, folder), f"{level} in {folder}"))
+        yield
+
+
+def level_lock(level: str, folder: Path) -> Path:
+    """Name the lock of a level in a folder."""
+    return folder / f".{level}.lock"
+
+
 def remove_unfinished(folder: Path, participant: str) -> None:
     """Remove files and folders of one participant that a killed run had not yet renamed."""
     subject = f"sub-{participant}"
-    found = [
+    _remove(
         *folder.glob(f".m2m-bids-{subject}.*"),
         *folder.glob(f".{subject}.*.part"),
+        *folder.glob(f".{subject}_*"),
         *(folder / subject).rglob(".*"),
-    ]
-    for path in found:
-        if _UNFINISHED.fullmatch(path.name):
-            logger.info("removed what a killed run left: %s", path)
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    )
+
+
+def remove_all_unfinished(folder: Path) -> None:
+    """Remove what a killed run had not yet renamed in a folder that this run alone writes to."""
+    _remove(*folder.rglob(".*"))
+
+
+def empty_work_folder(folder: Path, own: Iterable[str]) -> None:
+    """
+    Remove the content of a work folder.
+
+    Parameters
+    ----------
+    folder : Path
+    own : iterable of str
+        Names of locks in it that this process holds, which stay.
+
+    Raises
+    ------
+    ValueError
+        If another run holds a lock in it; then nothing is removed.
+    """
+    content = [path for path in folder.iterdir() if path.name not in set(own)]
+    for path in content:
+        if path.name.endswith(".lock") and is_held(path):
+            raise ValueError(
+                f"--clean-workdir: another run works in {folder} ({path.name}). Wait for it, or"
+                " give another --work-dir."
+            )
+    for path in content:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_held(file: Path) -> bool:
@@ -97,6 +157,31 @@ def is_held(file: Path) -> bool:
         except OSError:
             return False
     return False
+
+
+def _remove(*paths: Path) -> None:
+    """Remove those that have a name from before they are renamed."""
+    for path in paths:
+        if _UNFINISHED.fullmatch(path.name):
+            logger.info("removed what a killed run left: %s", path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _allow_open_files(n_locks: int) -> None:
+    """Let this process have a lock's file open for each, beside what it opens otherwise."""
+    wanted = n_locks + _OTHER_OPEN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise ValueError(
+            f"{n_locks} locks of participants need {wanted} open files, and the system allows"
+            f" {hard} (ulimit -Hn): give fewer participants at once, by --participant-label"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open_locked(file: Path, what: str) -> IO[str]:

@@ -1,7 +1,6 @@
 """The level ``evaluate``: register pairs of a cohort by several methods, and compare them."""
 
 import logging
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from m2m_bids.cli.evaluation_plan import (
     choose_methods,
     choose_pairs,
 )
-from m2m_bids.cli.prepare import prepare_images, usable_scans
+from m2m_bids.cli.prepare import empty_work_folder, prepare_images, usable_scans
 from m2m_bids.settings import Settings
 
 if TYPE_CHECKING:
     from m2m_bids.bids.labels import LabelFile
+    from m2m_bids.bids.query import Scan
     from m2m_bids.evaluation.pairs import CohortScan, Pair
     from m2m_bids.evaluation.scan_files import ScanFiles
     from m2m_bids.workflows.cohort import EvaluationImages
@@ -54,25 +54,42 @@ def run_evaluation(settings: Settings) -> int:
     """
     n_gpus = count_gpus(settings.device)
     scans = usable_scans(settings)
-    if settings.clean_workdir and not settings.dry_run and settings.work_dir.is_dir():
-        shutil.rmtree(settings.work_dir)
+    if settings.dry_run:
+        sys.stdout.write(_dry_run_text(_plan(settings, scans)) + "\n")
+        return 0
+
+    from m2m_bids.bids.locks import hold_level, remove_all_unfinished
+
+    with hold_level("evaluate", [settings.work_dir]):
+        empty_work_folder(settings, scans, "evaluate")
+        plan = _plan(settings, scans)
+        with hold_level("evaluate", [settings.evaluation_dir]):
+            remove_all_unfinished(settings.evaluation_dir)
+            return _evaluate(plan, use_gpu=n_gpus > 0)
+
+
+def _plan(settings: Settings, scans: "list[Scan]") -> "Plan":
+    """Choose what is evaluated, before anything is computed."""
     # Before Nipype and matplotlib are imported: both write to the home directory on import.
     prepare_environment(settings)
+
+    from m2m_bids.workflows.cohort import EvaluationImages
+
     methods = choose_methods(settings)
     labels = choose_labels(settings, scans)
     pairs = choose_pairs(settings, scans, labels)
-    if settings.dry_run:
-        sys.stdout.write(_dry_run_text(pairs, methods, labels) + "\n")
-        return 0
+    images = EvaluationImages(settings.evaluation_dir / "scans")
+    return Plan(settings, pairs, methods, labels, images)
 
+
+def _evaluate(plan: "Plan", *, use_gpu: bool) -> int:
+    """Do what is not done yet, gather all and report it; return the exit code."""
     from m2m_bids.cli.evaluation_report import write_report
     from m2m_bids.evaluation.records import write_records
-    from m2m_bids.workflows.cohort import EvaluationImages
 
-    images = EvaluationImages(settings.evaluation_dir / "scans")
-    plan = Plan(settings, pairs, methods, labels, images)
+    settings = plan.settings
     failures = _prepare(plan)
-    _register(plan, failures, use_gpu=n_gpus > 0)
+    _register(plan, failures, use_gpu=use_gpu)
     records = _gather(plan, failures)
     summaries = write_records(records, settings.evaluation_dir, seed=settings.random_seed)
     report = write_report(plan, records, summaries)
@@ -314,22 +331,20 @@ def _crash_dir(settings: Settings) -> Path:
     return settings.evaluation_dir / "log" / settings.run_uuid
 
 
-def _dry_run_text(
-    pairs: "Sequence[Pair]", methods: Sequence[PlannedMethod], labels: Labels
-) -> str:
+def _dry_run_text(plan: Plan) -> str:
     lines = [
-        f"m2m-bids would evaluate {len(methods)} methods on {len(pairs)} pairs.",
+        f"m2m-bids would evaluate {len(plan.methods)} methods on {len(plan.pairs)} pairs.",
         "",
-        f"Labels: {labels.description}",
+        f"Labels: {plan.labels.description}",
         "",
         "Methods",
     ]
-    for method in methods:
+    for method in plan.methods:
         missing = dict.fromkeys(reason for reason in method.missing.values() if reason)
         shown = f"missing: {'; '.join(missing)}" if missing else str(method.weights or "")
         lines.append(f"  {method.key:16s}{method.title:22s}{shown}".rstrip())
     lines += ["", "Pairs"]
-    for pair in pairs:
+    for pair in plan.pairs:
         truth = [name for name, file in pair.reference._asdict().items() if file]
         known = f" ({' and '.join(truth)} known)" if truth else ""
         lines.append(f"  {pair.kind:8s}{pair.moving.name} to {pair.fixed_name}{known}")

@@ -17,6 +17,7 @@ from m2m_bids.bids.derivatives import (
     write_json,
     write_text,
 )
+from m2m_bids.bids.locks import hold_level
 from m2m_bids.bids.naming import parse_name, qc_file
 from m2m_bids.bids.status import StatusRow, read_status
 from m2m_bids.quality.averages import Average, average_images
@@ -68,12 +69,24 @@ def run_group(settings: Settings) -> int:
     ValueError
         If no scan is in ``logs/status.tsv``.
     """
+    _selected_rows(settings)  # before a folder is made for the lock
+    with hold_level("group", [settings.output_dir]):
+        _collect(_selected_rows(settings), settings)
+    return 0
+
+
+def _selected_rows(settings: Settings) -> list[StatusRow]:
     rows = [row for row in read_status(settings.output_dir) if _is_selected(row, settings)]
     if not rows:
         raise ValueError(
             f"{settings.output_dir / 'logs' / 'status.tsv'}: no scan of the selected participants"
             " is in it; run the level 'participant' first"
         )
+    return rows
+
+
+def _collect(rows: Sequence[StatusRow], settings: Settings) -> None:
+    """Write tables, mean images and the page, and say where they are."""
     write_dataset_files(settings.output_dir, settings.datasets)
     scans = [_scan(row, settings.output_dir) for row in rows]
     _add_outliers(scans)
@@ -104,7 +117,6 @@ def run_group(settings: Settings) -> int:
     lines = [f"{len(scans)} scans, {n_flagged} to look at"]
     lines += [f"Table: {file}" for file in written]
     sys.stdout.write("\n".join([*lines, f"Page: {page}"]) + "\n")
-    return 0
 
 
 def _is_selected(row: StatusRow, settings: Settings) -> bool:

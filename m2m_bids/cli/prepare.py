@@ -44,11 +44,36 @@ def usable_scans(settings: Settings) -> "list[Scan]":
     return [scan for scan in found if not scan.reason]
 
 
+def empty_work_folder(settings: Settings, scans: "list[Scan]", level: str = "") -> None:
+    """
+    Empty the work folder where that is asked for, unless another run works in it.
+
+    Parameters
+    ----------
+    settings : Settings
+    scans : list of Scan
+        Of the run: other runs are kept off their participants meanwhile.
+    level : str
+        Whose lock this process holds in the work folder.
+    """
+    from m2m_bids.bids import locks
+
+    if not settings.clean_workdir or not settings.work_dir.is_dir():
+        return
+    participants = {scan.subject for scan in scans}
+    own = {f".sub-{label}.lock" for label in participants} | {f".{level}.lock"}
+    with locks.hold_participants([settings.work_dir], participants):
+        locks.empty_work_folder(settings.work_dir, own)
+
+
 def prepare_images(
     settings: Settings, scans: "list[Scan]", images: "TrainingImages | EvaluationImages"
 ) -> dict[str, str]:
     """
     Align scans rigidly with their T1w, and write the images that a cohort level needs.
+
+    Runs that share the output or the work folder take turns for each participant; what another one
+    has prepared meanwhile is not prepared again.
 
     Parameters
     ----------
@@ -62,6 +87,19 @@ def prepare_images(
     dict of str to str
         Why a scan failed, by its name; empty if none did.
     """
+    from m2m_bids.bids.locks import hold_participants, remove_unfinished
+
+    participants = {scan.subject for scan in scans}
+    with hold_participants((settings.output_dir, settings.work_dir), participants):
+        for label in participants:
+            remove_unfinished(images.folder, label)
+        due = [scan for scan in scans if not images.has(scan)]
+        return _prepare(settings, due, images) if due else {}
+
+
+def _prepare(
+    settings: Settings, scans: "list[Scan]", images: "TrainingImages | EvaluationImages"
+) -> dict[str, str]:
     from m2m_bids.bids.derivatives import write_dataset_files
     from m2m_bids.cli.run import failure_of, run_workflow
     from m2m_bids.workflows.registration import RegistrationOptions

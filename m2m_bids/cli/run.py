@@ -131,35 +131,16 @@ def _run(settings: Settings) -> int:
         names = dict.fromkeys(settings.modalities, shown)
         sys.stdout.write(dry_run_table(scans, settings, names) + "\n")
         return 0
-    from m2m_bids.bids.locks import hold_participants
+    from m2m_bids.bids.locks import empty_work_folder, hold_participants
 
     participants = {scan.subject for scan in scans if not scan.reason}
     with hold_participants((settings.output_dir, settings.work_dir), participants):
         if settings.clean_workdir and settings.work_dir.is_dir():
-            _clean_work_folder(settings.work_dir, participants)
+            empty_work_folder(settings.work_dir, {f".sub-{label}.lock" for label in participants})
         # Before Nipype and niworkflows are imported: both write to the home directory on import.
         prepare_environment(settings)
         options = _registration_options(settings, weights, sha256, use_gpu=n_gpus > 0)
         return _run_scans(settings, scans, options)
-
-
-def _clean_work_folder(work_dir: Path, participants: set[str]) -> None:
-    """Empty a work folder, whose locks for these participants this process holds."""
-    from m2m_bids.bids.locks import is_held
-
-    own = {f".sub-{label}.lock" for label in participants}
-    content = [path for path in work_dir.iterdir() if path.name not in own]
-    for path in content:
-        if path.name.endswith(".lock") and is_held(path):
-            raise ValueError(
-                f"--clean-workdir: another run works in {work_dir} ({path.name}). Wait for it, or"
-                " give another --work-dir."
-            )
-    for path in content:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _run_scans(settings: Settings, scans: "list[Scan]", options: "RegistrationOptions") -> int:

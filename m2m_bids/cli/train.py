@@ -1,13 +1,15 @@
 """The level ``train``: prepare the images of a cohort, train a network on them."""
 
+import contextlib
 import logging
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2m_bids.cli.environment import count_gpus, prepare_environment, use_one_heap
-from m2m_bids.cli.prepare import prepare_images, usable_scans
+from m2m_bids.cli.prepare import empty_work_folder, prepare_images, usable_scans
 from m2m_bids.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ def run_training(settings: Settings) -> int:
     """
     count_gpus(settings.device)
     scans = usable_scans(settings)
+    if not settings.dry_run:
+        empty_work_folder(settings, scans)
     # Before Nipype and matplotlib are imported: both write to the home directory on import.
     prepare_environment(settings)
     options = _options(settings)
@@ -69,7 +73,8 @@ def run_training(settings: Settings) -> int:
             + "\n"
         )
         return 1 if failures else 0
-    return _train(settings, scans, images_dir, options, processes, failures)
+    with _hold_run_dir(settings):
+        return _train(settings, scans, images_dir, options, processes, failures)
 
 
 def _options(settings: Settings) -> "TrainingOptions":
@@ -109,16 +114,46 @@ def _images_dir(settings: Settings, options: "TrainingOptions") -> Path:
 
 def _check(settings: Settings, scans: "list[Scan]", options: "TrainingOptions") -> None:
     """Refuse, before anything is computed, what would fail after it."""
+    from m2m_bids.bids.locks import is_held, level_lock
     from m2m_bids.cohort import check_cohort
-    from m2m_bids.registration.training import CHECKPOINT_NAME
 
     check_cohort(_training_scans(scans, Path()), options, settings.run_dir)
+    if not settings.prepare_only:
+        is_running = _is_first_process() and is_held(level_lock("train", settings.run_dir))
+        _refuse_to_begin_again(settings, is_running=is_running)
+
+
+def _refuse_to_begin_again(settings: Settings, *, is_running: bool = False) -> None:
+    """Refuse a training where there is one, unless it is to be continued."""
+    from m2m_bids.registration.training import CHECKPOINT_NAME
+
     has_checkpoint = (settings.run_dir / CHECKPOINT_NAME).is_file()
-    if has_checkpoint and not settings.resume and not settings.prepare_only:
+    if (has_checkpoint or is_running) and not settings.resume:
         raise ValueError(
             f"{settings.run_dir}: there is a training already. Continue it with --resume, or give"
             " this one a folder of its own with --run-name."
         )
+
+
+def _is_first_process() -> bool:
+    """Tell whether this is the first of the processes that torchrun or SLURM has started."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return rank_zero_only.rank == 0
+
+
+@contextlib.contextmanager
+def _hold_run_dir(settings: Settings) -> Iterator[None]:
+    """Keep other trainings off the folder of this one, of whose processes the first has it."""
+    from m2m_bids.bids.locks import hold_level
+
+    if not _is_first_process():
+        yield
+        return
+    with hold_level("train", [settings.run_dir]):
+        # Another one may have begun, and ended, meanwhile.
+        _refuse_to_begin_again(settings)
+        yield
 
 
 def _training_scans(scans: "list[Scan]", images_dir: Path) -> list:

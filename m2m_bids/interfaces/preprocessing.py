@@ -69,6 +69,15 @@ class ExtractBrain(SimpleInterface):
     input_spec = _ExtractBrainInputSpec
     output_spec = _ExtractBrainOutputSpec
 
+    @staticmethod
+    def network_voxels(file: Path) -> int:
+        """Count the voxels of SynthStrip's grid for an image, which say what memory it takes."""
+        import nibabel as nb
+
+        from m2m_bids.preprocessing.synthstrip import network_shape
+
+        return int(network_shape(nb.load(file)).prod())
+
     def _run_interface(self, runtime):
         from m2m_bids.preprocessing.anatomical import extract_brain
         from m2m_bids.spatial.images import load_image, save_image

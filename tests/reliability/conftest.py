@@ -79,11 +79,9 @@ def _centre(mask):
     return nb.affines.apply_affine(mask.affine, ijk.mean(axis=0))
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A simulated person with PET and FA; the anatomy is given, so that a run is short."""
-    root = tmp_path_factory.mktemp("data")
-    write_cohort(root / "bids", n_subjects=1, options=OPTIONS)
+def make_data(root, n_subjects):
+    """Simulate people with PET and FA; their anatomy is given, so that a run is short."""
+    write_cohort(root / "bids", n_subjects=n_subjects, options=OPTIONS)
     for file in (root / "bids").rglob("*.nii.gz"):
         _shrink(file)
     shutil.move(root / "bids" / "derivatives" / "dti", root / "dti")
@@ -93,6 +91,18 @@ def data(tmp_path_factory):
     return Data(root / "bids", {"dti": root / "dti", "anat": root / "anat"})
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """One person."""
+    return make_data(tmp_path_factory.mktemp("data"), 1)
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory):
+    """Four people, as few as a training takes."""
+    return make_data(tmp_path_factory.mktemp("people"), 4)
+
+
 class App(NamedTuple):
     """The app's command line on a dataset, with an output and a work folder."""
 
@@ -100,11 +110,12 @@ class App(NamedTuple):
     out: Path
     work: Path
     options: tuple[str, ...] = ("--transform", "rigid")
+    level: str = "participant"
 
     def command(self, *more):
         """Arguments of a process."""
         common = ["--skip-bids-validation", "--device", "cpu", "--nprocs", "1"]
-        return [sys.executable, "-m", "m2m_bids", self.data.bids, self.out, "participant",
+        return [sys.executable, "-m", "m2m_bids", self.data.bids, self.out, self.level,
                 "-w", self.work, *self.data.options, *common, "--omp-nthreads", "1",
                 *self.options, *more]  # fmt: skip
 

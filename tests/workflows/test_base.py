@@ -346,7 +346,8 @@ def test_synthstrip_reaches_its_node(settings, scan, tmp_path, source):
     workflow = init_m2m_bids_wf(given, [scan("pet")], options())
     (node,) = (n for n in workflow._get_all_nodes() if n.name == "extract_brain")
     assert (node.inputs.source, node.inputs.synthstrip_model) == (source, str(model))
-    assert (node.inputs.n_threads, node.mem_gb) == (2, 8)
+    assert node.inputs.n_threads == 2
+    assert node.mem_gb > 3  # of its smallest grid
     assert "SynthStrip" in methods_text(workflow)
     assert not unset_inputs(workflow)
 

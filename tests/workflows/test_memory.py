@@ -1,46 +1,80 @@
 import nibabel as nb
 import numpy as np
 import pytest
-from nipype import Node
+from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 
-from m2m_bids.workflows.memory import MEASURED_GB, declare_memory
+from m2m_bids.interfaces.preprocessing import ExtractBrain
+from m2m_bids.workflows.memory import MARGIN, MEASURED, SYNTHSTRIP, declare_memory
+
+T1W_NODES = ("extract_brain", "register_m2m", "save_scan")
 
 
-def nodes():
-    return {
-        name: Node(IdentityInterface(fields=["a"]), name=name, mem_gb=4)
-        for name in ("extract_brain", "register_m2m", "fit_tensor")
-    }
+def subject():
+    """A subject's workflow, with one of a scan in it."""
+    workflow, scan_wf = Workflow(name="sub_1_wf"), Workflow(name="a_pet_wf")
+    interface = IdentityInterface(fields=["a"])
+    workflow.add_nodes([Node(interface, name=name, mem_gb=4) for name in T1W_NODES])
+    scan_wf.add_nodes([Node(interface, name="fit_tensor", mem_gb=4)])
+    workflow.add_nodes([scan_wf])
+    return workflow
 
 
-def image(folder, name, shape):
-    data = np.zeros(shape, np.uint8)
-    nb.Nifti1Image(data, np.eye(4)).to_filename(folder / name)
+def declared(workflow):
+    return {node.name: node.mem_gb for node in workflow._get_all_nodes()}
+
+
+def image(folder, name, shape, size_mm=1.0):
+    affine = np.diag([size_mm, size_mm, size_mm, 1.0])
+    nb.Nifti1Image(np.zeros(shape, np.uint8), affine).to_filename(folder / name)
     return folder / name
 
 
 def test_steps_declare_what_was_measured(tmp_path):
-    made = nodes()
-    declare_memory(made.values(), [image(tmp_path, "T1w.nii", (192, 240, 240))])
-    declared = {name: node.mem_gb for name, node in made.items()}
-    expected = {"extract_brain": MEASURED_GB["extract_brain"], "fit_tensor": 4}
-    assert declared.pop("register_m2m") == 1.1
-    assert declared == pytest.approx(expected)
+    workflow = subject()
+    t1w = image(tmp_path, "T1w.nii", (100, 200, 50))
+    scan = image(tmp_path, "dwi.nii", (100, 100, 50, 4))
+    declare_memory(workflow, [t1w], {"a_pet_wf": scan})
+    brain, tensor = MEASURED["extract_brain"], MEASURED["fit_tensor"]
+    assert declared(workflow) == pytest.approx(
+        {
+            "extract_brain": MARGIN * (brain.fixed + brain.of_t1w * 1),
+            "fit_tensor": MARGIN * (tensor.fixed + tensor.of_scan * 2),
+            "register_m2m": MARGIN * MEASURED["register_m2m"].fixed,
+            "save_scan": 4,
+        }
+    )
 
 
-def test_larger_images_take_more_and_the_largest_counts(tmp_path):
-    made = nodes()
-    small, large = (192, 240, 60), (192, 240, 480)
-    files = [image(tmp_path, "a.nii", small), image(tmp_path, "b.nii", large)]
-    declare_memory(made.values(), files)
-    expected = 0.1 + 2 * (MEASURED_GB["extract_brain"] - 0.1)
-    assert made["extract_brain"].mem_gb == pytest.approx(expected)
-    assert made["register_m2m"].mem_gb == 1.1
+def test_the_largest_t1w_counts(tmp_path):
+    workflow = subject()
+    sizes = {"a.nii": (100, 100, 100), "b.nii": (100, 100, 300)}
+    files = [image(tmp_path, name, shape) for name, shape in sizes.items()]
+    declare_memory(workflow, files, {})
+    brain = MEASURED["extract_brain"]
+    assert declared(workflow)["extract_brain"] == pytest.approx(
+        MARGIN * (brain.fixed + 3 * brain.of_t1w)
+    )
+    assert declared(workflow)["fit_tensor"] == MARGIN * MEASURED["fit_tensor"].fixed
+
+
+def test_synthstrip_takes_what_its_grid_does(tmp_path):
+    """Which is of 1 mm, whatever the voxels are."""
+    workflow = Workflow(name="sub_1_wf")
+    (tmp_path / "model.pt").touch()
+    interface = ExtractBrain(synthstrip_model=str(tmp_path / "model.pt"))
+    workflow.add_nodes([Node(interface, name="extract_brain", mem_gb=8)])
+    declare_memory(workflow, [image(tmp_path, "T1w.nii", (60, 120, 60), 2.0)], {})
+    millions = 192 * 256 * 192 / 1e6
+    assert declared(workflow)["extract_brain"] == pytest.approx(
+        MARGIN * (SYNTHSTRIP.fixed + SYNTHSTRIP.of_t1w * millions)
+    )
 
 
 def test_an_image_that_cannot_be_read_is_left_to_its_step(tmp_path):
     (tmp_path / "T1w.nii.gz").touch()
-    made = nodes()
-    declare_memory(made.values(), [tmp_path / "T1w.nii.gz", tmp_path / "missing.nii"])
-    assert made["extract_brain"].mem_gb == pytest.approx(MEASURED_GB["extract_brain"])
+    workflow = subject()
+    files = [tmp_path / "T1w.nii.gz", tmp_path / "missing.nii"]
+    declare_memory(workflow, files, {"a_pet_wf": files[1]})
+    # As for images of 1 mm.
+    assert 0.8 < declared(workflow)["extract_brain"] < 1

@@ -1,0 +1,207 @@
+"""
+Peak memory of the app's steps, each in a process of its own, as a job of a cluster has it.
+
+    python tests/benchmarks/memory.py steps WORK [WORK ...] [--only STEP ...]
+    python tests/benchmarks/memory.py made [--only STEP ...]
+
+``steps`` runs again what is in work folders (of runs without --purge-workdir-on-success), and also
+says what each step declares. ``made`` runs, for images of several sizes that are made here, the
+steps that `make demo` does not have. Peaks are the kernel's (VmHWM), in GB.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+
+STEP = """
+import json, sys
+from pathlib import Path
+from nipype.utils.filemanip import loadpkl
+
+folder, empty = sys.argv[1:]
+node = loadpkl(f"{folder}/_node.pklz")
+node.inputs.trait_set(**loadpkl(f"{folder}/_inputs.pklz"))
+node.input_source, node.base_dir, node._output_dir = {}, empty, None
+node.run()
+kb = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+print(json.dumps({"peak_gb": round(kb * 1024 / 1e9, 3), "declared_gb": round(node.mem_gb, 3)}))
+"""
+RADIUS_MM = 75.0
+
+
+def measured(folder: Path) -> dict[str, float | str]:
+    """Run the step of a folder again; say what it took, or why it failed."""
+    with tempfile.TemporaryDirectory() as empty:
+        command = [sys.executable, "-c", STEP, str(folder), empty]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def image(file: Path, shape: tuple[int, ...], size_mm: float, *, labels: int = 0) -> str:
+    """Write a head: a noisy ball in every volume, or its labels."""
+    affine = np.diag([size_mm, size_mm, size_mm, 1.0])
+    affine[:3, 3] = -size_mm * (np.array(shape[:3]) - 1) / 2
+    axes = [size_mm * (np.arange(n) - (n - 1) / 2) for n in shape[:3]]
+    squares = [axis.astype(np.float32) ** 2 for axis in axes]
+    radius = np.sqrt(squares[0][:, None, None] + squares[1][:, None] + squares[2])
+    inside = radius < RADIUS_MM
+    if labels:
+        # Blocks, as many as there are labels.
+        n = round(labels ** (1 / 3))
+        block = [
+            np.clip(((a + RADIUS_MM) / (2 * RADIUS_MM) * n).astype(int), 0, n - 1) for a in axes
+        ]
+        data = 1 + block[0][:, None, None] * n * n + block[1][:, None] * n + block[2]
+        data = np.where(inside, data, 0).astype(np.int16)
+    else:
+        generator = np.random.default_rng(0)
+        data = np.empty(shape, np.int16)
+        for volume in np.ndindex(shape[3:]):
+            noise = generator.normal(0, 20, shape[:3])
+            data[(..., *volume)] = inside * (1000 - 5 * radius) / (1 + sum(volume) % 7) + noise
+    nb.Nifti1Image(data, affine).to_filename(file)
+    return str(file)
+
+
+def tensor(folder: Path, shape: tuple[int, ...], *, is_raw: bool):
+    from m2m_bids.interfaces.preprocessing import FitTensor
+
+    directions = np.random.default_rng(1).normal(size=(3, shape[3]))
+    directions /= np.linalg.norm(directions, axis=0)
+    b_values = np.where(np.arange(shape[3]) % 13, 1000, 0)
+    np.savetxt(folder / "bval", b_values[None], "%d")
+    np.savetxt(folder / "bvec", directions * (b_values > 0), "%.6f")
+    return FitTensor(
+        in_file=image(folder / "dwi.nii.gz", shape, 2.0),
+        bval_file=str(folder / "bval"),
+        bvec_file=str(folder / "bvec"),
+        is_raw=is_raw,
+    )
+
+
+def motion(folder: Path, shape: tuple[int, ...], size_mm: float):
+    from m2m_bids.interfaces.preprocessing import EstimateMotion
+
+    starts = [120.0 * number for number in range(1, shape[3] + 1)]
+    sidecar = {"FrameTimesStart": starts, "FrameDuration": [120.0] * shape[3]}
+    return EstimateMotion(in_file=image(folder / "pet.nii.gz", shape, size_mm), sidecar=sidecar)
+
+
+def static(folder: Path, shape: tuple[int, ...], size_mm: float):
+    from m2m_bids.interfaces.preprocessing import StaticReference
+    from m2m_bids.spatial.itk import write_affine
+
+    xfms = [write_affine(np.eye(4), folder / f"{n}.txt") for n in range(shape[3])]
+    node = motion(folder, shape, size_mm)
+    return StaticReference(
+        in_file=node.inputs.in_file,
+        sidecar=node.inputs.sidecar,
+        kind="mean",
+        frame_xfms=[str(file) for file in xfms],
+    )
+
+
+def correction(folder: Path, shape: tuple[int, ...], t1w: int, labels: int, method: str):
+    from m2m_bids.interfaces.quantification import CorrectPartialVolume
+    from m2m_bids.spatial.itk import write_affine
+
+    return CorrectPartialVolume(
+        in_file=image(folder / "pet.nii.gz", shape, 2.0),
+        label_file=image(folder / "labels.nii.gz", (t1w,) * 3, 220 / t1w, labels=labels),
+        inverse_xfm=str(write_affine(np.eye(4), folder / "xfm.txt")),
+        scheme="freesurfer",
+        method=method,
+        psf_fwhm_mm=[5.0],
+        metadata={},
+    )
+
+
+def synthstrip(folder: Path, n: int):
+    import torch
+    from nipreps.synthstrip.model import StripModel
+
+    from m2m_bids.interfaces.preprocessing import ExtractBrain
+
+    file = folder / "model.pt"
+    torch.save({"model_state_dict": StripModel().state_dict()}, file)
+    in_file = image(folder / "t1w.nii.gz", (n, n, n), 1.0)
+    return ExtractBrain(in_file=in_file, synthstrip_model=str(file), source="synthstrip")
+
+
+def made() -> dict[str, list[tuple]]:
+    """Name the steps that are made here, with arguments of their makers."""
+    small, large = (64, 64, 40, 33), (96, 96, 60, 65)
+    frames = [((128, 128, 63, 6), 2.0), ((128, 128, 63, 24), 2.0), ((256, 256, 89, 12), 1.2)]
+    box = (128, 128, 63)
+    pvc = [
+        ((*box, 1), 128, 8, "gtm"),
+        ((*box, 1), 224, 8, "gtm"),
+        ((*box, 1), 224, 8, "rbv"),
+        ((*box, 1), 224, 125, "gtm"),
+        ((*box, 24), 224, 125, "gtm"),
+        ((*box, 24), 224, 125, "rbv"),
+        ((*box, 60), 128, 125, "rbv"),
+    ]
+    return {
+        "fit_tensor": [
+            (tensor, shape, {"is_raw": r}) for r in (False, True) for shape in (small, large)
+        ],
+        "estimate_motion": [(motion, *case) for case in frames],
+        "static_reference": [(static, *case) for case in frames],
+        "correct_pv": [(correction, *case) for case in pvc],
+        "synthstrip": [(synthstrip, n) for n in (192, 256)],
+    }
+
+
+def made_steps(only: list[str]) -> Iterator[tuple[dict, Path]]:
+    """Make steps, each in a folder that ends with it."""
+    from nipype import Node
+    from nipype.utils.filemanip import savepkl
+
+    for name, cases in made().items():
+        for make, *arguments in cases if not only or name in only else []:
+            options = arguments.pop() if isinstance(arguments[-1], dict) else {}
+            with tempfile.TemporaryDirectory() as text:
+                folder = Path(text)
+                node = Node(make(folder, *arguments, **options), name=name, base_dir=text)
+                savepkl(f"{text}/_node.pklz", node)
+                savepkl(f"{text}/_inputs.pklz", node.inputs.get_traitsfree())
+                yield {"step": name, "of": [*arguments, *options.values()]}, folder
+
+
+def steps(works: list[Path], only: list[str]) -> Iterator[tuple[dict, Path]]:
+    """Find the steps of work folders."""
+    for work in works:
+        for file in sorted(work.rglob("_node.pklz"), key=lambda file: file.parent.name):
+            folder = file.parent
+            if not only or folder.name in only:
+                yield {"step": folder.name, "of": folder.parent.name}, folder
+
+
+def main() -> None:
+    """Measure, and print a line for each step."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("steps", "made"):
+        command = commands.add_parser(name)
+        command.add_argument("--only", nargs="+", default=[])
+        if name == "steps":
+            command.add_argument("works", nargs="+", type=Path)
+    args = parser.parse_args()
+    found = made_steps(args.only) if args.command == "made" else steps(args.works, args.only)
+    for known, folder in found:
+        sys.stdout.write(json.dumps(known | measured(folder)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
