@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def run_training(settings: Settings) -> int:
     """
     count_gpus(settings.device)
     scans = usable_scans(settings)
-    if not settings.dry_run:
+    if not settings.dry_run and _is_first_process():
         empty_work_folder(settings, scans)
     # Before Nipype and matplotlib are imported: both write to the home directory on import.
     prepare_environment(settings)
@@ -137,9 +138,8 @@ def _refuse_to_begin_again(settings: Settings, *, is_running: bool = False) -> N
 
 def _is_first_process() -> bool:
     """Tell whether this is the first of the processes that torchrun or SLURM has started."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    return rank_zero_only.rank == 0
+    variables = os.environ
+    return int(variables.get("RANK", variables.get("SLURM_PROCID", "0"))) == 0
 
 
 @contextlib.contextmanager

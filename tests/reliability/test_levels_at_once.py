@@ -1,11 +1,12 @@
 """The levels ``group``, ``train`` and ``evaluate``, each run twice at once."""
 
+import sys
 import time
 
 import pytest
 
 from m2m_bids.bids.derivatives import write_json
-from m2m_bids.bids.locks import hold_level, locked
+from m2m_bids.bids.locks import hold_level, hold_participants, locked
 from m2m_bids.bids.naming import qc_file
 from m2m_bids.bids.status import StatusRow, update_status
 from m2m_bids.registration.weights import read_card
@@ -16,7 +17,7 @@ PET = ("--modalities", "pet")
 TRAIN = (
     *PET,
     *("--grid-size", "36", "--grid-spacing", "5.4", "--batch-size", "1"),
-    *("--max-steps", "3", "--validate-every", "2"),
+    *("--max-steps", "3"),
 )
 
 
@@ -87,11 +88,16 @@ def test_trainings_in_one_folder(app, people):
     first, second = both(app, "--resume")
     assert [code for code, _ in (first, second)] == [0, 0], first[1] + second[1]
     run_dir = app.out / "training" / "gradicon-m2m+gcc"
-    rows = (run_dir / "validation.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["iteration", "2"]
     assert app.run("--run-name", "alone").code == 0
     cards = [read_card(folder / "weights") for folder in (run_dir, run_dir.with_name("alone"))]
     assert cards[0].sha256 == cards[1].sha256
+
+    # Of the processes of one training the first has the folder, and the other is not refused.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    together = app.run("--run-name", "two", prefix=[*torchrun, "--standalone", "--no-python"])
+    assert together.code == 0, together.text
+    assert WAITS not in together.text
+    assert (app.out / "training" / "two" / "weights").is_dir()
 
     third = app.out / "training" / "third"
     with hold_level("train", [third]):
@@ -106,9 +112,9 @@ def test_preparation_waits_for_participants(app, people, level):
     """The level participant has the same nodes in the same work folder."""
     own = TRAIN if level == "train" else (*PET, "--methods", "initial", "--n-pairs", "1")
     app = app._replace(data=people, options=own, level=level)
-    label = sorted(people.bids.glob("sub-*"))[0].name
+    labels = [folder.name.removeprefix("sub-") for folder in people.bids.glob("sub-*")]
     options = ("--prepare-only",) if level == "train" else ()
-    with locked(app.work / f".{label}.lock"):
+    with hold_participants([app.work], labels):
         process = app.start(*options)
         wait_for(process, WAITS)
         assert not list(app.work.glob("m2m_bids_wf"))
