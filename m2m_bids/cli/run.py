@@ -152,9 +152,11 @@ def _run_scans(settings: Settings, scans: "list[Scan]", options: "RegistrationOp
     from m2m_bids.workflows.base import scan_request
 
     wanted = [scan for scan in scans if not scan.reason]
-    requests = {scan.name: scan_request(scan, settings, options) for scan in wanted}
+    request_of = {scan.name: scan_request(scan, settings, options) for scan in wanted}
     unfinished = [
-        scan for scan in wanted if missing_outputs(scan, settings.output_dir, requests[scan.name])
+        scan
+        for scan in wanted
+        if missing_outputs(scan, settings.output_dir, request_of[scan.name])
     ]
     too_large = _too_large(unfinished, settings.mem_gb or available_memory_gb())
     scans = [replace(scan, reason=too_large.get(scan.name, scan.reason)) for scan in scans]
@@ -168,7 +170,7 @@ def _run_scans(settings: Settings, scans: "list[Scan]", options: "RegistrationOp
         *(len(scans), len(due), n_before, len(scans) - len(due) - n_before),
     )
     for line in (
-        *changed_lines(due, settings.output_dir, requests),
+        *changed_lines(due, settings.output_dir, request_of),
         *precomputed_lines(due, settings),
         *target_lines(due, settings),
     ):
@@ -178,7 +180,7 @@ def _run_scans(settings: Settings, scans: "list[Scan]", options: "RegistrationOp
         progress = run_workflow(settings, due, options)
     elif settings.write_graph:
         LOGGER.warning("no graph was written: there is nothing to run")
-    return _report(settings, scans, requests, progress)
+    return _report(settings, scans, request_of, progress)
 
 
 def _too_large(scans: "list[Scan]", memory_gb: float) -> dict[str, str]:
@@ -363,7 +365,7 @@ def failure_of(scan: "Scan", settings: Settings) -> str:
 def _report(
     settings: Settings,
     scans: "list[Scan]",
-    requests: "dict[str, Request]",
+    request_of: "dict[str, Request]",
     progress: "Progress | None",
 ) -> int:
     """Write status and reports, say where they are, and return the exit code."""
@@ -378,7 +380,9 @@ def _report(
         if not scan.reason and progress is not None:
             failure = failure_of(scan, settings)
             seconds = progress.elapsed_s(scan_wf_name(scan))
-        row = status_of(scan, settings, requests.get(scan.name), failure=failure, seconds=seconds)
+        row = status_of(
+            scan, settings, request_of.get(scan.name), failure=failure, seconds=seconds
+        )
         has_run = bool(failure) or seconds is not None
         rows.append(row if has_run else as_before(row, earlier))
     is_new = progress is not None or settings.reports_only

@@ -127,6 +127,8 @@ EXPLAINED = {
     ("B603", "cli/graph.py"),
     ("B404", "cli/run.py"),
     ("B603", "cli/run.py"),
+    ("B404", "cli/slurm.py"),
+    ("B603", "cli/slurm.py"),
     ("B403", "preprocessing/synthstrip.py"),
     ("B403", "registration/conversion.py"),
     ("B405", "reports/charts.py"),
