@@ -16,14 +16,15 @@ version = release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "interface_fields",
+    "mathml",
     "options_table",
 ]
 exclude_patterns = ["_build", "_ext"]
 default_role = "literal"
+html_math_renderer = "mathml"
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 

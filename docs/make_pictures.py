@@ -114,8 +114,9 @@ class Slices:
         mask = nb.load(mask_file)
         voxels = np.argwhere(np.asanyarray(mask.dataobj) > 0)
         points = apply_affine(mask.affine, voxels)
-        self._centre = points.mean(axis=0)
-        self._half = (points.max(axis=0) - points.min(axis=0)).max() / 2 + 6
+        low, high = points.min(axis=0), points.max(axis=0)
+        self._centre = (low + high) / 2
+        self._half = (high - low).max() / 2 + 6
 
     def sample(self, image_file: Path, *, order: int = 1) -> list[np.ndarray]:
         """Interpolate an image on the slices; left is left."""

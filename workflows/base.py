@@ -209,14 +209,20 @@ def methods_text(workflow: Workflow) -> str:
     Returns
     -------
     str
-        Markdown, each text once, however many subjects and scans have it.
+        Markdown, each text once, however many subjects and scans have it, and under one heading
+        those that share it.
     """
     # Registration comes after the preparation of all kinds of scans, quantification at the end.
     last = ("registration_wf", "quantification_wf")
     parts = sorted(
         _nested(workflow), key=lambda part: last.index(part.name) if part.name in last else -1
     )
-    return "\n".join(dict.fromkeys(part.__desc__ for part in parts if part.__desc__))
+    sections: dict[str, dict[str, None]] = {}
+    for part in parts:
+        if part.__desc__:
+            heading, _, text = part.__desc__.partition("\n\n")
+            sections.setdefault(heading, {})[text.strip()] = None
+    return "\n".join("\n\n".join((name, *texts)) + "\n" for name, texts in sections.items())
 
 
 def single_subject_wf_name(subject: str) -> str:

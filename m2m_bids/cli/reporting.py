@@ -15,7 +15,7 @@ from m2m_bids.bids.derivatives import (
     software_versions,
     write_text,
 )
-from m2m_bids.bids.naming import expected_outputs, quantification_outputs
+from m2m_bids.bids.naming import expected_outputs, qc_file, quantification_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.request import SEGMENTATION, Request, read_json
 from m2m_bids.bids.status import StatusRow, read_status, status_row, update_status
@@ -201,19 +201,21 @@ def write_reports(
 
 def _table_row(scan: Scan, row: StatusRow, settings: Settings) -> dict[str, object]:
     sidecar = read_sidecar(scan, settings) if not scan.reason else {}
-    quality = sidecar.get("DeformableQuality", {})
+    quality = read_json(qc_file(scan.name, settings.output_dir)) if sidecar else {}
+    check = sidecar.get("DeformableQuality", {})
     return {
         "scan": scan.name,
         "status": row.status,
         "reason": None if row.reason == "n/a" else row.reason,
+        "to be looked at": "; ".join(quality.get("warnings", [])) or None,
         "T1w": f"{row.t1w} ({scan.t1w_choice})" if scan.t1w else scan.t1w_choice or None,
         "linear MI (nats)": sidecar.get("LinearScore"),
-        "folding (%)": quality.get("folding_percent"),
-        "forward-backward (mm)": quality.get("disagreement_mm"),
-        "similarity": quality.get("similarity"),
-        "similarity gain": quality.get("similarity_gain"),
-        "displacement, mean (mm)": quality.get("mean_displacement_mm"),
-        "displacement, max (mm)": quality.get("max_displacement_mm"),
+        "folding (%)": check.get("folding_percent"),
+        "forward-backward (mm)": check.get("disagreement_mm"),
+        "similarity": check.get("similarity"),
+        "similarity gain": check.get("similarity_gain"),
+        "displacement, mean (mm)": check.get("mean_displacement_mm"),
+        "displacement, max (mm)": check.get("max_displacement_mm"),
         "seconds": None if row.seconds == "n/a" else row.seconds,
     }
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from m2m_bids.bids.naming import (
 )
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.status import StatusRow
-from m2m_bids.quality.limits import column_names, definitions
+from m2m_bids.quality.limits import Definition, definitions, warnings_of
 from m2m_bids.reports.fragments import Level, summary_html, table_html
 from m2m_bids.reports.html import write_fragment
 from m2m_bids.settings import Settings
@@ -46,10 +46,9 @@ def write_scan_fragments(
     names = figures_of_scan(scan, settings.output_dir)
     folder = Path(names["figures_dir"])
     tables = _find_tables(scan, settings)
-    message, level = _decision(row, sidecar)
     numbers = _read_json(qc_file(scan.name, settings.output_dir)) if sidecar else {}
+    message, level = _decision(row, sidecar, numbers.get("warnings", []))
     facts = {
-        "To be looked at": numbers.get("warnings"),
         **_input_facts(scan),
         "Static image": sidecar.get("StaticReference"),
         f"{scan.linear.capitalize()} alignment": _linear_fact(sidecar),
@@ -92,10 +91,20 @@ def write_t1w_fragment(scan: Scan, settings: Settings) -> None:
     write_fragment(folder, f"{names['stem']}_desc-summary_T1w", summary_html(facts))
 
 
-def _decision(row: StatusRow, sidecar: Mapping[str, Any]) -> tuple[str, Level]:
-    """Say what became of a scan."""
+def _decision(
+    row: StatusRow, sidecar: Mapping[str, Any], warnings: Sequence[str]
+) -> tuple[str, Level]:
+    """Say what became of a scan, and what asks for a look: that a step was used is no proof."""
     if row.status == "failed":
         return f"Failed: {row.reason}. Figures below, if any, are of an earlier run.", "danger"
+    message, level = _result(row, sidecar)
+    if warnings:
+        return f"{message} To be looked at: {'; '.join(warnings)}.", "warning"
+    return message, level
+
+
+def _result(row: StatusRow, sidecar: Mapping[str, Any]) -> tuple[str, Level]:
+    """Say which transform was used, and why."""
     if row.status == "rigid only":
         kind = sidecar.get("Transform", "rigid")
         return f"The deformable step was rejected, the result is {kind}: {row.reason}.", "warning"
@@ -112,7 +121,7 @@ def _input_facts(scan: Scan) -> dict[str, object]:
     said = [str(scan.sidecar[name]) for name in TRACER_FIELDS if scan.sidecar.get(name)]
     return {
         "Files": [str(file) for file in scan.sources],
-        "T1w chosen by": scan.t1w_choice,
+        "Choice of the T1w": scan.t1w_choice,
         "Tracer": said or scan.tracer,
         "Units": str(scan.sidecar.get("Units") or ""),
     }
@@ -214,25 +223,38 @@ def _with_numbers(row: Mapping[str, str]) -> dict[str, object]:
 
 
 def _quality_html(scan: Scan, numbers: Mapping[str, Any]) -> str:
-    """Show the numbers for quality control, each with what is good and when to worry."""
-    values = {
-        column: definitions()[name].text(numbers[column])
-        for column, name in column_names().items()
-        if isinstance(numbers.get(column), int | float)
-    }
+    """Show the numbers for quality control, those beyond their limits first."""
+    beyond = warnings_of(numbers, is_same_person=not scan.template)
     rows = [
         {
             "number": definition.title,
-            "before": values.get(f"{name}_initial"),
-            scan.linear: values.get(f"{name}_rigid"),
-            "result": values.get(name),
+            **_values(name, definition, numbers, scan.linear),
             "good": definition.good,
             "when to worry": definition.worry,
         }
-        for name, definition in definitions().items()
-        if name in values
+        for name, definition in sorted(
+            definitions().items(), key=lambda item: item[0] not in beyond
+        )
+        if isinstance(numbers.get(name), int | float)
     ]
     return table_html(rows, name=f"Numbers for quality control, {scan.name}") if rows else ""
+
+
+def _values(
+    name: str, definition: Definition, numbers: Mapping[str, Any], linear: str
+) -> dict[str, str | None]:
+    """Write a number's values in the columns of what was measured."""
+    columns = {"before": ("initial", "native"), linear: ("rigid",)}
+    # What was rejected has numbers too, and is not the result.
+    columns |= {"deformable step": ("deformable",), "result": ("used",)}
+    values: dict[str, str | None] = dict.fromkeys(columns)
+    for state in definition.states:
+        is_alone = len(definition.states) == 1 or state == "used"
+        value = numbers.get(name if is_alone else f"{name}_{state}")
+        if isinstance(value, int | float):
+            column = next(title for title, states in columns.items() if state in states)
+            values[column] = definition.text(value)
+    return values
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -21,7 +21,14 @@ _WORDS = {
     "register_rigid": "register rigidly",
     "correct_pv": "correct partial volume effects",
 }
-_PARTS = {"t1w": "T1w", "m2m": "M2M-Reg", "fa": "FA", "pet": "PET", "pv": "partial volume"}
+_PARTS = {
+    "t1w": "T1w",
+    "m2m": "M2M-Reg",
+    "fa": "FA",
+    "pet": "PET",
+    "suvr": "SUVR",
+    "pv": "partial volume",
+}
 
 
 class Step(NamedTuple):

@@ -31,6 +31,7 @@ SERIES_MARKERS = "osD^vPX"
 MIN_BOX = 5  # values from which quartiles say more than the points themselves
 NAME_LENGTH = 60
 ROW_IN = 0.34
+PANELS_IN = (11.0, 2.6)
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,63 @@ def line_plot(
 
     with rc_context(STYLE):
         figure, axes = _new_figure(4.8, 2.7 + 0.2 * len(series))
-        for i, line in enumerate(series):
-            _draw_series(axes, line, SERIES_COLORS[i % len(SERIES_COLORS)], SERIES_MARKERS[i % 7])
-        axes.set(xlabel=_printable(x_label), ylabel=_printable(y_label))
-        if x_ticks:
-            axes.set_xticks(list(x_ticks), list(x_ticks.values()))
-        axes.grid(axis="y", color="#e3e8ec")
-        axes.set_axisbelow(True)
+        _draw_lines(axes, series, x_label, y_label, x_ticks)
         figure.legend(loc="outside lower left")
         return _inline_svg(figure, key, description)
+
+
+def line_panels(
+    panels: Mapping[str, Sequence[Series]],
+    *,
+    key: str,
+    description: str,
+    x_label: str,
+    x_ticks: Mapping[float, str] | None = None,
+) -> str:
+    """
+    Draw lines of several quantities side by side, for the whole width of a page.
+
+    Parameters
+    ----------
+    panels : mapping of str to sequence of Series
+        Lines of each quantity, by its name and unit.
+    key, description
+        As for `box_plot`.
+    x_label, x_ticks
+        As for `line_plot`.
+
+    Returns
+    -------
+    str
+        SVG element.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=PANELS_IN, layout="constrained")
+        plots = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (y_label, series) in zip(plots, panels.items(), strict=True):
+            _draw_lines(axes, series, x_label, y_label, x_ticks)
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        return _inline_svg(figure, key, description)
+
+
+def _draw_lines(
+    axes: "Axes",
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    x_ticks: Mapping[float, str] | None,
+) -> None:
+    """Draw lines, each in a colour and with markers of its own, and name the axes."""
+    for i, line in enumerate(series):
+        _draw_series(axes, line, SERIES_COLORS[i % len(SERIES_COLORS)], SERIES_MARKERS[i % 7])
+    axes.set(xlabel=_printable(x_label), ylabel=_printable(y_label))
+    if x_ticks:
+        axes.set_xticks(list(x_ticks), list(x_ticks.values()))
+    axes.grid(axis="y", color="#e3e8ec")
+    axes.set_axisbelow(True)
 
 
 def _new_figure(width_in: float, height_in: float) -> "tuple[Figure, Axes]":

@@ -53,7 +53,7 @@ def jacobian_figure(
     spread = np.percentile(np.abs(np.log2(np.maximum(values, SMALLEST))), 99.5)
     limit_log2 = float(np.clip(spread, *LIMITS_LOG2))
     words = Words(
-        title=f"Local volume change, {label} to {target} (logarithm of the Jacobian determinant)",
+        title=f"Local volume change, {label} to {target} (Jacobian determinant, log scale)",
         note=f"Red: the {label} is compressed there to fit the {target}; blue: stretched; "
         "magenta: folded (≤ 0).",
         histogram="Share of brain voxels by determinant",

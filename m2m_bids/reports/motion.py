@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from m2m_bids.reports.charts import Series, line_plot
+from m2m_bids.reports.charts import Series, line_panels
+
+SHIFTS = ("x, to the right", "y, to the front", "z, upwards")
+ROTATIONS = ("about x", "about y", "about z")
 
 
 def motion_figure(parameters: np.ndarray, file: Path) -> Path:
@@ -25,20 +28,21 @@ def motion_figure(parameters: np.ndarray, file: Path) -> Path:
     """
     frames = list(range(len(parameters)))
     degrees = np.rad2deg(parameters[:, 3:])
-    series = [
-        Series(f"{kind} {axis} ({unit})", frames, values[:, index].tolist())
-        for kind, unit, values in (("shift", "mm", parameters), ("rotation", "degrees", degrees))
-        for index, axis in enumerate("xyz")
-    ]
+    panels = {
+        label: [Series(name, frames, values[:, i].tolist()) for i, name in enumerate(names)]
+        for label, names, values in (
+            ("shift (mm)", SHIFTS, parameters),
+            ("rotation (degrees)", ROTATIONS, degrees),
+        )
+    }
     shift_mm = np.linalg.norm(parameters[:, :3], axis=1).max()
-    svg = line_plot(
-        series,
+    svg = line_panels(
+        panels,
         key=file.stem,
         description=f"Motion of the head over {len(frames)} frames; the largest shift is "
         f"{shift_mm:.1f} mm, the largest rotation about an axis {np.abs(degrees).max():.1f} "
         "degrees.",
         x_label="frame, from 0",
-        y_label="mm or degrees",
         x_ticks={index: str(index) for index in frames[:: max(1, len(frames) // 10)]},
     )
     file.write_text(svg, encoding="utf-8")

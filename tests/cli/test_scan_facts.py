@@ -155,15 +155,23 @@ def test_a_correction_that_could_not_be_is_told(told, quantified, settings):
 
 
 def test_numbers_for_quality_control_are_explained(told, settings):
-    numbers = {"decision": "m2m", "brain_dice": 0.5, "brain_dice_initial": 0.25, "nmi": None}
+    numbers = {"decision": "m2m", "brain_dice": 0.8, "brain_dice_initial": 0.25, "nmi": None}
+    numbers |= {"side_gap": -0.06, "noise_percent": 7.0, "cycle_error_mm": 0.5}
     file = qc_file(SCAN.name, settings.output_dir)
     write(file, {**numbers, "warnings": ["brain overlap is 0.5 <b>"]})
     summary, _ = told()
-    assert ">To be looked at</th><td>brain overlap is 0.5 &lt;b&gt;<" in summary
+    assert "alert-warning" in summary
+    assert "was used. To be looked at: brain overlap is 0.5 &lt;b&gt;.</p>" in summary
     (table,) = (settings.output_dir / "sub-01/figures").glob("*_desc-quality_pet.html")
     text = table.read_text()
-    cells = "<td>brain overlap</td><td>0.25</td><td>&ndash;</td><td>0.5</td>"
+    dash = "<td>&ndash;</td>"
+    cells = f"<td>brain overlap</td><td>0.25</td>{2 * dash}<td>0.8</td>"
     assert cells in text
+    # In the column of what was measured; beyond its limit first.
+    sides = f"<td>left-right evidence</td>{dash}<td>-0.06</td>{2 * dash}"
+    assert text.index(sides) < text.index(cells)
+    assert f"<td>noise</td><td>7 %</td>{3 * dash}" in text
+    assert f"<td>cycle error</td>{2 * dash}<td>0.5 mm</td>{dash}" in text
     assert 'aria-label="Numbers for quality control, sub-01_trc-FDG_pet"' in text
     assert "the wrong organ" in text
     assert "mutual information" not in text

@@ -110,4 +110,5 @@ def test_motion_is_plotted_where_there_are_frames(tmp_path, monkeypatch):
     assert stems(outputs) == ["motion"]
     text = Path(outputs.out_files[0]).read_text()
     assert "the largest shift is 5.0 mm, the largest rotation about an axis 5.7 degrees" in text
-    assert all(f"rotation {axis} (degrees)" in text for axis in "xyz")
+    assert all(label in text for label in ("shift (mm)", "rotation (degrees)"))
+    assert all(f">{line}<" in text for line in ("z, upwards", "about z"))

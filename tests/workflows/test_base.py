@@ -10,6 +10,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 from nipype.interfaces.base import isdefined
+from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.bids.diffusion import GradientFiles
@@ -275,6 +276,15 @@ def test_methods_are_told_once(settings, scan, order):
     assert titles[0] == "#### Anatomical reference"
     assert set(titles[1:3]) == {"#### PET", "#### Diffusion"}
     assert titles[3:] == ["#### Registration", "#### Quantification"]
+
+
+def test_texts_that_share_a_heading_stand_under_it_once():
+    whole = Workflow(name="whole")
+    for name, text in (("a", "One."), ("b", "Two."), ("c", "One.")):
+        part = Workflow(name=name)
+        part.__desc__ = f"#### Quantification\n\n{text}\n"
+        whole.add_nodes([part])
+    assert methods_text(whole) == "#### Quantification\n\nOne.\n\nTwo.\n"
 
 
 def test_methods_tell_what_runs(settings, scan):
