@@ -29,8 +29,9 @@ A tensor was fitted to the diffusion-weighted images by weighted least squares w
 _OWN_MASK = "a mask (median_otsu) of the mean of those without diffusion weighting"
 _GIVEN_MASK = "the brain masks that came with them, where those are of the same space"
 _MOTION = """\
-Before, each volume was aligned rigidly with the first one without diffusion weighting (mutual
-information, ANTs), and its gradient rotated accordingly. Eddy currents and susceptibility
+Before, volumes were aligned rigidly with the first one without diffusion weighting: weighted ones
+by least squares with what the others predict (their mean, then a tensor), the means of both kinds
+by mutual information (ANTs); gradients were rotated accordingly. Eddy currents and susceptibility
 distortion were not corrected.
 """
 

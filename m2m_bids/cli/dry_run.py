@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from m2m_bids.bids.request import Request
     from m2m_bids.bids.spaces import OutputSpace
 
+_WITHOUT_T1W = (
+    "Without a T1w image there is --no-t1w register-to-template (level participant), or a T1w of "
+    "another session with --subject-anatomical-reference nearest."
+)
+
 
 def dry_run_table(
     scans: "Sequence[Scan]",
@@ -56,6 +61,8 @@ def dry_run_table(
     if left_out:
         lines += ["", f"Left out: {len(left_out)}"]
         lines += [f"  {scan.name}: {scan.reason}" for scan in left_out]
+        if any(scan.t1w is None and not scan.is_alternative for scan in left_out):
+            lines.append(f"  {_WITHOUT_T1W}")
     without = _participants_without_scans(scans, settings)
     if without:
         lines += ["", f"Participants without a {_kinds(settings)} scan: {', '.join(without)}"]
@@ -198,7 +205,7 @@ def _suv(scan: "Scan", plan: "QuantificationPlan") -> str:
         suv_factors(known, len(durations) if isinstance(durations, list) else 1)
     except NoSUVError as error:
         return f"none: {error}"
-    return f"by the body weight of {plan.weight.source}"
+    return f"with the body weight ({plan.weight.source})"
 
 
 def _spaces(scan: "Scan", settings: Settings) -> str:
@@ -211,9 +218,11 @@ def _spaces(scan: "Scan", settings: Settings) -> str:
 
 
 def _kind(scan: "Scan") -> str:
-    """Say what an image is: of FA, whether it is a map already."""
+    """Say what an image is: of PET, whether it is dynamic; of FA, whether it is a map already."""
     if scan.modality == "pet":
-        return "PET image"
+        starts = scan.sidecar.get("FrameTimesStart")
+        n_frames = len(starts) if isinstance(starts, list) else 1
+        return f"PET image, {n_frames} frames by its sidecar," if n_frames > 1 else "PET image"
     if scan.gradients is None:
         return "FA map"
     return "raw DWI" if scan.source == "raw" else "preprocessed DWI"

@@ -195,7 +195,9 @@ def weight_in_kg(value: Any, units: Any) -> float:
     [70.0, 0.35]
     """
     if units is None:
-        raise NoSUVError("the body weight has no unit: give Units, kg or g, in a JSON file")
+        raise NoSUVError(
+            "the body weight has no unit: give Units, kg or g, in the JSON file of its table"
+        )
     grams = _GRAMS.get(str(units).strip().lower())
     if grams is None:
         raise NoSUVError(f"the body weight has the unit {units!r}, expected kg or g")

@@ -98,10 +98,15 @@ def test_every_line(plan, tmp_path):
         "",
         "Left out: 1",
         f"  {NONE}_ses-M000_trc-11CPIB_pet: {no_t1w}",
+        HINT,
     ]
 
 
 PET = ["--modalities", "pet"]
+HINT = (
+    "  Without a T1w image there is --no-t1w register-to-template (level participant), or a T1w "
+    "of another session with --subject-anatomical-reference nearest."
+)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +142,12 @@ def test_selections(plan, tmp_path, monkeypatch, options, expected):
 def test_sessionwise(plan):
     lines = plan("--subject-anatomical-reference", "sessionwise", "--participant-label", ONE)
     assert lines[0] == "m2m-bids would register 5 of 6 scans."
-    assert lines[-2] == "Left out: 1"
+    assert lines[-3] == "Left out: 1"
     others = [f"{ONE}_ses-{end}_T1w.nii.gz" for end in ("M000", "M000_run-02", "M018")]
     start = f"  {ONE}_ses-M012_trc-18FAV1451_pet: no T1w image in its session ses-M012, and "
-    assert lines[-1].startswith(start)
-    assert all(other in lines[-1] for other in others)
+    assert lines[-2].startswith(start)
+    assert all(other in lines[-2] for other in others)
+    assert lines[-1] == HINT
 
 
 @pytest.mark.parametrize(

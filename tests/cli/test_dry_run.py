@@ -55,6 +55,10 @@ def test_table(tmp_path):
         "",
         "Left out: 1",
         (f"  sub-2_pet: no T1w image (anat/*_T1w.nii[.gz]) of its subject in {tmp_path / 'bids'}"),
+        (
+            "  Without a T1w image there is --no-t1w register-to-template (level participant), "
+            "or a T1w of another session with --subject-anatomical-reference nearest."
+        ),
         "",
         "Participants without a PET or FA scan: 3",
     ]
@@ -138,10 +142,14 @@ def test_quantities_are_told(tmp_path):
     start = lines.index("sub-1_ses-M000_trc-FDG_pet")
     assert lines[start + 5 : start + 9] == [
         "  regions sub-1_ses-M000/mri/aparc+aseg.mgz (seg-aparcaseg)",
-        "  SUV     by the body weight of PatientWeight in the PET sidecar",
+        "  SUV     with the body weight (PatientWeight in the PET sidecar)",
         "  SUVR    reference brainstem",
         "  PVC     rbv, 6 mm",
     ]
+    frames = {"FrameTimesStart": [0, 60, 120], "FrameDuration": [60, 60, 60]}
+    sidecar.write_text(json.dumps({**metadata, **frames}))
+    dynamic = "  from    PET image, 3 frames by its sidecar, of the BIDS dataset\n"
+    assert dynamic in table(Settings(**options, **asked))
     sidecar.write_text(json.dumps({**metadata, "Units": "counts"}))
     assert "  SUV     none: Units 'counts' is not" in table(Settings(**options, **asked))
 
