@@ -67,6 +67,9 @@ def test_documentation_is_built_without_warnings(copy, tmp_path):
     api = (tmp_path / "html" / "api.html").read_text()
     for name in ("m2m_bids.api.register_files", "m2m_bids.workflows.base.init_m2m_bids_wf"):
         assert f'id="{name}"' in api
+    methods = (tmp_path / "html" / "methods.html").read_text()
+    assert "<math" in methods
+    assert not re.search(r'(?:src|href)="https?://[^"]*\.(?:js|css)', methods + usage + api)
     # No path of the machine that built it.
     assert str(ROOT) not in re.sub(r"<[^>]*>", "", api)
 

@@ -39,7 +39,9 @@ DEFINITIONS = {
     "Networks of m2m-bids": "Weights trained with M2M-Reg, or, where their name says so, with a "
     "conventional objective, a similarity of both modalities, to compare with.",
     **{number.label: number.definition for number in NUMBERS},
-    "95 % CI": "Bootstrap interval of the mean over pairs, bias-corrected and accelerated.",
+    "95 % CI": "Bootstrap interval of the mean. Where pairs share participants, these are drawn; "
+    "none for fewer than three. Otherwise pairs are, bias-corrected and accelerated; none for "
+    "fewer than five.",
     "p": "Two-sided paired Wilcoxon signed-rank test over the pairs that both methods have, "
     "corrected after Holm for the number of methods of one kind of pair and modality.",
     "n/a, –": "Not known, or not measured.",  # noqa: RUF001
@@ -202,7 +204,7 @@ def _caveats_of_size(name: str, records: Sequence[Row], summaries: Sequence[Row]
         )
     if records[0]["kind"] == "between" and 0 < n_subjects < 2 * number:
         items.append(
-            f"{name}: {number} pairs are made of {n_subjects} participants. Intervals and tests "
-            "take pairs as independent, and are too narrow where pairs share a participant."
+            f"{name}: {number} pairs are made of {n_subjects} participants. Tests take pairs as "
+            "independent: where pairs share a participant, p is too small. Intervals allow for it."
         )
     return items
