@@ -33,7 +33,7 @@ class Need(NamedTuple):
 # docs/cluster.md has the table.
 MEASURED = {
     "conform_t1w": Need(0.13, of_t1w=0.0135),
-    "extract_brain": Need(0.62, of_t1w=0.0145),
+    "extract_brain": Need(0.66, of_t1w=0.011),
     "correct_bias": Need(0.31, of_t1w=0.019),
     "segment_tissues": Need(0.36, of_t1w=0.033),
     "draw_anatomy": Need(0.15, of_t1w=0.021),
@@ -46,7 +46,7 @@ MEASURED = {
     "measure_scan": Need(0.24, of_t1w=0.014),
     "place_labels": Need(0.11, of_t1w=0.016),
     "quantify_scan": Need(0.12, of_t1w=0.018),
-    "static_reference": Need(0.11, of_scan=0.004),
+    "static_reference": Need(0.12, of_scan=0.004),
     "estimate_motion": Need(0.32, of_scan=0.0024),
     "correct_pv": Need(0.18, of_t1w=0.0255, of_scan=0.018),
     "fit_tensor": Need(0.28, of_scan=0.0112),
