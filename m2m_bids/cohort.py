@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -471,7 +471,7 @@ def train_network(
 
 def check_cohort(scans: "Sequence[TrainingScan]", options: TrainingOptions, run_dir: Path) -> None:
     """
-    Check that there are enough subjects, before their images are prepared.
+    Check that there are enough subjects and voxels, before images are prepared.
 
     Parameters
     ----------
@@ -486,6 +486,15 @@ def check_cohort(scans: "Sequence[TrainingScan]", options: TrainingOptions, run_
     CohortError
         If there are too few.
     """
+    from m2m_bids.registration.sampling import CohortError
+
+    if not options.start_from:
+        size, smallest = training_grid(options)[0], _config(options).smallest_image
+        if size < smallest:
+            raise CohortError(
+                f"--grid-size {size}: the network {options.network} needs {smallest} voxels or"
+                " more along an axis. Give a larger --grid-size and a smaller --grid-spacing."
+            )
     splits = _splits(scans, options, run_dir)
     _cycles([scan for scan in scans if splits[scan.subject] == "train"], options)
 
@@ -581,10 +590,16 @@ def _network(options: TrainingOptions) -> "tuple[str, nn.Module]":
     if options.start_from:
         network, card = load_weights(options.start_from)
         return card.network, network
-    family = NETWORKS[options.network]
     torch.manual_seed(options.seed)
-    config = family.compact if options.network_size == "compact" else family.config()
-    return options.network, family.network(config)
+    return options.network, NETWORKS[options.network].network(_config(options))
+
+
+def _config(options: TrainingOptions) -> Any:
+    """Give the sizes of a network that starts from random weights."""
+    from m2m_bids.registration.networks import NETWORKS
+
+    family = NETWORKS[options.network]
+    return family.compact if options.network_size == "compact" else family.paper()
 
 
 def is_first_process() -> bool:

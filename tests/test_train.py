@@ -149,6 +149,7 @@ def told(folders, monkeypatch, capsys):
         (["--objective", "ssd"], "--objective: 'ssd' is unknown; known are lncc"),
         (["--pre-aligned", "9"], "expected a number from 0 to 4"),
         (["--participant-label", "ADNI011S0001"], "needs 4 different subjects"),
+        (["--grid-size", "32"], "--grid-size 32: the network gradicon needs 33 voxels or more"),
     ],
 )
 def test_wrong_options_are_told_before_anything_runs(told, options, message):

@@ -125,6 +125,14 @@ def test_gradients_reach_every_parameter(family):
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_smallest_image_is_taken(family):
+    network = randomized(family).train()
+    size = network.config.smallest_image
+    network(*images(size)).square().sum().backward()
+    with pytest.raises(ValueError, match=f"larger than {size - 1} voxels, got {size - 1}"):
+        network(*images(size - 1))
+
+
 def test_too_small_images_are_refused(family):
     with pytest.raises(ValueError, match=r"images must be larger than \d+ voxels, got 2"):
         family.network(family.compact)(*images(2))

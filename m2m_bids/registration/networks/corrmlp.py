@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from m2m_bids.registration.grids import pool
 from m2m_bids.registration.maps import map_from_displacement, warp
 from m2m_bids.registration.networks.convolution import Convolution
-from m2m_bids.registration.networks.family import NetworkFamily
+from m2m_bids.registration.networks.family import NetworkFamily, check_size
 
 N_NEIGHBOURS = 27
 
@@ -61,6 +61,11 @@ class CorrMLPConfig:
             raise ValueError(f"n_levels must be at least 1, got {self.n_levels}")
         if not self.windows or min(self.windows) < 1:
             raise ValueError(f"windows must hold sizes of at least 1, got {self.windows}")
+
+    @property
+    def smallest_image(self) -> int:
+        """Voxels along an axis, so that the coarsest level has several."""
+        return 2 ** (self.n_levels - 1) + 1
 
 
 COMPACT = CorrMLPConfig(windows=(3, 5))
@@ -118,10 +123,7 @@ class CorrMLP(nn.Module):
         ValueError
             If the images are too small.
         """
-        size = moving.shape[-1]
-        largest_refused = 2 ** (self.config.n_levels - 1)
-        if size <= largest_refused:
-            raise ValueError(f"images must be larger than {largest_refused} voxels, got {size}")
+        check_size(moving, self.config)
         features = self._encode(moving, fixed)
         moving_features, fixed_features = features.pop()
         x = self.match[-1](fixed_features, moving_features)
@@ -137,7 +139,7 @@ class CorrMLP(nn.Module):
             expanded = self.expand[level](x)[:, :, :n_voxels, :n_voxels, :n_voxels]
             x = self.fuse[level](matched, expanded)
             disp = disp + self.heads[level](x).float()
-        return disp / (size - 1)
+        return disp / (moving.shape[-1] - 1)
 
     def _encode(self, moving: Tensor, fixed: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the features of the moving and the fixed image at each level, finest first."""

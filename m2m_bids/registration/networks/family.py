@@ -3,7 +3,29 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def check_size(images: Tensor, config: Any) -> None:
+    """
+    Refuse images that are too small for a network.
+
+    Parameters
+    ----------
+    images : Tensor, shape (N, 1, n, n, n)
+    config : object
+        Sizes of the network.
+
+    Raises
+    ------
+    ValueError
+        If they have fewer voxels along an axis than ``config.smallest_image``.
+    """
+    size = images.shape[-1]
+    if size < config.smallest_image:
+        raise ValueError(
+            f"images must be larger than {config.smallest_image - 1} voxels, got {size}"
+        )
 
 
 @dataclass(frozen=True)
@@ -16,7 +38,8 @@ class NetworkFamily:
     name : str
         Name on weights cards and the command line.
     config : type
-        Frozen dataclass of the sizes, which it validates; its defaults are the paper's.
+        Frozen dataclass of the sizes, which it validates; its defaults are the paper's, and its
+        ``smallest_image`` is how many voxels along an axis images must have.
     network : type
         Module built from one ``config`` instance.
     compact : object

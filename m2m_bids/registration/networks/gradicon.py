@@ -22,7 +22,7 @@ from m2m_bids.registration.networks.convolution import (
     normalize,
     normalize_and_convolve,
 )
-from m2m_bids.registration.networks.family import NetworkFamily
+from m2m_bids.registration.networks.family import NetworkFamily, check_size
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class GradICONConfig:
             raise ValueError(f"n_scales must be at least 1, got {self.n_scales}")
         if self.n_last_steps < 0:
             raise ValueError(f"n_last_steps must not be negative, got {self.n_last_steps}")
+
+    @property
+    def smallest_image(self) -> int:
+        """Voxels along an axis, so that the last halving still finds two."""
+        return 2 ** (self.n_scales + len(self.down_widths) - 2) + 1
 
     @property
     def n_unets(self) -> int:
@@ -178,11 +183,7 @@ class GradICON(nn.Module):
         ValueError
             If the images are too small.
         """
-        n_halvings = self.config.n_scales + len(self.config.down_widths) - 2
-        if moving.shape[-1] <= 2**n_halvings:
-            raise ValueError(
-                f"images must be larger than {2**n_halvings} voxels, got {moving.shape[-1]}"
-            )
+        check_size(moving, self.config)
         pyramid = [(moving, fixed)]
         for _ in range(self.config.n_scales - 1):
             pyramid.append((pool(pyramid[-1][0]), pool(pyramid[-1][1])))

@@ -27,7 +27,7 @@ from m2m_bids.registration.networks.convolution import (
     channels_last,
     double,
 )
-from m2m_bids.registration.networks.family import NetworkFamily
+from m2m_bids.registration.networks.family import NetworkFamily, check_size
 
 PATCH_SIZE = 4
 MLP_RATIO = 4
@@ -82,6 +82,11 @@ class TransMorphConfig:
             raise ValueError(f"head_width must be at least 1, got {self.head_width}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+
+    @property
+    def smallest_image(self) -> int:
+        """Voxels along an axis, so that the coarsest stage has several tokens."""
+        return PATCH_SIZE * 2 ** len(self.depths) // 4 + 1
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -146,17 +151,14 @@ class TransMorph(nn.Module):
         ValueError
             If the images are too small.
         """
-        size = moving.shape[-1]
-        largest_refused = PATCH_SIZE * 2 ** (len(self.config.depths) - 2)
-        if size <= largest_refused:
-            raise ValueError(f"images must be larger than {largest_refused:g} voxels, got {size}")
+        check_size(moving, self.config)
         images = channels_last(torch.cat((moving, fixed), 1))
         half_images = channels_last(functional.avg_pool3d(images, 3, stride=2, padding=1))
         skips = [self.full_skip(images), self.half_skip(half_images), *self.encoder(images)]
         x = skips.pop()
         for block, skip in zip(reversed(self.decoder), reversed(skips), strict=True):
             x = block(x, skip)
-        return self.head(x).float() / (size - 1)
+        return self.head(x).float() / (moving.shape[-1] - 1)
 
 
 class SwinEncoder(nn.Module):
