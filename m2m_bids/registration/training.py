@@ -243,14 +243,15 @@ def fit(
     task.network.train()
     module = _Optimisation(task, config, run_dir)
     checkpoint = run_dir / CHECKPOINT_NAME
-    trainer = _trainer(config, run_dir, processes, max_minutes, shows_progress)
     # A process that was killed while it wrote leaves a part of a checkpoint.
     (run_dir / f".{CHECKPOINT_NAME}.partial").unlink(missing_ok=True)
     ckpt_path = str(checkpoint) if checkpoint.is_file() else None
     on_interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
-        # Advice on what is meant: an averaged network in evaluation mode, a folder that is there.
+        # Advice on what is meant: an averaged network in evaluation mode, a folder that is there,
+        # no `srun` outside of a job.
         warnings.filterwarnings("ignore", module="lightning")
+        trainer = _trainer(config, run_dir, processes, max_minutes, shows_progress)
         try:
             trainer.fit(
                 module,
