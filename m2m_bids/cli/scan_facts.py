@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,12 @@ def _regions_html(file: Path) -> str:
     """Show a table of regions."""
     with file.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
-    return table_html([_with_numbers(row) for row in rows], name=file.stem) if rows else ""
+    if not rows:
+        return ""
+    corrected = parse_name(file).entities.get("pvc")
+    heading = f"Corrected for partial volume effects ({corrected})" if corrected else "As measured"
+    table = table_html([_with_numbers(row) for row in rows], name=file.stem)
+    return f'<p class="elem-caption">{escape(heading)}</p>{table}'
 
 
 def _with_numbers(row: Mapping[str, str]) -> dict[str, object]:

@@ -165,7 +165,8 @@ class SUVRFigure(SimpleInterface):
             load_image(file),
             load_image(self.inputs.mask_file),
             Path(runtime.cwd) / "suvr.svg",
-            title=f"SUVR, reference region: {self.inputs.facts[SUVR]['ReferenceRegion']}",
+            title="SUVR",
+            note=f"Reference region: {self.inputs.facts[SUVR]['ReferenceRegion']}.",
             contours=_outlines(load_image(self.inputs.dseg_file)),
         )
         self._results["out_files"] = [str(figure)]

@@ -214,6 +214,7 @@ def quantity_figure(
     out_file: Path,
     *,
     title: str,
+    note: str = "",
     contours: Mapping[str, nb.Nifti1Image] | None = None,
     color_map: str = "inferno",
 ) -> Path:
@@ -230,6 +231,8 @@ def quantity_figure(
         SVG file to write.
     title : str
         What the quantity is.
+    note : str
+        A sentence that says more of it.
     contours : mapping of str to Nifti1Image
         Further masks to outline, by the name shown in the legend.
     color_map : str
@@ -260,6 +263,7 @@ def quantity_figure(
         title=title,
         color_map=color_map,
         window=intensity_window(_within(tiles, inside)),
+        note=note,
         outlines=outlines,
     )
 
@@ -272,17 +276,20 @@ def _still(
     title: str,
     color_map: str,
     window: tuple[float, float],
+    note: str = "",
     outlines: Mapping[str, nb.Nifti1Image] | None = None,
 ) -> Path:
     """Draw sampled tiles in colour, with a colour bar and outlines."""
     pixels = color_table(color_map)[mosaic.canvas([levels(tile, window) for tile in tiles])]
     body = text(title, 12, 30, fill=WHITE, **TITLE)
-    body += text(orientation_note(mosaic), 12, 57, font_size=17, fill=DIM)
+    notes = f"{note} {orientation_note(mosaic)}".strip()
+    body += text(notes, 12, 57, font_size=17, fill=DIM)
     body += _color_bar(color_map, window, mosaic.width_px) + raster(pixels, HEADER_PX)
     if outlines:
         body += _legend(outlines, mosaic.width_px - 12) + _outlines(mosaic, outlines)
+    description = f"{title}. {note}".strip()
     return _write(
-        body + slice_labels(mosaic, HEADER_PX), Path(out_file), mosaic, description=f"{title}."
+        body + slice_labels(mosaic, HEADER_PX), Path(out_file), mosaic, description=description
     )
 
 

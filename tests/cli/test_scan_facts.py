@@ -134,6 +134,9 @@ def test_quantification_is_told(told, quantified):
     for name in ("_stat.tsv", "_tacs.tsv", "_pvc-rbv_desc-preproc_stat.tsv"):
         assert name in summary
     assert regions.count("<table") == 2
+    corrected = regions.index("Corrected for partial volume effects (rbv)")
+    assert regions.index("As measured") < regions.index("<table") < corrected
+    assert corrected < regions.rindex("<table")
     assert regions.index("1235") < regions.index("pons")
     assert '<td class="m2m-value">-3</td>' in regions
     assert "&ndash;" in regions  # n/a

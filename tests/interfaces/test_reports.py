@@ -98,7 +98,7 @@ def test_suvr_is_drawn_where_there_is_one(files):
     measured = {"preprocSUVR": files["final_file"]}
     outputs = SUVRFigure(files=measured, facts=facts, **masks).run().outputs
     assert stems(outputs) == ["suvr"]
-    assert "reference region: pons &amp; &lt;more&gt;" in Path(outputs.out_files[0]).read_text()
+    assert "Reference region: pons &amp; &lt;more&gt;" in Path(outputs.out_files[0]).read_text()
 
 
 def test_motion_is_plotted_where_there_are_frames(tmp_path, monkeypatch):
