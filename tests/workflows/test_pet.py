@@ -178,7 +178,7 @@ def test_frames_go_through_motion_and_registration_at_once(run_frames, frames, t
     assert [Path(file).name for file in figures] == ["rigid.svg", "motion.svg"]
     text = Path(figures[1]).read_text()
     assert "<svg" in text
-    assert "rotation z (degrees)" in text
+    assert "rotation (degrees)" in text
     assert "5.7 degrees" in text
 
 
