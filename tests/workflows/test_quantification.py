@@ -155,7 +155,7 @@ def test_labels_give_tables_suv_and_suvr(run, scan, tmp_path):
     keys = ("stat", "tacs", "preprocSUV", "preprocSUVR")
     figure = tmp_path / "out/sub-1/figures/sub-1_trc-AV1451_desc-suvr_pet.svg"
     assert written == {figure, *(files[name] for key in keys for name in (key, f"{key}_json"))}
-    assert "reference region: cerebellar grey (labels 8, 47)" in figure.read_text()
+    assert "Reference region: cerebellar grey (labels 8, 47)" in figure.read_text()
     assert files["stat"].name == "sub-1_trc-AV1451_seg-aparcaseg_desc-preproc_stat.tsv"
     assert files["tacs"].name == "sub-1_trc-AV1451_seg-aparcaseg_desc-preproc_tacs.tsv"
     suvr_name = "sub-1_trc-AV1451_space-T1w_desc-preprocSUVR_pet.nii.gz"
