@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from m2m_bids.registration.edges import InPrecision
@@ -78,6 +79,17 @@ def timed(step, module: torch.nn.Module, repeats: int) -> tuple[float, float]:
     return statistics.median(milliseconds), torch.cuda.max_memory_allocated() / 2**30
 
 
+def busiest_kernels(step, n_rows: int) -> str:
+    """Tabulate the kernels of a step by the time that the GPU is busy with them."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        torch.stack(list(step().values())).sum().backward()
+        torch.cuda.synchronize()
+    averages = profiler.key_averages()
+    busy_ms = sum(event.self_device_time_total for event in averages) / 1e3
+    table = averages.table("self_cuda_time_total", n_rows, max_name_column_width=100)
+    return f"{table}\nbusy: {busy_ms:.1f} ms"
+
+
 def matmul_tflops(dtype: torch.dtype) -> float:
     """Measure the rate of a matrix product."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
@@ -110,11 +122,17 @@ def measure(reference, name: str, size: int, batch: int, args: argparse.Namespac
     slow = timed(
         lambda: reference.m2m_losses(in_precision, pairs, **options), module, args.repeats
     )
-    own = timed(lambda: objective_losses(fast, pairs, config)[0], network, args.repeats)
+
+    def step():
+        return objective_losses(fast, pairs, config)[0]
+
+    own = timed(step, network, args.repeats)
+    if args.profile:
+        sys.stderr.write(f"{name} {size}^3 x {batch}\n{busiest_kernels(step, args.profile)}\n")
     compiled = (float("nan"),)
     if args.compile:
         network.compile()
-        compiled = timed(lambda: objective_losses(fast, pairs, config)[0], network, args.repeats)
+        compiled = timed(step, network, args.repeats)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         predict(pairs.s[:1], pairs.t[:1])
     has_inverse = config.regularizer == "gradicon" and config.regularity_weight > 0
@@ -136,6 +154,7 @@ def main() -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--float32", dest="bfloat16", action="store_false")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network too")
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="name N kernels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row after")
     args = parser.parse_args()
