@@ -67,7 +67,8 @@ def smooth_warp(image: nb.Nifti1Image, seed: int) -> DisplacementField:
     affine = image.affine.copy()
     affine[:3, :3] *= spacing_mm / np.asarray(image.header.get_zooms())
     noise = np.random.default_rng(seed).standard_normal((*shape, 3))
-    data = gaussian_filter(noise, smoothness_mm / spacing_mm, axes=(0, 1, 2), mode="nearest")
+    # Periodic, so that it is as strong in the middle as at the rim.
+    data = gaussian_filter(noise, smoothness_mm / spacing_mm, axes=(0, 1, 2), mode="wrap")
     warp = DisplacementField(data * WARP_MM / np.linalg.norm(data, axis=-1).max(), affine)
     assert jacobian_determinant(warp).min() > 0
     return warp
