@@ -1,8 +1,10 @@
 """Train a network on simulated subjects; needs torch, lightning, numpy and safetensors.
 
-``python -m m2m_bids.simulation.training RUN_DIR --workers 14`` trains the default weights: first
-the two coarse scales on a 6 mm grid, then all three on the 3 mm grid, in eight minutes of an H100
-GPU and 16 cores. It continues where an earlier call stopped.
+``python -m m2m_bids.simulation.training RUN_DIR --workers 14`` trains weights like the default
+ones: first the two coarse scales on a 6 mm grid, then all three on the 3 mm grid, in eight minutes
+of an H100 GPU and 16 cores. It continues where an earlier call stopped. The default weights are
+those of such a run and another, which starts from its weights and meets other subjects: ``...
+OTHER_RUN_DIR --start-from RUN_DIR/weights --seed 1 --coarse-iterations 0 --fine-iterations 5889``.
 """
 
 import argparse
@@ -446,6 +448,7 @@ def train_stage(
     config: "TrainingConfig",
     *,
     minutes: float,
+    seed: int = 0,
     device: str = "auto",
     batch_size: int = 1,
     n_workers: int = 0,
@@ -464,6 +467,8 @@ def train_stage(
         Of this stage.
     config : TrainingConfig
     minutes : float
+    seed : int
+        Of the subjects.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     batch_size : int
@@ -482,9 +487,8 @@ def train_stage(
     is_coarse = network.config.n_scales < CONFIG.n_scales
     if is_coarse:
         template = template.pooled()
-    cycles = CohortCycles(
-        template, seed=1 if is_coarse else 2, batch_size=batch_size, n_workers=n_workers
-    )
+    seed += 1 if is_coarse else 2
+    cycles = CohortCycles(template, seed=seed, batch_size=batch_size, n_workers=n_workers)
     objective_config = ObjectiveConfig(
         regularity_weight=0.0, gradcycon_weight=0.2, lncc_sigma_voxels=1.25 if is_coarse else 2.5
     )
@@ -581,6 +585,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--start-from", type=Path, metavar="FOLDER", help="weights that a new run starts from"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated subjects")
     parser.add_argument("--coarse-batch", type=int, default=16, help="cycles of an iteration")
     parser.add_argument("--fine-batch", type=int, default=8, help="cycles of an iteration")
     parser.add_argument(
@@ -598,7 +603,12 @@ def main(argv: list[str] | None = None) -> int:
     common = {"schedule": "cosine", "average_decay": 0.999, "gradient_norm": 1.0}
     coarse = TrainingConfig(args.coarse_iterations, learning_rate=1.5e-3, **common)
     fine = TrainingConfig(args.fine_iterations, learning_rate=7e-4, **common)
-    where = {"minutes": args.minutes, "device": args.device, "n_workers": args.workers}
+    where = {
+        "minutes": args.minutes,
+        "seed": args.seed,
+        "device": args.device,
+        "n_workers": args.workers,
+    }
     network, is_done = train_stage(
         make_network(CONFIG.n_scales - 1, args.start_from),
         template,
