@@ -33,7 +33,7 @@ ALLOWED = {
         "reports",
         "spatial",
     },
-    "workflows": {"bids", "interfaces", "settings"},
+    "workflows": {"bids", "interfaces", "settings", "spatial"},
     "cli": {
         "api",
         "baselines",

@@ -9,6 +9,8 @@ import nibabel as nb
 from nipype.interfaces.base import Undefined, isdefined
 from nipype.pipeline.engine import Workflow
 
+from m2m_bids.spatial.images import READ_ERRORS
+
 
 class Need(NamedTuple):
     """
@@ -104,12 +106,12 @@ def _uses_synthstrip(node: Any) -> bool:
 
 
 def _n_values(file: Path) -> int:
-    return math.prod(nb.load(file).shape)
+    return math.prod(max(0, int(size)) for size in nb.load(file).shape)
 
 
 def _millions(file: Path, count: Callable[[Path], int] = _n_values) -> float:
     """Count by a header, in millions; where it cannot be read, the scan's step will say why."""
     try:
         return count(file) / MILLION
-    except (OSError, nb.filebasedimages.ImageFileError):
+    except READ_ERRORS:
         return N_VOXELS / MILLION

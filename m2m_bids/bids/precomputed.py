@@ -308,13 +308,14 @@ def _find_xfm(folder: Path, entities: Mapping[str, str]) -> Path | None:
 def _grid_problem(file: Path, t1w: Path) -> str:
     """Say how the grid of an image differs from that of the T1w; nothing if it does not."""
     import nibabel as nb
-    from nibabel.filebasedimages import ImageFileError
+
+    from m2m_bids.spatial.images import READ_ERRORS
 
     grids = []
     for image in (file, t1w):
         try:
             grids.append(_ras_grid(nb.load(image)))
-        except (OSError, EOFError, ValueError, ImageFileError) as error:
+        except READ_ERRORS as error:
             return f"{image.name} cannot be read ({' '.join(str(error).split())})"
     (shape, affine), (t1w_shape, t1w_affine) = grids
     if shape != t1w_shape:

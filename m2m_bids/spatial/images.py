@@ -27,7 +27,11 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 # More than the largest headers of DICOM files, which some converters keep in NIfTI's.
 _MAX_HEADER_BYTES = 2**26
 _MAX_TRAILING_BYTES = 2**22
-_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, MemoryError, OverflowError)
+READ_ERRORS = (
+    *(OSError, EOFError, zlib.error, ValueError, MemoryError, OverflowError),
+    *(KeyError, ImageFileError, HeaderDataError),  # KeyError: a type that does not exist
+)
+"""What nibabel raises for files that are damaged or no images."""
 
 
 class ImageError(ValueError):
@@ -69,7 +73,7 @@ def load_image(file: Path | str) -> nb.Nifti1Image:
         image = nb.load(file, mmap=False)
     except ImageError:
         raise
-    except (*_READ_ERRORS, ImageFileError, HeaderDataError) as error:
+    except READ_ERRORS as error:
         raise ImageError(
             f"{file}: not a readable image ({_reason(error)}): expected NIfTI (.nii or .nii.gz). "
             "Convert or copy the file again."
@@ -101,7 +105,7 @@ def data_bytes(file: Path | str) -> int:
             return 0
         n_voxels = math.prod(max(0, int(size)) for size in header.get_data_shape())
         return n_voxels * max(4, header.get_data_dtype().itemsize)
-    except (*_READ_ERRORS, HeaderDataError, KeyError):  # KeyError: a type that does not exist
+    except READ_ERRORS:
         return 0
 
 
@@ -236,7 +240,12 @@ def _check_size(file: Path) -> None:
             f"{file}: header that says to be {offset:.0f} bytes long: expected at most "
             f"{_MAX_HEADER_BYTES}. Convert or copy the file again."
         )
-    n_bytes, limit = data_bytes(file), _memory_bytes()
+    require_memory(data_bytes(file), file)
+
+
+def require_memory(n_bytes: int, file: Path) -> None:
+    """Raise ImageError if the voxels of an image would take more memory than there is."""
+    limit = _memory_bytes()
     if n_bytes > limit:
         raise ImageError(
             f"{file}: {n_bytes / 1e9:.1f} GB of voxels by its header, more than the "
@@ -320,7 +329,7 @@ def _read_data(image: nb.nifti1.Nifti1Pair, file: Path) -> np.ndarray:
         if proxy.slope != 1 or proxy.inter != 0:
             return image.get_fdata(dtype=np.float32, caching="unchanged")
         data = np.asarray(proxy)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         dtype = image.get_data_dtype()
         n_bytes = int(np.prod(image.shape, dtype=object)) * dtype.itemsize
         raise ImageError(

@@ -1,11 +1,18 @@
 """Label images: read in any format, and brought to the grid of the image that they are of."""
 
+import math
 from pathlib import Path
 
 import nibabel as nb
 import numpy as np
 
-from m2m_bids.spatial.images import ImageError, load_image, require_3d
+from m2m_bids.spatial.images import (
+    READ_ERRORS,
+    ImageError,
+    load_image,
+    require_3d,
+    require_memory,
+)
 from m2m_bids.spatial.resampling import resample
 
 MIN_SHARE_IN_BRAIN = 0.5
@@ -131,12 +138,16 @@ def load_mgh(file: Path) -> nb.Nifti1Image:
     Raises
     ------
     ImageError
-        If it cannot be read.
+        If it cannot be read, or its voxels would take more memory than there is.
     """
     try:
         image = nb.load(file)
+        sizes = map(int, image.shape)
+        require_memory(math.prod(sizes) * image.get_data_dtype().itemsize, file)
         return nb.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
-    except (OSError, EOFError, ValueError, nb.filebasedimages.ImageFileError) as error:
+    except ImageError:
+        raise
+    except READ_ERRORS as error:
         raise ImageError(
             f"{file}: not a readable image ({error}): expected FreeSurfer's .mgz. Copy it again."
         ) from error

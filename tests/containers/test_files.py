@@ -1,8 +1,12 @@
 """What containers/ says, against constraints.txt and against what linters know."""
 
+import itertools
+import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -116,3 +120,85 @@ def test_examples_use_options_that_exist(file):
     used = set(re.findall(r"--[a-z-]+", text))
     assert used
     assert used <= known
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Start a job's script as SLURM would, with another program for Apptainer."""
+
+    def start(name, apptainer, *arguments, **variables):
+        program = tmp_path / "bin" / "apptainer"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/bash\n{apptainer}\n")
+        program.chmod(0o755)
+        for folder in ("scratch", "bids"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / "participants.txt").write_text("01\n")
+        environment = {
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
+            "BIDS": str(tmp_path / "bids"),
+            "OUT": str(tmp_path / "out"),
+            "SCRATCH": str(tmp_path / "scratch"),
+            "SLURM_JOB_ID": "7",
+            "SLURM_ARRAY_TASK_ID": "1",
+        }
+        command = ["bash", str(CONTAINERS / "slurm" / name), *arguments]
+        return subprocess.Popen(
+            command, env=environment | variables, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("name", ["array.sbatch", "gpu.sbatch"])
+def test_jobs_tell_the_container_what_slurm_gave(job, name):
+    """And nothing of what it did not: an empty CUDA_VISIBLE_DEVICES would hide all GPUs."""
+    gave = {"SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_CPU": "2000"}
+    is_gpu_job = name == "gpu.sbatch"
+    if is_gpu_job:
+        gave["CUDA_VISIBLE_DEVICES"] = "0,2"
+    arguments = ["01"] if is_gpu_job else []
+    process = job(name, 'printf "%s\\n" "$@"', *arguments, **gave)
+    words = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 0
+    told = [word for before, word in itertools.pairwise(words) if before == "--env"]
+    assert sorted(told) == sorted(f"{key}={value}" for key, value in gave.items())
+
+
+@pytest.mark.parametrize("name", ["array.sbatch", "gpu.sbatch"])
+def test_jobs_end_the_app_and_clean_up_before_their_time_is_over(job, name, tmp_path):
+    app = f"trap 'sleep 0.3; touch {tmp_path}/ended; exit 3' TERM; touch {tmp_path}/began; "
+    app += "for _ in {1..600}; do sleep 0.1; done"
+    process = job(name, app, *(["01"] if name == "gpu.sbatch" else []))
+    end = time.monotonic() + 60
+    while not (tmp_path / "began").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert list((tmp_path / "scratch").iterdir())
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert (tmp_path / "ended").exists()
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_training_tells_each_container_what_slurm_gave(job, tmp_path):
+    """By each task, as SLURM gives GPUs to each of them."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, line in (("srun", "export CUDA_VISIBLE_DEVICES=1"), ("scontrol", "echo node1")):
+        lines = ["#!/bin/bash", line]
+        if name == "srun":
+            lines += ["while [[ $1 == --* ]]; do shift; done", 'exec "$@"']
+        (tools / name).write_text("\n".join([*lines, ""]))
+        (tools / name).chmod(0o755)
+    variables = {"WORK": str(tmp_path / "new" / "work"), "SLURM_JOB_NUM_NODES": "1"}
+    variables |= {"SLURM_JOB_NODELIST": "node1", "NCCL_SOCKET_IFNAME": "ib0"}
+    process = job("train.sbatch", 'echo "$@"', **variables)
+    preparation, training = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 0
+    for line in (preparation, training):
+        assert "--env CUDA_VISIBLE_DEVICES=1 --env NCCL_SOCKET_IFNAME=ib0 -B" in line
+    assert preparation.endswith("--prepare-only")
+    assert "--rdzv-endpoint=node1:20007" in training
+    assert (tmp_path / "new" / "work").is_dir()

@@ -1,5 +1,8 @@
 """Label images as files; how they are placed is tested with those to evaluate with."""
 
+import gzip
+import struct
+
 import nibabel as nb
 import numpy as np
 import pytest
@@ -35,6 +38,39 @@ def test_what_is_no_label_image_is_named(tmp_path):
     (tmp_path / "x.mgz").write_bytes(b"nothing")
     with pytest.raises(ImageError, match=r"x\.mgz: not a readable image"):
         load_labels(tmp_path / "x.mgz")
+
+
+def damaged_mgz(tmp_path, damage):
+    """Write an image of FreeSurfer whose header is damaged."""
+    nb.save(nb.MGHImage(np.zeros((4, 5, 6), np.int32), AFFINE), tmp_path / "ok.mgz")
+    data = bytearray(gzip.decompress((tmp_path / "ok.mgz").read_bytes()))
+    damage(data)
+    file = tmp_path / "aseg.mgz"
+    file.write_bytes(gzip.compress(bytes(data)))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: struct.pack_into(">i", data, 20, 77), "not a readable image"),
+        (lambda data: struct.pack_into(">i", data, 4, -5), "not a readable image"),
+        (lambda data: struct.pack_into(">3i", data, 4, 30000, 30000, 3000), "GB of voxels"),
+    ],
+    ids=["unknown type", "negative size", "more than memory"],
+)
+def test_damaged_images_of_freesurfer_are_named(tmp_path, damage, message):
+    with pytest.raises(ImageError, match=rf"aseg\.mgz: .*{message}"):
+        load_labels(damaged_mgz(tmp_path, damage))
+
+
+def test_damaged_compression_is_named(tmp_path):
+    file = damaged_mgz(tmp_path, lambda data: None)
+    content = bytearray(file.read_bytes())
+    content[20:40] = bytes(range(200, 220))
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match=r"aseg\.mgz: not a readable image"):
+        load_labels(file)
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf])

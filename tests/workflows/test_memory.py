@@ -1,3 +1,5 @@
+import struct
+
 import nibabel as nb
 import numpy as np
 import pytest
@@ -78,3 +80,24 @@ def test_an_image_that_cannot_be_read_is_left_to_its_step(tmp_path):
     declare_memory(workflow, files, {"a_pet_wf": files[1]})
     # As for images of 1 mm.
     assert 0.8 < declared(workflow)["extract_brain"] < 1
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        (70, struct.pack("<h", 999)),  # a type that does not exist
+        (40, struct.pack("<h", 9)),  # number of axes
+        (42, struct.pack("<h", -5)),  # negative size
+        (108, struct.pack("<f", np.nan)),  # place of the data
+        (252, struct.pack("<hhf", 1, 0, 5.0)),  # a quaternion that is none
+    ],
+)
+def test_damaged_images_do_not_keep_others_from_running(tmp_path, offset, value):
+    """Their own steps say what is wrong with them."""
+    file = image(tmp_path, "pet.nii", (10, 10, 10))
+    content = bytearray(file.read_bytes())
+    content[offset : offset + len(value)] = value
+    file.write_bytes(content)
+    workflow = subject()
+    declare_memory(workflow, [file], {"a_pet_wf": file})
+    assert all(0 < memory < 4.1 for memory in declared(workflow).values())
