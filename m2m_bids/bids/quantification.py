@@ -220,8 +220,7 @@ def _reference(
         return options.suvr_region, None, ""
     if segmentation == "tissues":
         return None, None, "there are no FreeSurfer labels of the T1w to find a region in"
-    tracer = scan.tracer or str(scan.sidecar.get("TracerName", ""))
-    if region := reference_region_of(tracer):
+    if region := next(filter(None, map(reference_region_of, scan.tracers)), None):
         return region, None, ""
-    named = f"tracer {tracer}" if tracer else "a scan without a tracer"
+    named = f"tracer {' or '.join(scan.tracers)}" if scan.tracers else "a scan without a tracer"
     return None, None, f"no reference region is known for {named}; name one with --suvr-region"

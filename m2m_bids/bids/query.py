@@ -35,6 +35,7 @@ from m2m_bids.bids.selection import Selection, listed
 from m2m_bids.bids.sessions import Reference, T1wImage, choose_t1w
 from m2m_bids.bids.spaces import T1W
 from m2m_bids.bids.tables import session_times
+from m2m_bids.bids.tracers import tracer_names
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -153,11 +154,14 @@ class Scan:
         return self.entities.get("ses")
 
     @property
+    def tracers(self) -> tuple[str, ...]:
+        """What the tracer of a PET scan is called by its file name and its sidecar."""
+        return tracer_names(self.entities, self.sidecar) if self.modality == "pet" else ()
+
+    @property
     def tracer(self) -> str | None:
-        """Tracer of a PET scan: ``trc``, or ``acq`` in names of before BIDS 1.6."""
-        if self.modality != "pet":
-            return None
-        return self.entities.get("trc", self.entities.get("acq"))
+        """Tracer of a PET scan: the first of its names."""
+        return next(iter(self.tracers), None)
 
 
 def query(
@@ -191,7 +195,8 @@ def query(
     participant_labels, session_labels, tracer_labels : sequence of str
         Labels to keep, with or without their prefix; all by default. Sessions select scans, not
         T1w images: the nearest T1w may be of a session that is not listed. Tracers are
-        compared without regard to case, and to the isotope where one of both names has none.
+        compared with all names of a scan's (`tracer_names`), without regard to case, and to the
+        isotope where one of both names has none.
     reconstruction_labels, run_labels : sequence of str
         ``rec`` of the PET scans, and ``run`` of all scans, to keep; all by default. Runs are
         compared as numbers: 1 is 01.

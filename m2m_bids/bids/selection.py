@@ -164,10 +164,10 @@ def _select_tracers(scans: "list[Scan]", labels: Sequence[str], is_cohort: bool)
     """
     if not labels:
         return scans
-    found = {scan.tracer for scan in scans if scan.tracer}
+    found = {name for scan in scans for name in scan.tracers}
     matches = {label: [t for t in found if is_same_tracer(t, label)] for label in labels}
     wanted = {tracer for tracers in matches.values() for tracer in tracers}
-    kept = [scan for scan in scans if scan.modality != "pet" or scan.tracer in wanted]
+    kept = [scan for scan in scans if scan.modality != "pet" or wanted & {*scan.tracers}]
     if missing := [label for label in labels if not matches[label]]:
         has = f"Those found have: {listed(sorted(found))}." if found else "None has a tracer."
         message = f"No PET scan of tracer {listed(missing)} was found. {has}"

@@ -1,8 +1,12 @@
-"""Compare names of PET tracers."""
+"""Find the names of PET tracers, and compare them."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-_ISOTOPE = re.compile(r"(\d{1,3}m?)(F|C|N|O|I|Br|Cu|Ga|Rb|Tc|Zr)(?=.)", re.IGNORECASE)
+_ISOTOPE = re.compile(
+    r"(18F|11C|13N|15O|12[345]I|7[567]Br|6[0124]Cu|68Ga|82Rb|99mTc|89Zr)(?=.)", re.IGNORECASE
+)
 _REFERENCE_REGIONS = {
     "whole-cerebellum": (
         *("PIB", "AV45", "Florbetapir", "FBP", "FBB", "Florbetaben", "FMM", "Flutemetamol"),
@@ -16,15 +20,41 @@ _REFERENCE_REGIONS = {
 }
 
 
+def tracer_names(entities: Mapping[str, str], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """
+    List what the tracer of a PET scan is called, the name that counts first.
+
+    These are ``trc``, ``TracerName`` and, in names of before BIDS 1.6, ``acq``: the last only if
+    it has an isotope or is listed here, as it may be anything.
+
+    Parameters
+    ----------
+    entities : mapping of str to str
+        Entities of the file name under their short names.
+    metadata : mapping
+        Fields of the sidecar.
+
+    Examples
+    --------
+    >>> tracer_names({"acq": "fdg"}, {}), tracer_names({"acq": "10frames"}, {"TracerName": "PIB"})
+    (('fdg',), ('PIB',))
+    """
+    acquisition = entities.get("acq", "")
+    is_tracer = bool(_ISOTOPE.match(acquisition) or reference_region_of(acquisition))
+    names = (entities.get("trc"), metadata.get("TracerName"), acquisition if is_tracer else None)
+    return tuple(dict.fromkeys(str(name) for name in names if name))
+
+
 def is_same_tracer(one: str, other: str) -> bool:
     """
-    Compare tracer names: ``FDG``, ``fdg``, ``18FDG`` and ``18FFDG`` are the same.
+    Compare tracer names: ``FDG``, ``fdg``, ``18FDG``, ``18FFDG`` and ``[18F]FDG`` are the same.
 
     Examples
     --------
     >>> [is_same_tracer("18FFDG", name) for name in ("FDG", "18FDG", "18FFDG", "11CFDG", "FBB")]
     [True, True, True, False, False]
     """
+    one, other = (re.sub(r"[^A-Za-z0-9]", "", name) for name in (one, other))
     mass_one, mass_other = (re.match(r"\d+m?", name) for name in (one, other))
     if mass_one and mass_other and mass_one.group() != mass_other.group():
         return False
@@ -59,8 +89,7 @@ def reference_region_of(tracer: str) -> str | None:
     >>> [reference_region_of(name) for name in ("18FAV45", "18FFDG", "AV1451", "11CDASB")]
     ['whole-cerebellum', 'brainstem', 'cerebellar-grey', None]
     """
-    name = re.sub(r"[^A-Za-z0-9]", "", tracer)
     for region, tracers in _REFERENCE_REGIONS.items():
-        if any(is_same_tracer(name, other) for other in tracers):
+        if any(is_same_tracer(tracer, other) for other in tracers):
             return region
     return None

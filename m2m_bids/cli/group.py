@@ -20,6 +20,7 @@ from m2m_bids.bids.derivatives import (
 from m2m_bids.bids.locks import hold_level
 from m2m_bids.bids.naming import parse_name, qc_file
 from m2m_bids.bids.status import StatusRow, read_status
+from m2m_bids.bids.tracers import tracer_names
 from m2m_bids.quality.averages import Average, average_images
 from m2m_bids.quality.cohort import outliers
 from m2m_bids.quality.limits import column_names, definitions, warnings_of
@@ -143,8 +144,8 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         scan["flags"] = [row.reason] if row.status == "failed" else []
         return scan
     try:
-        tracer = parse_name(row.scan).entities.get("trc")
-        scan["kind"] = f"PET {tracer}" if tracer else scan["kind"]
+        if row.modality == "pet":
+            scan["kind"] = " ".join(["PET", *tracer_names(parse_name(row.scan).entities, {})[:1]])
         content = json.loads(qc_file(row.scan, output_dir).read_text(encoding="utf-8"))
         scan["numbers"] = {name: _finite(content.get(name)) for name in column_names()}
         scan["decision"] = str(content["decision"])

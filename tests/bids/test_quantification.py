@@ -89,6 +89,28 @@ def test_auto_goes_by_the_tracer(plan, scan, tmp_path, tracer, region):
     )
 
 
+@pytest.mark.parametrize(
+    ("entities", "name", "region"),
+    [
+        ({"acq": "dynamic"}, "PIB", "whole-cerebellum"),
+        ({"acq": "fdg"}, None, "brainstem"),
+        ({"trc": "blinded"}, "[18F]AV-1451", "cerebellar-grey"),
+        ({"acq": "dynamic"}, None, None),
+        ({"trc": "11CDASB"}, "DASB", None),
+    ],
+)
+def test_any_name_of_the_tracer_tells_the_region(plan, scan, tmp_path, entities, name, region):
+    label_file(tmp_path / "fs", "sub-1_ses-A/mri/aparc+aseg.mgz")
+    named = replace(
+        scan,
+        entities={**scan.t1w_entities, **entities},
+        sidecar={"TracerName": name} if name else {},
+    )
+    found = plan(scan=named, fs_subjects_dir=tmp_path / "fs")
+    assert found.suvr_region == region
+    assert "dynamic" not in found.suvr_reason
+
+
 def test_masks_are_found_by_the_labels_of_the_t1w(plan, tmp_path):
     pattern = str(tmp_path / "masks/sub-{sub}_ses-{ses}_mask.nii.gz")
     missing = plan(suvr_mask=pattern)

@@ -409,6 +409,23 @@ class TestSelection:
         assert {scan.tracer for scan in scans} == {"18FFDG", "fdg"}
         assert len(scans) == 4
 
+    @pytest.mark.parametrize("label", ["PIB", "11CPIB", "trc-pib"])
+    def test_tracer_of_the_sidecar(self, tmp_path, label):
+        """``acq`` is a tracer only where one is called so; unknown ``trc`` hide no sidecar."""
+        ends = ("acq-dynamic", "trc-blinded", "acq-fdg", "trc-18FFDG")
+        add(tmp_path, "sub-1/anat/sub-1_T1w.nii")
+        add(tmp_path, *(f"sub-1/pet/sub-1_{end}_pet.nii" for end in ends))
+        for end in ends[:2]:
+            sidecar = b'{"TracerName": "[11C]PIB"}'
+            add(tmp_path, f"sub-1/pet/sub-1_{end}_pet.json", content=sidecar)
+        scans = query(tmp_path, tracer_labels=[label])
+        assert [(scan.entities.get("acq"), scan.tracer) for scan in scans] == [
+            ("dynamic", "[11C]PIB"),
+            (None, "blinded"),
+        ]
+        with pytest.raises(QueryError, match=r"have: 18FFDG, \[11C\]PIB, blinded, fdg\."):
+            query(tmp_path, tracer_labels=["dynamic"])
+
     def test_tracer_keeps_fa(self, clinica):
         scans = query(clinica, tracer_labels=["AV45"])
         assert sorted(scan.modality for scan in scans) == ["fa", "pet"]
@@ -539,6 +556,8 @@ class TestFilters:
         ("11CPIB", "18FPIB", False),
         ("FDG", "FBB", False),
         ("99mTcHMPAO", "HMPAO", True),
+        ("[18F]FDG", "18FFDG", True),
+        ("PI-2620", "18FPI2620", True),
     ],
 )
 def test_is_same_tracer(one, other, expected):
