@@ -53,6 +53,7 @@ _SCAN_QUERIES = {
         "extension": list(IMAGE_EXTENSIONS),
     },
 }
+_TENSOR_MODELS = ("tensor", "dti")
 # Beginnings of the names of standard spaces, of BIDS and of TemplateFlow. An FA map there has
 # left its subject's anatomy; any other space is a subject's own.
 _STANDARD_SPACE = re.compile(
@@ -184,9 +185,10 @@ def query(
     Find the scans of a dataset, and the T1w image of each.
 
     Sessions are read from file names. PET scans and T1w images come from the raw dataset; FA
-    maps from the derivatives datasets and, as ``_FA`` images in ``dwi/``, from the raw one. For a
-    session without a map, one is to be fitted to a preprocessed diffusion-weighted image of a
-    derivative, or else to raw ones.
+    maps from the derivatives datasets or, for sessions without, as ``_FA`` images in ``dwi/``
+    from the raw one. Of versions of a map that of a tensor goes before those of other models,
+    then that of the first dataset. For a session without a map, one is to be fitted to a
+    preprocessed diffusion-weighted image of a derivative, or else to raw ones.
 
     Parameters
     ----------
@@ -255,7 +257,7 @@ def query(
         for scan in scans
     ]
     return sorted(
-        _leave_out_duplicates(scans),
+        _leave_out_duplicates(scans, list(layouts)),
         key=lambda scan: (scan.subject, scan.session or "", scan.name, str(scan.file)),
     )
 
@@ -320,6 +322,7 @@ def _find_all(
     for modality in modalities:
         found = _find_scans(modality, layouts, filters.get(modality, {}))
         if modality == "fa":
+            found = _leave_out_maps_of_scanners(found)
             found += _find_dwi(layouts, filters.get("fa", {}), found)
             _warn_without_fa(found, layouts)
         if modality == "pet":
@@ -462,22 +465,47 @@ def _add_t1w(
     )
 
 
-def _leave_out_duplicates(scans: Sequence[Scan]) -> list[Scan]:
-    """Leave out scans whose outputs would have the names of those of a better scan."""
+def _leave_out_maps_of_scanners(maps: Sequence[Scan]) -> list[Scan]:
+    """Leave out raw FA maps of sessions that a derivative has a usable one of."""
+    better = {
+        (scan.subject, scan.session): scan
+        for scan in reversed(maps)
+        if scan.source != "raw" and not scan.reason
+    }
+    kept = []
+    for scan in maps:
+        best = better.get((scan.subject, scan.session))
+        if best and scan.source == "raw":
+            why = f"its session has an FA map of a derivative: {best.file} ({best.source})"
+            scan = replace(scan, reason=scan.reason or why, is_alternative=True)
+        kept.append(scan)
+    return kept
+
+
+def _leave_out_duplicates(scans: Sequence[Scan], sources: Sequence[str]) -> list[Scan]:
+    """Leave out versions of a better scan: outputs of the same names, FA of other models."""
     order = {id(scan): rank for rank, scan in enumerate(scans)}
 
     def preference(scan: Scan) -> tuple[bool | int, ...]:
         is_raw, is_uncompressed = scan.source == "raw", not scan.file.name.endswith(".gz")
-        has_space = "space" in scan.entities
-        return bool(scan.reason), is_raw, has_space, is_uncompressed, order[id(scan)]
+        is_other_model = scan.entities.get("model", "tensor").lower() not in _TENSOR_MODELS
+        rank, has_space = sources.index(scan.source), "space" in scan.entities
+        kind = bool(scan.reason), is_raw, is_other_model
+        return *kind, rank, has_space, is_uncompressed, order[id(scan)]
 
     chosen: dict[str, Scan] = {}
     kept = []
     for scan in sorted(scans, key=preference):
-        best = chosen.setdefault(scan.name, scan)
+        without_model = {key: scan.entities[key] for key in scan.entities if key != "model"}
+        best = chosen.setdefault(scan_name(scan.modality, without_model), scan)
         if best is not scan:
-            same = f"the outputs of {best.file} ({best.source}) have the same names: it is used"
-            scan = replace(scan, reason=scan.reason or same, is_alternative=True)
+            why = f"the outputs of {best.file} ({best.source}) have the same names: it is used"
+            if best.name != scan.name:
+                why = (
+                    f"{best.file} ({best.source}) is used: FA of a tensor goes before that of "
+                    "other models, of which --bids-filter-file can name one"
+                )
+            scan = replace(scan, reason=scan.reason or why, is_alternative=True)
         kept.append(scan)
     return kept
 

@@ -229,14 +229,53 @@ def test_better_version_of_a_scan_is_used(tmp_path):
     add(root, "sub-1/pet/sub-1_pet.nii", "sub-1/pet/sub-1_pet.nii.gz")
     dti = add(tmp_path / "dti", "sub-1/dwi/sub-1_space-T1w_param-fa_dwimap.nii.gz")
     dsi = add(tmp_path / "dsi", "sub-1/dwi/sub-1_param-fa_dwimap.nii.gz")
-    scans = query(root, derivatives={"dti": dti, "dsi": dsi})
-    used = [scan.file for scan in scans if not scan.reason]
-    assert used == [
-        dsi / "sub-1/dwi/sub-1_param-fa_dwimap.nii.gz",
-        root / "sub-1/pet/sub-1_pet.nii.gz",
+    add(dsi, "sub-1/dwi/sub-1_space-T1w_param-fa_dwimap.nii.gz")
+    maps = {
+        "dti": dti / "sub-1/dwi/sub-1_space-T1w_param-fa_dwimap.nii.gz",
+        "dsi": dsi / "sub-1/dwi/sub-1_param-fa_dwimap.nii.gz",
+    }
+    for first, second in (("dti", "dsi"), ("dsi", "dti")):
+        folders = {"dti": dti, "dsi": dsi}
+        scans = query(root, derivatives={name: folders[name] for name in (first, second)})
+        used = [scan.file for scan in scans if not scan.reason]
+        assert used == [maps[first], root / "sub-1/pet/sub-1_pet.nii.gz"]
+        assert len({scan.name for scan in scans}) == len(scans) == 6
+        reasons = [scan.reason for scan in scans if scan.reason]
+        assert sum(f"outputs of {maps[first]} ({first}) have the" in why for why in reasons) == 2
+        assert sum(f"{maps[first]} ({first}) is used" in why for why in reasons) == 1
+
+
+def test_maps_of_the_scanner_give_way_to_a_derivative(tmp_path):
+    """Whatever their names; in a session where the derivative has none they are used."""
+    names = [f"sub-1/ses-{s}/dwi/sub-1_ses-{s}_acq-{a}_FA.nii" for s in "AB" for a in "xy"]
+    root = add(tmp_path / "bids", "sub-1/ses-A/anat/sub-1_ses-A_T1w.nii", *names)
+    standard = "sub-1/ses-B/dwi/sub-1_ses-B_space-MNI152Lin_model-tensor_param-fa_dwimap.nii"
+    own = "sub-1/ses-A/dwi/sub-1_ses-A_space-ACPC_model-tensor_param-fa_dwimap.nii"
+    dti = add(tmp_path / "dti", own, standard)
+    scans = query(root, derivatives={"dti": dti})
+    assert [scan.file for scan in scans if not scan.reason] == [dti / own] + [
+        root / name for name in names[2:]
     ]
-    assert len({scan.name for scan in scans}) == len(scans) == 5
-    assert all("have the same names" in scan.reason for scan in scans if scan.reason)
+    left_out = [scan for scan in scans if scan.file in (root / names[0], root / names[1])]
+    assert all(str(dti / own) in scan.reason and scan.is_alternative for scan in left_out)
+
+
+@pytest.mark.parametrize("order", [("dki", "tensor"), ("tensor", "dki"), ("dki", None)])
+@pytest.mark.parametrize("is_one_dataset", [True, False])
+def test_fa_is_that_of_a_tensor(tmp_path, order, is_one_dataset):
+    root = add(tmp_path / "bids", "sub-1/anat/sub-1_T1w.nii.gz")
+    derivatives = {}
+    for model in order:
+        label = f"_model-{model}" if model else ""
+        folder = tmp_path / ("one" if is_one_dataset else f"of{model}")
+        add(folder, f"sub-1/dwi/sub-1_space-ACPC{label}_param-fa_dwimap.nii.gz")
+        derivatives[folder.name] = folder
+    used, left_out = sorted(query(root, derivatives=derivatives), key=lambda scan: scan.reason)
+    assert (used.reason, used.entities.get("model")) == ("", order[1] if order[0] == "dki" else
+                                                         "tensor")  # fmt: skip
+    assert left_out.entities["model"] == "dki"
+    assert f"{used.file} ({used.source}) is used: FA of a tensor" in left_out.reason
+    assert "--bids-filter-file" in left_out.reason
 
 
 def test_t1w_is_never_of_another_subject(tmp_path):
