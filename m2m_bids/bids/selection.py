@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2m_bids.bids.layout import QueryError, list_participants
-from m2m_bids.bids.tables import check_subjects_sessions, read_subjects_sessions
+from m2m_bids.bids.tables import absent_sessions, read_subjects_sessions
 from m2m_bids.bids.tracers import is_same_tracer
 
 if TYPE_CHECKING:
@@ -115,14 +115,32 @@ def _check_participants(bids_dir: Path, labels: Sequence[str]) -> None:
 
 
 def _read_pairs(bids_dir: Path, file: Path, labels: Sequence[str]) -> dict[str, set[str] | None]:
-    """Read the sessions of each participant from a table, those of `labels` if there are any."""
+    """
+    Read the sessions of each participant from a table, those of `labels` if there are any.
+
+    Rows of sessions that are not there are told; they stop nothing while others are left.
+    """
     pairs = read_subjects_sessions(file)
     if labels:
         pairs = {label: pairs[label] for label in pairs if label in labels}
     if not pairs:
         raise QueryError(f"--subjects-sessions-tsv {file}: has no row of sub-{listed(labels)}")
-    check_subjects_sessions(bids_dir, pairs, file)
-    return pairs
+    absent = absent_sessions(bids_dir, pairs)
+    present = {label: pairs[label] - absent.get(label, set()) for label in sorted(pairs)}
+    present = {label: sessions for label, sessions in present.items() if sessions}
+    if absent:
+        names = _session_names(absent)
+        message = f"--subjects-sessions-tsv {file}: {bids_dir} has no {listed(names)}"
+        if not present:
+            raise QueryError(f"{message}. Give the table of this dataset.")
+        logger.warning("%s: left out.", message)
+    return present
+
+
+def _session_names(pairs: Mapping[str, set[str]]) -> list[str]:
+    """Name sessions as their folders."""
+    return [f"sub-{label}/ses-{session}" for label in sorted(pairs)
+            for session in sorted(pairs[label])]  # fmt: skip
 
 
 def _select_pairs(
@@ -131,9 +149,12 @@ def _select_pairs(
     """Keep the scans of the listed sessions of each participant."""
     kept = [scan for scan in scans if scan.session in pairs.get(scan.subject, ())]
     found = {(scan.subject, scan.session) for scan in kept}
-    listed = [(label, session) for label in pairs for session in sorted(pairs[label])]
-    without = [f"sub-{label}/ses-{session}" for label, session in listed
-               if (label, session) not in found]  # fmt: skip
+    without = _session_names(
+        {
+            label: {session for session in sessions if (label, session) not in found}
+            for label, sessions in pairs.items()
+        }
+    )
     if not kept:
         raise QueryError(f"--subjects-sessions-tsv {file}: no scan in {listed(without)}")
     if without:

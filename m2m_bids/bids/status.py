@@ -28,9 +28,9 @@ class StatusRow:
     session_id : str
         With its prefix; "n/a" without session.
     modality : str
-        "pet" or "fa".
+        "pet" or "fa"; "n/a" for a session without scans.
     scan : str
-        Unique name of the scan.
+        Unique name of the scan, or of a session that was asked for and has none.
     t1w : str
         File name of the T1w image; "n/a" without one.
     status : {"done", "rigid only", "skipped", "failed"}
@@ -68,6 +68,13 @@ def status_row(
     )
 
 
+def session_row(subject: str, session: str, reason: str) -> StatusRow:
+    """Describe a session that was asked for, by labels without prefixes, and has no scan."""
+    participant_id, session_id = f"sub-{subject}", f"ses-{session}"
+    name = f"{participant_id}_{session_id}"
+    return StatusRow(participant_id, session_id, "n/a", name, "n/a", "skipped", reason)
+
+
 def read_status(out_dir: Path) -> list[StatusRow]:
     """Read ``logs/status.tsv``; empty where there is none."""
     file = out_dir / "logs" / "status.tsv"
@@ -92,7 +99,14 @@ def update_status(out_dir: Path, rows: Iterable[StatusRow]) -> list[StatusRow]:
         All rows of the table, sorted by participant, session and scan.
     """
     with locked(out_dir / "logs" / ".status.lock"):
-        table = {(row.participant_id, row.scan): row for row in read_status(out_dir)}
+        rows = list(rows)
+        # What was said of a session without scans is no longer true of one that has some.
+        sessions = {(row.participant_id, row.session_id) for row in rows if row.modality != "n/a"}
+        table = {
+            (row.participant_id, row.scan): row
+            for row in read_status(out_dir)
+            if row.modality != "n/a" or (row.participant_id, row.session_id) not in sessions
+        }
         for row in rows:
             older = table.get((row.participant_id, row.scan))
             if older and row.seconds == "n/a" and older.status == row.status:

@@ -193,19 +193,14 @@ def read_subjects_sessions(file: Path) -> dict[str, set[str]]:
     return wanted
 
 
-def check_subjects_sessions(
-    bids_dir: Path, wanted: Mapping[str, set[str]], file: Path | None
-) -> None:
-    """Raise QueryError, naming them, for rows whose folders are not in a dataset."""
-    absent = [
-        f"sub-{label}/ses-{session}"
-        for label, sessions in sorted(wanted.items())
-        for session in sorted(sessions)
-        if not (bids_dir / f"sub-{label}" / f"ses-{session}").is_dir()
-    ]
-    if absent:
-        rest = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-        raise QueryError(
-            f"--subjects-sessions-tsv {file}: {bids_dir} has no {', '.join(absent[:10])}{rest}. "
-            "Remove these rows or give the dataset that has them."
-        )
+def absent_sessions(bids_dir: Path, wanted: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """List those of the participants' sessions that have no folder in a dataset."""
+    absent = {
+        label: {
+            session
+            for session in sessions
+            if not (bids_dir / f"sub-{label}" / f"ses-{session}").is_dir()
+        }
+        for label, sessions in wanted.items()
+    }
+    return {label: sessions for label, sessions in absent.items() if sessions}

@@ -209,7 +209,7 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help="table of the sessions to process, as Clinica's: tab-separated columns "
-        "participant_id and session_id",
+        "participant_id and session_id; what is not there is told, and the others go on",
     )
     group.add_argument(
         "--subject-anatomical-reference",

@@ -18,7 +18,14 @@ from m2m_bids.bids.derivatives import (
 from m2m_bids.bids.naming import expected_outputs, qc_file, quantification_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.request import SEGMENTATION, Request, read_json
-from m2m_bids.bids.status import StatusRow, read_status, status_row, update_status
+from m2m_bids.bids.status import (
+    StatusRow,
+    read_status,
+    session_row,
+    status_row,
+    update_status,
+)
+from m2m_bids.bids.tables import read_subjects_sessions
 from m2m_bids.cli.dry_run import target_note
 from m2m_bids.cli.scan_facts import write_scan_fragments, write_t1w_fragment
 from m2m_bids.reports.citation import cite
@@ -115,6 +122,38 @@ def notes_of(scan: Scan, settings: Settings, request: Request) -> list[str]:
     if (other := said.get(NO_PVC_FIELD)) and other != reason:
         notes.append(f"no partial volume correction: {other}")
     return notes
+
+
+def rows_without_scans(settings: Settings, scans: Iterable[Scan]) -> list[StatusRow]:
+    """
+    Say of which sessions in ``--subjects-sessions-tsv`` there is nothing to register.
+
+    Parameters
+    ----------
+    settings : Settings
+    scans : iterable of Scan
+        All scans of the run.
+
+    Returns
+    -------
+    list of StatusRow
+        Sorted by participant and session, without those that other options leave out.
+    """
+    if settings.subjects_sessions_tsv is None:
+        return []
+    table = settings.subjects_sessions_tsv
+    found = {(scan.subject, scan.session) for scan in scans}
+    wanted = read_subjects_sessions(table)
+    rows = []
+    for label in sorted(wanted.keys() & set(settings.participant_label or wanted)):
+        for session in sorted(wanted[label] & set(settings.session_label or wanted[label])):
+            folder = settings.bids_dir / f"sub-{label}" / f"ses-{session}"
+            if (label, session) not in found:
+                why = "no scan that is asked for was found there"
+                if not folder.is_dir():
+                    why = f"{settings.bids_dir} has no such session"
+                rows.append(session_row(label, session, f"listed in {table}, but {why}"))
+    return rows
 
 
 def as_before(row: StatusRow, earlier: Iterable[StatusRow]) -> StatusRow:

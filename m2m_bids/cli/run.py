@@ -369,9 +369,9 @@ def _report(
     progress: "Progress | None",
 ) -> int:
     """Write status and reports, say where they are, and return the exit code."""
-    from m2m_bids.bids.status import read_status
+    from m2m_bids.bids.status import read_status, update_status
     from m2m_bids.cli.closing import closing_text
-    from m2m_bids.cli.reporting import as_before, status_of, write_reports
+    from m2m_bids.cli.reporting import as_before, rows_without_scans, status_of, write_reports
     from m2m_bids.workflows.base import scan_wf_name
 
     rows, earlier = [], read_status(settings.output_dir)
@@ -387,9 +387,11 @@ def _report(
         rows.append(row if has_run else as_before(row, earlier))
     is_new = progress is not None or settings.reports_only
     reports = write_reports(settings, scans, rows, is_new=is_new)
+    without_scans = rows_without_scans(settings, scans)
+    update_status(settings.output_dir, without_scans)
     if settings.purge_workdir_on_success:
         purge_finished(settings, scans, rows)
-    sys.stdout.write(closing_text(settings, rows, reports) + "\n")
+    sys.stdout.write(closing_text(settings, [*rows, *without_scans], reports) + "\n")
     return 1 if any(row.status == "failed" for row in rows) else 0
 
 

@@ -391,8 +391,18 @@ class TestFurtherSelection:
         with pytest.raises(QueryError, match=r"pairs\.tsv: has no row of sub-ADNI022S0001"):
             query(adni, subjects_sessions_tsv=file, participant_labels=["ADNI022S0001"])
         file.write_text(f"participant_id\tsession_id\n{ADNI}\tses-M999\n")
-        with pytest.raises(QueryError, match=rf"has no {ADNI}/ses-M999\."):
+        message = rf"pairs\.tsv: .*adni has no {ADNI}/ses-M999\. Give"
+        with pytest.raises(QueryError, match=message):
             query(adni, subjects_sessions_tsv=file)
+
+    def test_absent_rows_of_a_table_do_not_stop_the_others(self, adni, tmp_path, caplog):
+        file = tmp_path / "pairs.tsv"
+        rows = (f"{ADNI}\tses-M012", f"{ADNI}\tses-M999", "sub-X\tses-M000")
+        file.write_text("participant_id\tsession_id\n" + "\n".join(rows) + "\n")
+        with caplog.at_level(logging.WARNING):
+            (scan,) = query(adni, subjects_sessions_tsv=file)
+        assert (scan.subject, scan.session) == (ADNI[4:], "M012")
+        assert f"has no {ADNI}/ses-M999, sub-X/ses-M000" in caplog.text
 
 
 class TestDerivativesWithFA:

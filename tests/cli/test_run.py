@@ -352,6 +352,32 @@ def test_dry_run(main, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+def test_sessions_of_the_table_without_scans_are_listed(main, bids_dir, tmp_path):
+    """Those that are absent, and those with a folder alone; until a scan is there."""
+    for name in ("sub-3/ses-A/anat/sub-3_ses-A_T1w.nii", "sub-3/ses-A/pet/sub-3_ses-A_pet.nii"):
+        (bids_dir / name).parent.mkdir(parents=True)
+        (bids_dir / name).touch()
+    (bids_dir / "sub-3/ses-B").mkdir()
+    table = tmp_path / "pairs.tsv"
+    pairs = [("sub-3", "ses-A"), ("sub-3", "ses-B"), ("sub-3", "ses-C"), ("sub-4", "ses-A")]
+    lines = ["participant_id\tsession_id", *("\t".join(pair) for pair in pairs)]
+    table.write_text("\n".join(lines) + "\n")
+    _, out, _, started = main("-tsv", table)
+    assert started == ["sub-3_ses-A_pet"]
+    assert "skipped: sub-4_ses-A: " in out
+    rows = {row.scan: row for row in read_status(tmp_path / "out")}
+    assert list(rows) == ["sub-3_ses-A_pet", "sub-3_ses-B", "sub-3_ses-C", "sub-4_ses-A"]
+    for name, words in (("sub-3_ses-B", "no scan"), ("sub-4_ses-A", f"{bids_dir} has no such")):
+        assert (rows[name].status, rows[name].modality) == ("skipped", "n/a")
+        assert words in rows[name].reason
+        assert str(table) in rows[name].reason
+    (bids_dir / "sub-3/ses-B/pet").mkdir()
+    (bids_dir / "sub-3/ses-B/pet/sub-3_ses-B_pet.nii").touch()
+    main("-tsv", table, "--participant-label", "3")
+    names = [row.scan for row in read_status(tmp_path / "out")]
+    assert names == ["sub-3_ses-A_pet", "sub-3_ses-B_pet", "sub-3_ses-C", "sub-4_ses-A"]
+
+
 def test_reports_only_runs_nothing(main, tmp_path):
     code, _, _, started = main("--reports-only")
     assert (code, started) == (1, [])
