@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DWI_QUERY = {"suffix": "dwi", "datatype": "dwi", "extension": list(IMAGE_EXTENSIONS)}
+# "preproc" is the suffix in Clinica's CAPS of before 2023, and no part of names afterwards.
+_SUFFIXES = ["dwi", "preproc"]
+DWI_QUERY = {"suffix": _SUFFIXES, "datatype": "dwi", "extension": list(IMAGE_EXTENSIONS)}
 # What sidecars say of maps fitted to raw images.
 RAW_FIT = {
     "MotionCorrected": True,
@@ -37,9 +40,8 @@ class GradientFiles(NamedTuple):
 
 def is_dwi(name: ParsedName, source: str) -> bool:
     """Tell images that a tensor can be fitted to: raw, or preprocessed of derivatives."""
-    return name.suffix == "dwi" and name.entities.get("desc") == (
-        None if source == "raw" else "preproc"
-    )
+    described = name.entities.get("desc") if name.suffix == "dwi" else name.suffix
+    return described == (None if source == "raw" else "preproc")
 
 
 class GradientIndex:
@@ -54,7 +56,9 @@ class GradientIndex:
 
     def __init__(self, layout: "BIDSLayout") -> None:
         self._files = {
-            kind: group_by_folder(find_files(layout, {"suffix": "dwi", "extension": f".{kind}"}))
+            kind: group_by_folder(
+                find_files(layout, {"suffix": _SUFFIXES, "extension": f".{kind}"})
+            )
             for kind in GradientFiles._fields
         }
 
@@ -81,22 +85,22 @@ def why_not_fitted(name: ParsedName, gradients: GradientFiles) -> str:
 
 def mask_beside(dwi_file: Path) -> Path | None:
     """
-    Find the brain mask that QSIPrep writes beside a preprocessed image.
+    Find the brain mask that QSIPrep or Clinica writes beside a preprocessed image.
 
     Parameters
     ----------
     dwi_file : Path
-        A file ``*_desc-preproc_dwi.nii[.gz]``.
+        A file ``*_desc-preproc_dwi.nii[.gz]`` or ``*_preproc.nii[.gz]``.
 
     Returns
     -------
     Path or None
-        ``*_desc-brain_mask.nii[.gz]``, of the same entities; a link without its content is not
-        taken, with a warning.
+        ``*_desc-brain_mask.nii[.gz]``, or else ``*_brainmask.nii[.gz]``, of the same entities; a
+        link without its content is not taken, with a warning.
     """
-    stem = dwi_file.name.partition("_desc-preproc_dwi.")[0]
-    for extension in IMAGE_EXTENSIONS:
-        file = dwi_file.with_name(f"{stem}_desc-brain_mask{extension}")
+    stem = re.sub(r"(_desc-preproc_dwi|_preproc)\..*", "", dwi_file.name)
+    for end, extension in product(("desc-brain_mask", "brainmask"), IMAGE_EXTENSIONS):
+        file = dwi_file.with_name(f"{stem}_{end}{extension}")
         if file.exists():
             return file
         if file.is_symlink():

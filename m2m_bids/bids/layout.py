@@ -69,8 +69,8 @@ def layout_config() -> dict[str, Any]:
         if entity["name"] == "run":
             entity["dtype"] = "int"
             entity["pattern"] = rf"[_/\\]run-(\d+)(?=[_.]){in_name}"
-    # Clinica's CAPS have maps two folders deeper.
-    caps = r"(?:dti_based_processing[/\\][a-z]+_space[/\\])?"
+    # Clinica's CAPS have maps two folders deeper, and what they are made from one.
+    caps = r"(?:(?:dti_based_processing[/\\][a-z]+_space|preprocessing)[/\\])?"
     folders = r"[/\\](anat|dwi|pet)[/\\]" + caps
     return {
         "name": "m2m",

@@ -85,7 +85,8 @@ def parse_name(file: Path | str) -> ParsedName:
     """
     Split a BIDS file name into entities, suffix and extension.
 
-    Only the file name is read, never its folders.
+    Only the file name is read, never its folders. A ``dwi`` among the entities, which Clinica's
+    CAPS had there before 2023, is passed over.
 
     Raises
     ------
@@ -102,6 +103,8 @@ def parse_name(file: Path | str) -> ParsedName:
     *pairs, suffix = stem.split("_")
     entities = {}
     for pair in pairs:
+        if pair == "dwi":
+            continue
         key, dash, label = pair.partition("-")
         if not (dash and key.isalnum() and _LABEL.fullmatch(label)) or key in entities:
             raise ValueError(f"{file}: '{pair}' is not a BIDS key-label pair")

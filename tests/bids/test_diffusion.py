@@ -78,6 +78,30 @@ def test_brain_mask_beside_a_preprocessed_image_is_used(raw, qsiprep):
     assert scan.sources == [scan.file, *scan.gradients, mask, scan.t1w]
 
 
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("space-T1w_desc-preproc_dwi", "space-T1w_brainmask"),
+        ("dwi_space-T1w_preproc", "dwi_space-T1w_brainmask"),  # as Clinica wrote it before 2023
+    ],
+)
+@pytest.mark.parametrize("has_database", [True, False])
+def test_preprocessed_image_of_caps(raw, tmp_path, image, mask, has_database):
+    folder = "subjects/sub-01/ses-1/dwi/preprocessing/sub-01_ses-1"
+    names = [f"{folder}_{image}{end}" for end in (".nii.gz", ".bval", ".bvec")]
+    caps = add(tmp_path / "caps", *names, f"{folder}_{mask}.nii.gz")
+    scans = query(
+        raw,
+        derivatives={"caps": caps},
+        participant_labels=["01"],
+        database_dir=tmp_path / "database" if has_database else None,
+    )
+    (scan,) = used(scans)
+    assert (scan.file, scan.mask) == (caps / names[0], caps / f"{folder}_{mask}.nii.gz")
+    assert scan.gradients == (caps / names[1], caps / names[2])
+    assert scan.name == "sub-01_ses-1_param-FA_dwimap"
+
+
 @pytest.mark.parametrize("place", ["derivative", "raw"])
 def test_map_is_preferred_to_any_fit(raw, qsiprep, place):
     if place == "raw":

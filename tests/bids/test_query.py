@@ -417,6 +417,18 @@ class TestDerivativesWithFA:
         reason = used[caps / "subjects" / ADNI / standard]
         assert reason.startswith("in standard space MNI152Lin")
 
+    def test_caps_of_before_2023(self, clinica, tmp_path):
+        """Names kept the suffix of the image that a map was made from."""
+        folder = f"{ADNI}/ses-M000/dwi/dti_based_processing/native_space"
+        stem = f"{folder}/{ADNI}_ses-M000_acq-axial_dwi_space-T1w"
+        names = [f"{stem}_{parameter}.nii.gz" for parameter in ("FA", "MD")]
+        caps = add(tmp_path / "caps/subjects", *names).parent
+        scans = query(clinica, derivatives={"caps": caps}, modalities=["fa"])
+        (scan,) = [scan for scan in scans if not scan.reason]
+        assert scan.file == caps / "subjects" / names[0]
+        assert scan.name == f"{ADNI}_ses-M000_acq-axial_param-FA_dwimap"
+        assert scan.diffusivities == {"MD": caps / "subjects" / names[1]}
+
     def test_qsirecon(self, clinica, tmp_path):
         name = f"{ADNI}_ses-M000_space-{{}}_model-tensor_param-fa_dwimap.nii.gz"
         qsirecon = add(tmp_path / "qsirecon-TORTOISE", *(
