@@ -1,12 +1,12 @@
 """Find the weight of a participant at a scan."""
 
-import csv
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from m2m_bids.bids.layout import read_json_object
+from m2m_bids.bids.tables import read_table
 
 COLUMNS = ("weight", "body_weight")
 _MISSING = (None, "", "n/a", "N/A", "NaN", "nan")
@@ -57,17 +57,15 @@ def find_body_weight(
         than a tenth.
     """
     of_scan = list(_in_sidecar(metadata))
-    subject = f"sub-{entities['sub']}"
+    label = entities["sub"]
     if session := entities.get("ses"):
-        file = bids_dir / subject / f"{subject}_sessions.tsv"
+        file = bids_dir / f"sub-{label}" / f"sub-{label}_sessions.tsv"
         described = (file.with_suffix(".json"), bids_dir / "sessions.json")
-        of_scan += _in_table(file, "session_id", f"ses-{session}", described)
+        of_scan += _in_table(file, "session_id", session, described)
     if contradiction := _contradiction(of_scan):
         return BodyWeight(None, None, contradiction)
     file = bids_dir / "participants.tsv"
-    found = of_scan or list(
-        _in_table(file, "participant_id", subject, (file.with_suffix(".json"),))
-    )
+    found = of_scan or list(_in_table(file, "participant_id", label, (file.with_suffix(".json"),)))
     if found:
         return found[0]
     return BodyWeight(
@@ -90,16 +88,20 @@ def _in_sidecar(metadata: Mapping[str, Any]) -> Iterator[BodyWeight]:
 def _in_table(
     file: Path, key: str, label: str, described: tuple[Path, ...]
 ) -> Iterator[BodyWeight]:
-    """Yield what the row of a table gives; a table that cannot be read gives nothing."""
+    """Yield what the row of a label gives; a table that cannot be read gives nothing."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [row for row in csv.DictReader(stream, delimiter="\t") if row.get(key) == label]
-    except (OSError, UnicodeDecodeError, csv.Error):
+        rows = [row for row in read_table(file) if _without_prefix(row.get(key)) == label]
+    except ValueError:
         return
     for column in COLUMNS:
         values = [row[column] for row in rows if row.get(column) not in _MISSING]
         if values:
             yield BodyWeight(values[0], _units(described, column), f"{column} in {file.name}")
+
+
+def _without_prefix(label: str | None) -> str:
+    """Take ``sub-`` or ``ses-`` off a label, which tables have with or without."""
+    return (label or "").strip().removeprefix("sub-").removeprefix("ses-")
 
 
 def _units(files: tuple[Path, ...], column: str) -> Any:

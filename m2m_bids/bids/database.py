@@ -45,7 +45,13 @@ def open_index(root: Path, database_dir: Path) -> "BIDSLayout":
     """
     root = root.absolute()
     dataset = f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
-    folder = database_dir / f"{dataset}-{_fingerprint(root)}"
+    try:
+        folder = database_dir / f"{dataset}-{_fingerprint(root)}"
+    except OSError as error:
+        raise QueryError(
+            f"{root}: cannot be indexed as a BIDS dataset ({error}). Check that all of its "
+            "folders are readable."
+        ) from error
     if not folder.is_dir():
         try:
             _make_database(root, folder)

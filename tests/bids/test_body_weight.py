@@ -36,6 +36,14 @@ def test_what_is_nearest_to_the_scan_counts(tables):
     assert find_body_weight(tables, {"sub": "01"}, {}).value == "64"
 
 
+def test_labels_in_tables_need_no_prefix(tables):
+    (tables / "participants.tsv").write_text("participant_id\tweight\n01 \t64\n")
+    table = tables / "sub-01/sub-01_sessions.tsv"
+    table.write_text("session_id\tweight\nM00\t66\nM12\t61.5\n")
+    assert find_body_weight(tables, ENTITIES, {}).value == "61.5"
+    assert find_body_weight(tables, {"sub": "01"}, {}).value == "64"
+
+
 def test_units_are_not_assumed(tables):
     (tables / "participants.json").unlink()
     assert find_body_weight(tables, {"sub": "01"}, {}).units is None

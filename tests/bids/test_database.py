@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 
@@ -77,6 +78,20 @@ def test_dataset_stays_untouched(dataset, tmp_path):
     assert sorted((str(path), os.stat(path).st_mtime_ns) for path in dataset.rglob("*")) == before
     for path in [dataset, *dataset.rglob("*")]:
         path.chmod(path.stat().st_mode | stat.S_IWUSR)
+
+
+def test_folder_that_cannot_be_read(dataset, tmp_path, monkeypatch):
+    """Whoever may read everything, as root, sees none: the system's answer is imitated."""
+    locked, scandir = dataset / "sub-2/ses-M012", os.scandir
+
+    def refuse(path):
+        if os.fspath(path) == str(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(locked))
+        return scandir(path)
+
+    monkeypatch.setattr(database.os, "scandir", refuse)
+    with pytest.raises(QueryError, match=rf"{dataset}: cannot be indexed .*{locked}.* readable"):
+        query(dataset, database_dir=tmp_path / "db")
 
 
 def test_folder_that_cannot_be_made(dataset, tmp_path):
