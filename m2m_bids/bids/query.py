@@ -403,14 +403,22 @@ def _is_fa(parsed: ParsedName) -> bool:
 
 def _check_usable(scan: Scan) -> Scan:
     """Leave a scan out if its name or file tells that it cannot be used."""
-    if not scan.file.exists():
-        reason = f"{scan.file} is a link without its content: fetch it, as with `datalad get`"
+    if reason := _why_no_image(scan.file):
         return replace(scan, reason=reason)
     space = scan.entities.get("space", "")
     if scan.modality == "fa" and _STANDARD_SPACE.match(space):
         reason = f"in standard space {space}: an FA map in the subject's own space is needed"
         return replace(scan, reason=reason, is_alternative=True)
     return scan
+
+
+def _why_no_image(file: Path) -> str:
+    """Say why there is nothing in a file; empty if there is."""
+    if not file.exists():
+        return f"{file} is a link without its content: fetch it, as with `datalad get`"
+    if file.stat().st_size == 0:
+        return f"{file} is empty (0 bytes): copy or fetch it again"
+    return ""
 
 
 def _add_metadata(scans: Sequence[Scan], layout: "BIDSLayout") -> list[Scan]:
@@ -454,8 +462,8 @@ def _add_t1w(
     if choice is None:
         return replace(scan, reason=scan.reason or why_none)
     reason = scan.reason
-    if not choice.image.file.exists():
-        reason = reason or f"its T1w {choice.image.file} is a link without its content"
+    if why := _why_no_image(choice.image.file):
+        reason = reason or f"its T1w {why}"
     return replace(
         scan,
         t1w=choice.image.file,
@@ -502,8 +510,8 @@ def _leave_out_duplicates(scans: Sequence[Scan], sources: Sequence[str]) -> list
             why = f"the outputs of {best.file} ({best.source}) have the same names: it is used"
             if best.name != scan.name:
                 why = (
-                    f"{best.file} ({best.source}) is used: FA of a tensor goes before that of "
-                    "other models, of which --bids-filter-file can name one"
+                    f"{best.file} ({best.source}) is used: FA of a tensor goes first, then the "
+                    "first dataset; --bids-filter-file can name another"
                 )
             scan = replace(scan, reason=scan.reason or why, is_alternative=True)
         kept.append(scan)

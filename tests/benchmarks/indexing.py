@@ -41,7 +41,7 @@ def make_tree(root: Path, n_subjects: int, n_sessions: int) -> int:
             for kind in ("anat", "pet", "dwi", "func"):
                 (folder / kind).mkdir(parents=True)
             for name in NAMES:
-                (folder / name.format(f"{subject}_{folder.name}")).touch()
+                (folder / name.format(f"{subject}_{folder.name}")).write_text("image")
         sessions = "".join(f"ses-M{12 * visit:03d}\t{70 + visit}\n" for visit in range(n_sessions))
         table = root / subject / f"{subject}_sessions.tsv"
         table.write_text(f"session_id\tage\n{sessions}", encoding="utf-8")

@@ -14,7 +14,7 @@ def add(root, *names):
     for name in names:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        file.write_text("image")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def add(root, *names, content=None):
     for name in names:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content or {".bval": BVAL, ".bvec": BVEC}.get(file.suffix, ""))
+        file.write_text(content or {".bval": BVAL, ".bvec": BVEC}.get(file.suffix, "image"))
     return root
 
 

@@ -13,8 +13,8 @@ from m2m_bids.bids.tracers import is_same_tracer
 ADNI = "sub-ADNI011S0002"
 
 
-def add(root, *names, content=b""):
-    """Make empty files; the query never reads an image."""
+def add(root, *names, content=b"image"):
+    """Make files of a few bytes; the query never reads an image."""
     for name in names:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def test_scans_without_a_t1w_may_go_to_a_template(tmp_path):
     names = ("sub-1/anat/sub-1_T1w.nii", "sub-1/pet/sub-1_pet.nii", "sub-2/pet/sub-2_pet.nii")
     for name in (*names, "sub-2/pet/sub-2_trc-X_pet.nii"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("image")
     (tmp_path / "sub-2/pet/sub-2_trc-X_pet.nii").unlink()
     (tmp_path / "sub-2/pet/sub-2_trc-X_pet.nii").symlink_to("absent")
     near, far, absent = query(tmp_path, template="MNI")
@@ -141,7 +141,7 @@ def test_scans_without_a_t1w_may_go_to_a_template(tmp_path):
 def test_a_session_without_a_t1w_may_go_to_a_template(tmp_path):
     for name in ("ses-1/anat/sub-1_ses-1_T1w.nii", "ses-2/pet/sub-1_ses-2_pet.nii"):
         (tmp_path / "sub-1" / name).parent.mkdir(parents=True)
-        (tmp_path / "sub-1" / name).touch()
+        (tmp_path / "sub-1" / name).write_text("image")
     (scan,) = query(tmp_path, template="MNI")
     assert scan.space == "T1w"
     (scan,) = query(tmp_path, template="MNI", anatomical_reference="sessionwise")
@@ -540,6 +540,17 @@ class TestSelection:
         file.symlink_to(clinica / ".git/annex/objects/x")
         scan = by_name(query(clinica))[file.name.removesuffix(".nii.gz")]
         assert "link without its content" in scan.reason
+
+    @pytest.mark.parametrize("end", ["pet/{}_pet", "anat/{}_T1w", "dwi/{}_dwi", "dwi/{}_FA"])
+    def test_empty_file(self, tmp_path, end):
+        """As a copy that was cut off leaves it: told before anything is run."""
+        names = [f"sub-1/{name.format('sub-1')}.nii" for name in ("pet/{}_pet", "anat/{}_T1w")]
+        empty = f"sub-1/{end.format('sub-1')}.nii"
+        add(tmp_path, *names)
+        add(tmp_path, empty, content=b"")
+        kind = "fa" if "dwi" in end else "pet"
+        (scan,) = query(tmp_path, modalities=[kind])
+        assert f"{tmp_path / empty} is empty" in scan.reason
 
 
 class TestFilters:

@@ -36,7 +36,7 @@ def plan(tmp_path, capsys):
         for name in names:
             file = root / folder / name.format(stem)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
+            file.write_text("image")
         rows = "".join(f"{name.format(stem)}\tI123\t3\n" for name in names)
         (root / folder / f"{stem}_scans.tsv").write_text(f"filename\tscan_id\tmri_field\n{rows}")
     # The visit called M012 was, in fact, 13 months before that called M018.

@@ -18,7 +18,7 @@ def cohort(tmp_path):
         dti / "sub-1/ses-M012/dwi/sub-1_ses-M012_param-FA_dwimap.nii.gz",
     ):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        file.write_text("image")
     return {"bids_dir": bids_dir, "output_dir": tmp_path / "out", "derivatives": (("dti", dti),)}
 
 

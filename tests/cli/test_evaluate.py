@@ -175,7 +175,7 @@ def empty_cohort(tmp_path):
         files += [f"{TRUTH_FOLDER}/{pet}/{name}" for name in ("landmarks.tsv", TRUTH_XFM)]
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+        (root / name).write_text("image")
     (root / files[0]).write_text(json.dumps({"Name": "Test", "BIDSVersion": "1.10.0"}))
     return root
 

@@ -22,7 +22,7 @@ SUBJECTS = ("01", "02", "03")
 def touch(*files):
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        file.write_text("image")
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def write(tmp_path):
     """Write the graphs of one scan's workflow; return the folder."""
     for name in ("anat/sub-1_T1w.nii.gz", "pet/sub-1_trc-FDG_pet.nii.gz"):
         (tmp_path / "bids/sub-1" / name).parent.mkdir(parents=True)
-        (tmp_path / "bids/sub-1" / name).touch()
+        (tmp_path / "bids/sub-1" / name).write_text("image")
     content = {"Name": "Test", "BIDSVersion": "1.10.0"}
     (tmp_path / "bids/dataset_description.json").write_text(json.dumps(content))
     settings = Settings(

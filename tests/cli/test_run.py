@@ -48,7 +48,7 @@ def bids_dir(tmp_path):
         "sub-2/dwi/sub-2_FA.nii.gz",
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+        (root / name).write_text("image")
     content = {"Name": "Test", "BIDSVersion": "1.10.0"}
     (root / "dataset_description.json").write_text(json.dumps(content))
     return root
@@ -267,7 +267,7 @@ def test_other_sources_are_run_anew(main, bids_dir, tmp_path, caplog):
     finish(fa, tmp_path / "out")
     dti = tmp_path / "dti/sub-2/dwi/sub-2_param-FA_dwimap.nii.gz"
     dti.parent.mkdir(parents=True)
-    dti.touch()
+    dti.write_text("image")
     started = main("-d", f"dti={tmp_path / 'dti'}")[3]
     assert fa.name in started
     assert pet.name not in started
@@ -356,7 +356,7 @@ def test_sessions_of_the_table_without_scans_are_listed(main, bids_dir, tmp_path
     """Those that are absent, and those with a folder alone; until a scan is there."""
     for name in ("sub-3/ses-A/anat/sub-3_ses-A_T1w.nii", "sub-3/ses-A/pet/sub-3_ses-A_pet.nii"):
         (bids_dir / name).parent.mkdir(parents=True)
-        (bids_dir / name).touch()
+        (bids_dir / name).write_text("image")
     (bids_dir / "sub-3/ses-B").mkdir()
     table = tmp_path / "pairs.tsv"
     pairs = [("sub-3", "ses-A"), ("sub-3", "ses-B"), ("sub-3", "ses-C"), ("sub-4", "ses-A")]
@@ -372,7 +372,7 @@ def test_sessions_of_the_table_without_scans_are_listed(main, bids_dir, tmp_path
         assert words in rows[name].reason
         assert str(table) in rows[name].reason
     (bids_dir / "sub-3/ses-B/pet").mkdir()
-    (bids_dir / "sub-3/ses-B/pet/sub-3_ses-B_pet.nii").touch()
+    (bids_dir / "sub-3/ses-B/pet/sub-3_ses-B_pet.nii").write_text("image")
     main("-tsv", table, "--participant-label", "3")
     names = [row.scan for row in read_status(tmp_path / "out")]
     assert names == ["sub-3_ses-A_pet", "sub-3_ses-B_pet", "sub-3_ses-C", "sub-4_ses-A"]

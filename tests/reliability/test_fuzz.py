@@ -356,7 +356,7 @@ def dataset(tmp_path):
         "sub-1/ses-M012/dwi/sub-1_ses-M012_dwi.bvec",
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+        (root / name).write_text("image")
     return root
 
 

@@ -72,7 +72,7 @@ def scan(settings):
         }
         for file in files.values():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
+            file.write_text("image")
         return Scan(
             modality=modality,
             entities=entities,
@@ -519,7 +519,7 @@ def test_images_to_evaluate_are_made_anew_from_another_file(scan, tmp_path):
 def test_fa_is_fitted_where_the_scan_is_diffusion_weighted(settings, scan):
     gradients = GradientFiles(settings.bids_dir / "a.bval", settings.bids_dir / "a.bvec")
     for file in gradients:
-        file.touch()
+        file.write_text("image")
     fitted = replace(scan("fa"), gradients=gradients, source="raw")
     workflow = init_single_subject_wf(settings, [fitted], options(), name="sub_01_wf")
     reference_wf = workflow.get_node(scan_wf_name(fitted)).get_node("reference_wf")
@@ -544,7 +544,7 @@ def test_fa_is_fitted_where_the_scan_is_diffusion_weighted(settings, scan):
 def test_images_of_a_cohort_are_made_of_the_gradients_too(settings, scan, tmp_path):
     gradients = GradientFiles(settings.bids_dir / "a.bval", settings.bids_dir / "a.bvec")
     for file in gradients:
-        file.touch()
+        file.write_text("image")
     fa, images = scan("fa"), EvaluationImages(tmp_path / "images")
     fitted = replace(fa, gradients=gradients, source="raw")
     before = images.description(fitted)
