@@ -242,7 +242,7 @@ def test_better_version_of_a_scan_is_used(tmp_path):
         assert len({scan.name for scan in scans}) == len(scans) == 6
         reasons = [scan.reason for scan in scans if scan.reason]
         assert sum(f"outputs of {maps[first]} ({first}) have the" in why for why in reasons) == 2
-        assert sum(f"{maps[first]} ({first}) is used" in why for why in reasons) == 1
+        assert sum(f"derivative: {maps[first]} ({first})" in why for why in reasons) == 1
 
 
 def test_maps_of_the_scanner_give_way_to_a_derivative(tmp_path):
