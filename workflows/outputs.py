@@ -59,7 +59,6 @@ def init_anatomical_outputs_wf(
     output_dir: Path,
     datasets: dict[str, Path],
     precomputed: Precomputed | None = None,
-    class_labels: LabelFile | None = None,
     name: str = "outputs_wf",
 ) -> Workflow:
     """
@@ -76,9 +75,8 @@ def init_anatomical_outputs_wf(
     datasets : dict of str to Path
         Datasets that sources are in, by the name in BIDS URIs.
     precomputed : Precomputed, optional
-        Files of other programs that were used; they are sources of what they stand for.
-    class_labels : LabelFile, optional
-        FreeSurfer's labels of the T1w, of which the 11 classes are written.
+        Files of other programs that were used; they are sources of what they stand for. Of its
+        labels the 11 classes are written.
     name : str
         Name of the workflow.
 
@@ -120,7 +118,7 @@ def init_anatomical_outputs_wf(
             meta_dict=image_sidecar(
                 sources(*dict.fromkeys((*given.mask_files, *given.tissue_files))),
                 description="1 grey matter, 2 white matter, 3 cerebrospinal fluid."
-                + ("" if class_labels else _NO_CLASSES),
+                + ("" if given.labels else _NO_CLASSES),
             ),
             **common,
         ),
@@ -140,9 +138,9 @@ def init_anatomical_outputs_wf(
         (inputnode, ds_dseg, [("dseg_file", "in_file")]),
         (inputnode, save_figures, [("figures", "in_files")]),
     ])  # fmt: skip
-    if class_labels is not None:
+    if given.labels is not None:
         files = expected_class_outputs(t1w_entities, output_dir)
-        _add_classes(workflow, class_labels, files, sources(class_labels.file))
+        _add_classes(workflow, given.labels, files, sources(given.labels.file))
     return workflow
 
 
@@ -152,7 +150,7 @@ def _add_classes(
     """Write the 11 classes that FreeSurfer's labels have, in the T1w's space."""
     inputnode = workflow.get_node("inputnode")
     prepare_labels = pe.Node(
-        PrepareLabels(label_file=str(labels.file), scheme=labels.scheme),
+        PrepareLabels(**labels.inputs, scheme=labels.scheme),
         name="prepare_labels",
         mem_gb=1,
     )

@@ -327,6 +327,7 @@ class _SaveTemplateInputSpec(BaseInterfaceInputSpec):
         mandatory=True, desc="paths, as `bids.naming.expected_template_outputs` gives"
     )
     sources = traits.List(traits.Str(), mandatory=True, desc="BIDS URIs")
+    description = traits.Str(mandatory=True, desc="how it came to the template")
 
 
 class SaveTemplate(SimpleInterface):
@@ -345,7 +346,7 @@ class SaveTemplate(SimpleInterface):
         sidecar = image_sidecar(
             inputs.sources,
             is_skull_stripped=inputs.is_skull_stripped,
-            description="Registered to the template, affinely and with SyN (ANTs).",
+            description=inputs.description,
         )
         write_json(Path(outputs["preproc_json"]), sidecar)
         self._results["out_files"] = [*written, outputs["preproc_json"]]

@@ -14,6 +14,7 @@ from m2m_bids.bids.naming import (
     expected_outputs,
     parse_name,
 )
+from m2m_bids.bids.precomputed import Precomputed
 from m2m_bids.bids.query import Scan
 from m2m_bids.evaluation.labels import CLASSES
 from m2m_bids.workflows.outputs import (
@@ -96,7 +97,7 @@ def test_classes_and_their_table_lie_side_by_side(tmp_path, monkeypatch):
         t1w_entities=entities,
         output_dir=tmp_path / "out",
         datasets={"raw": bids_dir, "freesurfer": tmp_path / "freesurfer"},
-        class_labels=LabelFile(aseg, "freesurfer"),
+        precomputed=Precomputed(labels=LabelFile(aseg, "freesurfer")),
     )
     node = workflow.get_node("save_classes")
     interface = type(node.interface)(**node.inputs.get())
