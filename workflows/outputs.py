@@ -27,6 +27,7 @@ from m2m_bids.interfaces.outputs import (
     DescribeT1w,
     SaveClasses,
     SaveFigures,
+    SaveProbabilities,
     SaveScan,
 )
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions
@@ -35,7 +36,15 @@ _NO_CLASSES = (
     " The 11 classes of the M2M-Reg paper (seg-m2m11) were not written: no labels of FreeSurfer "
     "were found that are of this T1w."
 )
-ANATOMY = ("t1w_file", "mask_file", "dseg_file", "is_skull_stripped", "mask_method", "figures")
+ANATOMY = (
+    "t1w_file",
+    "mask_file",
+    "dseg_file",
+    "probability_files",
+    "is_skull_stripped",
+    "mask_method",
+    "figures",
+)
 # What is drawn of a scan before it is measured: by `RegistrationFigures` and `MotionFigure`.
 REGISTRATION_FIGURES = (
     "native",
@@ -82,7 +91,7 @@ def init_anatomical_outputs_wf(
 
     Inputs
     ------
-    t1w_file, mask_file, dseg_file, is_skull_stripped, mask_method, figures
+    t1w_file, mask_file, dseg_file, probability_files, is_skull_stripped, mask_method, figures
         As `init_anatomical_wf` gives them.
     """
     workflow = Workflow(name=name)
@@ -124,6 +133,14 @@ def init_anatomical_outputs_wf(
         ),
         name="ds_dseg",
     )
+    files = expected_anat_outputs(t1w_entities, output_dir)
+    save_probabilities = pe.Node(
+        SaveProbabilities(
+            outputs={key: str(file) for key, file in files.items()},
+            sources=sources(*given.mask_files),
+        ),
+        name="save_probabilities",
+    )
     save_figures = pe.Node(
         SaveFigures(drawn=["anatomical"], **figure_names(t1w_entities, "T1w", output_dir)),
         name="save_figures",
@@ -136,11 +153,12 @@ def init_anatomical_outputs_wf(
         (inputnode, describe_mask, [("mask_method", "method")]),
         (describe_mask, ds_mask, [("sidecar", "meta_dict")]),
         (inputnode, ds_dseg, [("dseg_file", "in_file")]),
+        (inputnode, save_probabilities, [("probability_files", "in_files")]),
         (inputnode, save_figures, [("figures", "in_files")]),
     ])  # fmt: skip
     if given.labels is not None:
-        files = expected_class_outputs(t1w_entities, output_dir)
-        _add_classes(workflow, given.labels, files, sources(given.labels.file))
+        classes = expected_class_outputs(t1w_entities, output_dir)
+        _add_classes(workflow, given.labels, classes, sources(given.labels.file))
     return workflow
 
 

@@ -419,11 +419,27 @@ def _as_mask(mask: np.ndarray, image: nb.Nifti1Image) -> nb.Nifti1Image:
     return nb.Nifti1Image(mask.astype(np.uint8), image.affine)
 
 
+class Tissues(NamedTuple):
+    """
+    The tissues of a brain, on the grid of its T1w image.
+
+    Attributes
+    ----------
+    labels : Nifti1Image, uint8
+        The most probable tissue: 0 outside, 1 GM, 2 WM, 3 CSF (the order of BIDS).
+    probabilities : tuple of Nifti1Image, float32
+        Of GM, WM and CSF: posterior, 1 together in the brain, 0 outside.
+    """
+
+    labels: nb.Nifti1Image
+    probabilities: tuple[nb.Nifti1Image, ...]
+
+
 def segment_tissues(
     image: nb.Nifti1Image, mask: nb.Nifti1Image, template2anat: np.ndarray | None = None
-) -> nb.Nifti1Image:
+) -> Tissues:
     """
-    Label grey matter, white matter and cerebrospinal fluid inside a brain mask.
+    Find grey matter, white matter and cerebrospinal fluid inside a brain mask.
 
     A mixture of three Gaussians with a Markov random field, fitted by expectation maximisation on
     a copy no finer than 1.2 mm; see `m2m_bids.preprocessing.tissues.fit_classes`.
@@ -441,8 +457,7 @@ def segment_tissues(
 
     Returns
     -------
-    Nifti1Image
-        uint8 labels on the grid of ``image``: 0 outside, 1 GM, 2 WM, 3 CSF (the order of BIDS).
+    Tissues
 
     Raises
     ------
@@ -463,10 +478,19 @@ def segment_tissues(
     fit_mask = grid_mask > 0.5
     prior = None if template2anat is None else _tissue_prior(grid, fit_mask, template2anat)
     posterior = fit_classes(np.asarray(grid.dataobj), fit_mask, prior, spacing_mm=spacing_mm)
-    labels = np.zeros(image.shape, dtype=np.uint8)
-    fine = [resample_onto(part, grid.affine, inside[box].shape, affine) for part in posterior]
-    labels[box] = np.where(inside[box], np.argmax(fine, axis=0) + 1, 0)
-    return nb.Nifti1Image(labels, image.affine)
+    fine = np.stack(
+        [resample_onto(part, grid.affine, inside[box].shape, affine) for part in posterior]
+    )
+    # The coarse copy ends within the brain here and there: what is left of a voxel is all of it,
+    # and where nothing is left the tissues at the rim, grey matter, are taken.
+    fine[0] += fine.sum(axis=0) <= 0
+    fine *= inside[box] / fine.sum(axis=0)
+    images = []
+    for part in (np.where(inside[box], np.argmax(fine, axis=0) + 1, 0).astype(np.uint8), *fine):
+        whole = np.zeros(image.shape, dtype=part.dtype)
+        whole[box] = part
+        images.append(nb.Nifti1Image(whole, image.affine))
+    return Tissues(images[0], tuple(images[1:]))
 
 
 def _tissue_prior(grid: nb.Nifti1Image, mask: np.ndarray, template2anat: np.ndarray) -> np.ndarray:
