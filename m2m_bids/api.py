@@ -573,7 +573,7 @@ def register_files(
             fixed2moving=rigid,
             template2fixed=brain.template2anat,
             options=options or DeformableOptions(modality),
-            fixed_dseg=segment_tissues(fixed, brain.mask, brain.template2anat),
+            fixed_dseg=segment_tissues(fixed, brain.mask, brain.template2anat).labels,
         )
         objections = deformation.quality.objections()
         if not objections:

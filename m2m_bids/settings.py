@@ -331,9 +331,11 @@ class Settings:
         )
 
     @property
-    def anatomy_sources(self) -> tuple[Path, dict[str, Path], Path | None]:
+    def anatomy_sources(self) -> tuple[Path, dict[str, Path], Path | None, list[str]]:
         """Where other programs' anatomy may be: see `m2m_bids.bids.precomputed.find_anatomy`."""
-        return self.bids_dir, self.derivative_dirs, self.fs_subjects_dir
+        spaces = [space for space in self.further_spaces if space.is_template]
+        templates = [*dict.fromkeys(space.template for space in spaces)]
+        return self.bids_dir, self.derivative_dirs, self.fs_subjects_dir, templates
 
     @property
     def further_spaces(self) -> list[OutputSpace]:

@@ -86,6 +86,8 @@ def init_anatomical_wf(
         Brain mask on its grid.
     dseg_file
         Grey matter 1, white matter 2, fluid 3.
+    probability_files
+        Probability of each, in this order; undefined if another program has made the tissues.
     template2anat
         ITK affine: maps points of MNI space to points of the T1w.
     is_skull_stripped
@@ -105,6 +107,7 @@ def init_anatomical_wf(
                 "t1w_file",
                 "mask_file",
                 "dseg_file",
+                "probability_files",
                 "template2anat",
                 "is_skull_stripped",
                 "mask_method",
@@ -121,7 +124,9 @@ def init_anatomical_wf(
         name="brain_buffer",
     )
     t1w_buffer = pe.Node(niu.IdentityInterface(fields=["t1w_file"]), name="t1w_buffer")
-    dseg_buffer = pe.Node(niu.IdentityInterface(fields=["dseg_file"]), name="dseg_buffer")
+    dseg_buffer = pe.Node(
+        niu.IdentityInterface(fields=["dseg_file", "probability_files"]), name="dseg_buffer"
+    )
     draw_anatomy = pe.Node(AnatomicalFigure(), name="draw_anatomy", mem_gb=1)
     workflow.connect([
         (inputnode, conform_t1w, [("t1w_file", "in_file")]),
@@ -135,7 +140,9 @@ def init_anatomical_wf(
             ("is_skull_stripped", "is_skull_stripped"),
             ("mask_method", "mask_method"),
         ]),
-        (dseg_buffer, outputnode, [("dseg_file", "dseg_file")]),
+        (dseg_buffer, outputnode, [
+            ("dseg_file", "dseg_file"), ("probability_files", "probability_files"),
+        ]),
         (draw_anatomy, outputnode, [("out_files", "figures")]),
     ])  # fmt: skip
     if given.freesurfer is not None and not (given.mask and given.dseg):
@@ -271,5 +278,7 @@ def _add_dseg(workflow: Workflow, given: Precomputed) -> None:
         (brain_buffer, segment_tissues, [
             ("mask_file", "mask_file"), ("template2anat", "template2anat"),
         ]),
-        (segment_tissues, dseg_buffer, [("out_file", "dseg_file")]),
+        (segment_tissues, dseg_buffer, [
+            ("out_file", "dseg_file"), ("probability_files", "probability_files"),
+        ]),
     ])  # fmt: skip

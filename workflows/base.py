@@ -10,9 +10,8 @@ from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.fingerprints import fingerprints
-from m2m_bids.bids.labels import LabelFile, find_class_labels
 from m2m_bids.bids.obsolete import obsolete_outputs
-from m2m_bids.bids.precomputed import Precomputed, find_anatomy, find_template_xfms
+from m2m_bids.bids.precomputed import Precomputed, find_anatomy
 from m2m_bids.bids.quantification import (
     plan_quantification,
     quantification_record,
@@ -169,6 +168,7 @@ def scan_request(scan: Scan, settings: Settings, options: RegistrationOptions) -
         "Metadata": dict(scan.sidecar),
         **options.record,
     }
+    given = Precomputed()
     if scan.t1w is not None:
         given = find_anatomy(scan, *settings.anatomy_sources)
         registration["Anatomy"] = marks(given.files)
@@ -183,11 +183,7 @@ def scan_request(scan: Scan, settings: Settings, options: RegistrationOptions) -
     plan = plan_quantification(scan, settings.bids_dir, asked)
     spaces = {}
     for space in spaces_from(scan.space, settings.further_spaces):
-        given_xfms = None
-        if space.is_template and scan.t1w is not None:
-            given_xfms = find_template_xfms(
-                scan.t1w_entities, settings.derivative_dirs, space.template
-            )
+        given_xfms = given.template_xfms.get(space.template)
         spaces[space] = {"TemplateTransforms": marks(given_xfms)} if given_xfms else {}
     return Request(
         settings.transform,
@@ -319,11 +315,8 @@ def _add_anatomical_outputs(
     precomputed: Precomputed,
 ) -> None:
     """Write what was made of a scan's T1w."""
-    freesurfer = precomputed.freesurfer
-    labels = LabelFile(freesurfer.labels, "freesurfer") if freesurfer else None
     outputs_wf = init_anatomical_outputs_wf(
         precomputed=precomputed,
-        class_labels=find_class_labels(labels, settings.derivative_dirs, scan.t1w_entities),
         t1w_file=scan.t1w,
         t1w_entities=scan.t1w_entities,
         output_dir=settings.output_dir,
@@ -502,6 +495,8 @@ def _add_space(
     }
     # Transforms are of the template, whatever the grid: the first of its spaces writes them.
     first = next(one for one in settings.further_spaces if one.template == space.template)
+    given = Precomputed() if scan.t1w is None else find_anatomy(scan, *settings.anatomy_sources)
+    common["given_xfms"] = given.template_xfms.get(space.template)
     space_wf = init_scan_space_wf(
         space=space,
         scan=scan,
@@ -535,9 +530,6 @@ def _add_space(
             space=space,
             t1w_file=scan.t1w,
             t1w_entities=scan.t1w_entities,
-            given_xfms=find_template_xfms(
-                scan.t1w_entities, settings.derivative_dirs, space.template
-            ),
             name=name,
             **common,
         )

@@ -248,7 +248,7 @@ def init_pair_wf(
     outputnode = pe.Node(niu.IdentityInterface(fields=["record_files"]), name="outputnode")
     rigidnode = pe.Node(niu.IdentityInterface(fields=["rigid_xfm"]), name="rigidnode")
     fixed_labels = pe.Node(
-        PrepareLabels(label_file=str(pair.fixed_labels.file), scheme=pair.fixed_labels.scheme),
+        PrepareLabels(**pair.fixed_labels.inputs, scheme=pair.fixed_labels.scheme),
         name="fixed_labels",
         mem_gb=1,
     )
@@ -281,7 +281,7 @@ def init_pair_wf(
 def _moving_labels_node(moving: MovingLabels) -> pe.Node:
     """Make the node that brings the labels of the moving scan to its world."""
     moving_labels = pe.Node(
-        PrepareLabels(label_file=str(moving.label.file), scheme=moving.label.scheme),
+        PrepareLabels(**moving.label.inputs, scheme=moving.label.scheme),
         name="moving_labels",
         mem_gb=1,
     )

@@ -37,7 +37,7 @@ MEASURED = {
     "conform_t1w": Need(0.13, of_t1w=0.0135),
     "extract_brain": Need(0.66, of_t1w=0.011),
     "correct_bias": Need(0.31, of_t1w=0.019),
-    "segment_tissues": Need(0.36, of_t1w=0.033),
+    "segment_tissues": Need(0.36, of_t1w=0.045),
     "draw_anatomy": Need(0.15, of_t1w=0.021),
     "register_rigid": Need(0.37, of_t1w=0.002),
     # Its network has a grid of its own.

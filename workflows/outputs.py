@@ -27,6 +27,7 @@ from m2m_bids.interfaces.outputs import (
     DescribeT1w,
     SaveClasses,
     SaveFigures,
+    SaveProbabilities,
     SaveScan,
 )
 from m2m_bids.workflows.registration import OUTPUTS, RegistrationOptions
@@ -35,7 +36,15 @@ _NO_CLASSES = (
     " The 11 classes of the M2M-Reg paper (seg-m2m11) were not written: no labels of FreeSurfer "
     "were found that are of this T1w."
 )
-ANATOMY = ("t1w_file", "mask_file", "dseg_file", "is_skull_stripped", "mask_method", "figures")
+ANATOMY = (
+    "t1w_file",
+    "mask_file",
+    "dseg_file",
+    "probability_files",
+    "is_skull_stripped",
+    "mask_method",
+    "figures",
+)
 # What is drawn of a scan before it is measured: by `RegistrationFigures` and `MotionFigure`.
 REGISTRATION_FIGURES = (
     "native",
@@ -59,7 +68,6 @@ def init_anatomical_outputs_wf(
     output_dir: Path,
     datasets: dict[str, Path],
     precomputed: Precomputed | None = None,
-    class_labels: LabelFile | None = None,
     name: str = "outputs_wf",
 ) -> Workflow:
     """
@@ -76,15 +84,14 @@ def init_anatomical_outputs_wf(
     datasets : dict of str to Path
         Datasets that sources are in, by the name in BIDS URIs.
     precomputed : Precomputed, optional
-        Files of other programs that were used; they are sources of what they stand for.
-    class_labels : LabelFile, optional
-        FreeSurfer's labels of the T1w, of which the 11 classes are written.
+        Files of other programs that were used; they are sources of what they stand for. Of its
+        labels the 11 classes are written.
     name : str
         Name of the workflow.
 
     Inputs
     ------
-    t1w_file, mask_file, dseg_file, is_skull_stripped, mask_method, figures
+    t1w_file, mask_file, dseg_file, probability_files, is_skull_stripped, mask_method, figures
         As `init_anatomical_wf` gives them.
     """
     workflow = Workflow(name=name)
@@ -120,11 +127,19 @@ def init_anatomical_outputs_wf(
             meta_dict=image_sidecar(
                 sources(*dict.fromkeys((*given.mask_files, *given.tissue_files))),
                 description="1 grey matter, 2 white matter, 3 cerebrospinal fluid."
-                + ("" if class_labels else _NO_CLASSES),
+                + ("" if given.labels else _NO_CLASSES),
             ),
             **common,
         ),
         name="ds_dseg",
+    )
+    files = expected_anat_outputs(t1w_entities, output_dir)
+    save_probabilities = pe.Node(
+        SaveProbabilities(
+            outputs={key: str(file) for key, file in files.items()},
+            sources=sources(*given.mask_files),
+        ),
+        name="save_probabilities",
     )
     save_figures = pe.Node(
         SaveFigures(drawn=["anatomical"], **figure_names(t1w_entities, "T1w", output_dir)),
@@ -138,11 +153,12 @@ def init_anatomical_outputs_wf(
         (inputnode, describe_mask, [("mask_method", "method")]),
         (describe_mask, ds_mask, [("sidecar", "meta_dict")]),
         (inputnode, ds_dseg, [("dseg_file", "in_file")]),
+        (inputnode, save_probabilities, [("probability_files", "in_files")]),
         (inputnode, save_figures, [("figures", "in_files")]),
     ])  # fmt: skip
-    if class_labels is not None:
-        files = expected_class_outputs(t1w_entities, output_dir)
-        _add_classes(workflow, class_labels, files, sources(class_labels.file))
+    if given.labels is not None:
+        classes = expected_class_outputs(t1w_entities, output_dir)
+        _add_classes(workflow, given.labels, classes, sources(given.labels.file))
     return workflow
 
 
@@ -152,7 +168,7 @@ def _add_classes(
     """Write the 11 classes that FreeSurfer's labels have, in the T1w's space."""
     inputnode = workflow.get_node("inputnode")
     prepare_labels = pe.Node(
-        PrepareLabels(label_file=str(labels.file), scheme=labels.scheme),
+        PrepareLabels(**labels.inputs, scheme=labels.scheme),
         name="prepare_labels",
         mem_gb=1,
     )

@@ -124,7 +124,7 @@ def init_quantification_wf(
     if plan.labels is None:
         workflow.connect(inputnode, "dseg_file", place_labels, "label_file")
     else:
-        place_labels.inputs.label_file = str(plan.labels.file)
+        place_labels.inputs.trait_set(**plan.labels.inputs)
     if plan.pvc != "none":
         _add_correction(workflow, scan, plan, options, output_dir, datasets)
     return workflow

@@ -18,9 +18,13 @@ from m2m_bids.interfaces.spaces import (
     MakeGrid,
     NormalizeT1w,
     TakeTemplate,
+    TakeTransforms,
 )
 from m2m_bids.workflows.outputs import spatial_reference
 from m2m_bids.workflows.registration import RegistrationOptions
+
+_REGISTERED = "Registered to the template, affinely and with SyN (ANTs)."
+_GIVEN = "Brought to the template by the transform that another program has made, see Sources."
 
 
 def init_template_target_wf(*, name: str = "template_target_wf") -> Workflow:
@@ -123,7 +127,11 @@ the static one, were brought there by the composite of all transforms.
     save_template = pe.Node(
         SaveTemplate(
             outputs={key: str(file) for key, file in files.items()},
-            sources=[bids_uri(t1w_file, output_dir, datasets)],
+            sources=[
+                bids_uri(file, output_dir, datasets)
+                for file in (t1w_file, *(given_xfms or ())[:1])
+            ],
+            description=_GIVEN if given_xfms else _REGISTERED,
         ),
         name="save_template",
     )
@@ -138,17 +146,17 @@ the static one, were brought there by the composite of all transforms.
         (xfm_buffer, outputnode, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
     ])  # fmt: skip
     if given_xfms:
-        xfm_buffer.inputs.xfm, xfm_buffer.inputs.inverse_xfm = map(str, given_xfms)
-        return workflow
-    normalize_t1w = pe.Node(
-        NormalizeT1w(random_seed=options.random_seed, **source),
-        name="normalize_t1w",
-        mem_gb=2,
-    )
-    fields = ("t1w_file", "mask_file", "template2anat")
+        xfm, inverse_xfm = map(str, given_xfms)
+        interface = TakeTransforms(xfm_file=xfm, inverse_xfm_file=inverse_xfm, **source)
+        make_xfms = pe.Node(interface, name="take_xfms", mem_gb=2)
+        fields: tuple[str, ...] = ("mask_file",)
+    else:
+        interface = NormalizeT1w(random_seed=options.random_seed, **source)
+        make_xfms = pe.Node(interface, name="normalize_t1w", mem_gb=2)
+        fields = ("t1w_file", "mask_file", "template2anat")
     workflow.connect([
-        (inputnode, normalize_t1w, [(field, field) for field in fields]),
-        (normalize_t1w, xfm_buffer, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
+        (inputnode, make_xfms, [(field, field) for field in fields]),
+        (make_xfms, xfm_buffer, [("xfm", "xfm"), ("inverse_xfm", "inverse_xfm")]),
     ])  # fmt: skip
     return workflow
 
@@ -161,6 +169,7 @@ def init_scan_space_wf(
     output_dir: Path,
     datasets: dict[str, Path],
     options: RegistrationOptions,
+    given_xfms: tuple[Path, Path] | None = None,
     has_xfms: bool = True,
     made_from: dict[str, Any] | None = None,
     name: str = "space_wf",
@@ -182,6 +191,8 @@ def init_scan_space_wf(
         Datasets that sources are in, by the name in BIDS URIs.
     options : RegistrationOptions
         How the scan was registered.
+    given_xfms : tuple of Path, optional
+        As `init_template_wf` takes them: what is there is a source of the image.
     has_xfms : bool
         Whether the composites to and from a template are written too: they are the same for all
         of its grids.
@@ -214,7 +225,11 @@ def init_scan_space_wf(
         make_grid.inputs.resolution = space.resolution
     resample_scan = pe.Node(ResampleImage(), name="resample_scan", mem_gb=1.5)
     save_in_space = pe.Node(
-        _saver(space, scan, output_dir, datasets, options, made_from, has_xfms=has_xfms),
+        _saver(
+            *(space, scan, output_dir, datasets, options, made_from),
+            used=(*scan.sources, *(given_xfms or ())[:1]),
+            has_xfms=has_xfms,
+        ),
         name="save_in_space",
     )
     workflow.connect([
@@ -278,21 +293,22 @@ def _saver(
     options: RegistrationOptions,
     made_from: dict[str, Any] | None,
     *,
+    used: tuple[Path, ...],
     has_xfms: bool,
 ) -> SaveInSpace:
     """Make the interface that writes a scan in a space."""
     files = {
-        used: {
+        transform: {
             key: file
-            for key, file in expected_space_outputs(scan, output_dir, space, used).items()
+            for key, file in expected_space_outputs(scan, output_dir, space, transform).items()
             if has_xfms or not key.endswith("xfm")
         }
-        for used in ("m2m", "rigid")
+        for transform in ("m2m", "rigid")
     }
     timings = (scan.sidecar.get(name) for name in ("FrameDuration", "FrameTimesStart"))
     has_frames = any(isinstance(values, list) and len(values) > 1 for values in timings)
     static = {
-        "sources": [bids_uri(file, output_dir, datasets) for file in scan.sources],
+        "sources": [bids_uri(file, output_dir, datasets) for file in used],
         "is_skull_stripped": scan.modality == "fa",
         "source_metadata": without_frames(scan.sidecar) if has_frames else dict(scan.sidecar),
         "description": f"In the space {space}; of a dynamic scan the static image.",
@@ -306,7 +322,7 @@ def _saver(
         static["spatial_reference"] = spatial_reference(scan, output_dir, datasets)
     return SaveInSpace(
         outputs={
-            used: {key: str(file) for key, file in named.items()} for used, named in files.items()
+            name: {key: str(file) for key, file in named.items()} for name, named in files.items()
         },
         sidecar=static,
         provenance=options.provenance,

@@ -1,29 +1,39 @@
-"""Find label images of T1w images: FreeSurfer's, and ``dseg`` files of derivatives datasets."""
+"""Label images of T1w images, and where FreeSurfer has them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
-
-from m2m_bids.bids.naming import parse_name
 
 Scheme = Literal["freesurfer", "tissues", "simulated"]
 
 FREESURFER_FILES = ("aparc+aseg.mgz", "aseg.mgz")
 PONS = 174
 """FreeSurfer's label of the pons, where the substructures of the brainstem are told apart."""
-# As fMRIPrep and its kind name FreeSurfer's labels, and tissues, in the T1w's space.
-_DESCRIPTIONS: dict[str | None, Scheme] = {
-    "aparcaseg": "freesurfer",
-    "aseg": "freesurfer",
-    None: "tissues",
-}
 
 
 class LabelFile(NamedTuple):
-    """A label image in the world of a T1w, and what its numbers mean."""
+    """
+    A label image in the world of a T1w, and what its numbers mean.
+
+    Attributes
+    ----------
+    file : Path
+        Image.
+    scheme : {"freesurfer", "tissues", "simulated"}
+        What its numbers mean.
+    original : Path or None
+        The T1w as FreeSurfer has it, on the grid of the labels, to tell by that they are of it.
+    """
 
     file: Path
     scheme: Scheme
+    original: Path | None = None
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Files by the names that interfaces take them by."""
+        files = {"label_file": self.file, "original_file": self.original}
+        return {name: str(file) for name, file in files.items() if file}
 
 
 def find_freesurfer_labels(
@@ -84,33 +94,6 @@ def find_subject_labels(
     return find_freesurfer_labels(subjects_dir, t1w_entities, is_only_t1w=is_only_t1w)
 
 
-def find_class_labels(
-    freesurfer: LabelFile | None,
-    derivatives: Mapping[str, Path],
-    t1w_entities: Mapping[str, str],
-) -> LabelFile | None:
-    """
-    Find labels of a T1w image that have the 11 classes.
-
-    Parameters
-    ----------
-    freesurfer : LabelFile or None
-        What FreeSurfer made of this T1w; it comes first.
-    derivatives : mapping of str to Path
-        Derivatives datasets by name.
-    t1w_entities : mapping of str to str
-        Entities of the T1w's name.
-
-    Returns
-    -------
-    LabelFile or None
-        FreeSurfer's labels, or those of the first dataset that has them (``desc-aparcaseg_dseg``,
-        ``desc-aseg_dseg``). Tissues do not have these classes.
-    """
-    found = (freesurfer, *(find_dseg(root, t1w_entities) for root in derivatives.values()))
-    return next((label for label in found if label and label.scheme == "freesurfer"), None)
-
-
 def find_pons(labels: LabelFile) -> Path | None:
     """
     Find the labels of the brainstem's substructures beside FreeSurfer's other labels.
@@ -127,36 +110,3 @@ def find_pons(labels: LabelFile) -> Path | None:
     """
     found = sorted(labels.file.parent.glob("brainstemSsLabels*.FSvoxelSpace.mgz"))
     return found[-1] if found else None
-
-
-def find_dseg(dataset_dir: Path, t1w_entities: Mapping[str, str]) -> LabelFile | None:
-    """
-    Find the labels of a T1w image in a derivatives dataset.
-
-    Parameters
-    ----------
-    dataset_dir : Path
-        Derivatives dataset.
-    t1w_entities : mapping of str to str
-        Entities of the T1w's name.
-
-    Returns
-    -------
-    LabelFile or None
-        The ``*_dseg.nii.gz`` of this T1w in its own space: FreeSurfer's labels
-        (``desc-aparcaseg``, ``desc-aseg``) or else tissues. A file that lacks the session is not
-        taken: it may be of several sessions together, in none's space.
-    """
-    found: dict[str | None, Path] = {}
-    for file in sorted(dataset_dir.glob(f"sub-{t1w_entities['sub']}/**/anat/*_dseg.nii.gz")):
-        try:
-            entities = parse_name(file).entities
-        except ValueError:
-            continue
-        description, space = entities.pop("desc", None), entities.pop("space", "T1w")
-        if space == "T1w" and entities == t1w_entities:
-            found[description] = file
-    for description, scheme in _DESCRIPTIONS.items():
-        if description in found:
-            return LabelFile(found[description], scheme)
-    return None

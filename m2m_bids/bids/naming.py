@@ -64,6 +64,7 @@ _DESCRIBING = {
 }
 # Label of the ``seg`` entity of the 11 classes that methods are evaluated with.
 SEGMENTATION = "m2m11"
+TISSUES = ("GM", "WM", "CSF")
 _DATATYPES = ("anat", "dwi", "pet", "figures")
 _LABEL = re.compile(r"[a-zA-Z0-9+]+")
 _EXTENSION = re.compile(r"(\.[a-zA-Z0-9]+)+")
@@ -475,16 +476,22 @@ def expected_anat_outputs(t1w_entities: Mapping[str, str], out_dir: Path) -> dic
     Returns
     -------
     dict
-        ``preproc`` and ``mask``, both with ``_json``, and ``dseg`` with ``dseg_json``.
+        ``preproc``, ``mask`` and ``dseg``, and the probabilities ``GM``, ``WM`` and ``CSF``, which
+        are there unless another program has made the tissues; each also with ``_json``.
     """
     entities = output_entities(t1w_entities)
-    parts = {"preproc": ("preproc", "T1w"), "mask": ("brain", "mask"), "dseg": (None, "dseg")}
+    parts = {
+        "preproc": ({"desc": "preproc"}, "T1w"),
+        "mask": ({"desc": "brain"}, "mask"),
+        "dseg": ({}, "dseg"),
+        **{tissue: ({"label": tissue}, "probseg") for tissue in TISSUES},
+    }
     outputs = {}
-    for key, (desc, suffix) in parts.items():
+    for key, (described, suffix) in parts.items():
         for name, extension in ((key, ".nii.gz"), (f"{key}_json", ".json")):
             outputs[name] = output_path(
                 out_dir,
-                {**entities, "desc": desc},
+                {**entities, **described},
                 datatype="anat",
                 suffix=suffix,
                 extension=extension,

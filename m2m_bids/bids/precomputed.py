@@ -2,12 +2,14 @@
 Find what fMRIPrep, sMRIPrep, PETPrep or FreeSurfer made of a T1w image, to use it, not compute it.
 
 Of each piece the first one counts: derivatives datasets in their order, whose images are on the
-grid of the T1w, and then FreeSurfer, whose mask and labels have to be resampled.
+grid of the T1w, and then FreeSurfer, whose mask and labels have to be resampled. Labels of regions
+are FreeSurfer's first. Whatever uses another program's anatomy asks here whether it is of the T1w.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,14 +21,17 @@ if TYPE_CHECKING:
 
     from m2m_bids.bids.query import Scan
 
-# Ends of file names; what is on the grid of the T1w comes first.
-_ENDS = {
-    "t1w": ("desc-preproc_T1w",),
-    "mask": ("desc-brain_mask",),
-    "dseg": ("dseg",),
-    "probseg": ("label-GM_probseg", "label-WM_probseg", "label-CSF_probseg"),
+# Ends of file names, by piece and by kind; of the kinds of a piece, the first that is there.
+_PIECES = {
+    "t1w": {"t1w": ("desc-preproc_T1w",)},
+    "mask": {"mask": ("desc-brain_mask",)},
+    "dseg": {
+        "dseg": ("dseg",),
+        "probseg": ("label-GM_probseg", "label-WM_probseg", "label-CSF_probseg"),
+    },
+    "labels": {"aparcaseg": ("desc-aparcaseg_dseg",), "aseg": ("desc-aseg_dseg",)},
 }
-_XFM = "from-T1w_to-{}_mode-image_xfm"
+_XFM = "from-{}_to-{}_mode-image_xfm"
 # Spaces whose points are, to a few millimetres, those of the template of this app.
 _TEMPLATES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152NLin2009aSym")
 _IMAGE_EXTENSIONS = (".nii.gz", ".nii")
@@ -78,6 +83,10 @@ class Precomputed(NamedTuple):
         ITK transform that maps points of MNI space to points of the T1w.
     freesurfer : FreeSurferFiles or None
         Stands for ``mask`` and ``dseg`` where these are not there.
+    labels : LabelFile or None
+        FreeSurfer's labels of regions.
+    template_xfms : mapping of str to tuple of Path
+        By template, the ITK composites that carry images from the T1w to it, and back.
     findings : tuple of str
         What was found, missed or refused, a line for each piece and dataset.
     """
@@ -87,6 +96,8 @@ class Precomputed(NamedTuple):
     dseg: tuple[Path, ...] = ()
     xfm: Path | None = None
     freesurfer: FreeSurferFiles | None = None
+    labels: LabelFile | None = None
+    template_xfms: Mapping[str, tuple[Path, Path]] = MappingProxyType({})
     findings: tuple[str, ...] = ()
 
     @property
@@ -111,7 +122,11 @@ class Precomputed(NamedTuple):
 
 
 def find_anatomy(
-    scan: "Scan", bids_dir: Path, derivatives: Mapping[str, Path], fs_subjects_dir: Path | None
+    scan: "Scan",
+    bids_dir: Path,
+    derivatives: Mapping[str, Path],
+    fs_subjects_dir: Path | None,
+    templates: Sequence[str] = (),
 ) -> Precomputed:
     """
     Find what other programs have made of a scan's T1w.
@@ -126,13 +141,15 @@ def find_anatomy(
         Derivatives datasets by name.
     fs_subjects_dir : Path or None
         FreeSurfer's folder of subjects.
+    templates : sequence of str
+        Labels, in file names, of templates that transforms are looked for to.
 
     Returns
     -------
     Precomputed
     """
     labels = find_subject_labels(fs_subjects_dir, bids_dir, scan.t1w_entities)
-    return find_precomputed(scan.t1w, scan.t1w_entities, derivatives, labels)
+    return find_precomputed(scan.t1w, scan.t1w_entities, derivatives, labels, templates)
 
 
 def find_precomputed(
@@ -140,15 +157,17 @@ def find_precomputed(
     t1w_entities: Mapping[str, str],
     derivatives: Mapping[str, Path],
     freesurfer: LabelFile | None = None,
+    templates: Sequence[str] = (),
 ) -> Precomputed:
     """
     Look for the derivatives of one T1w image.
 
     A file counts if its name has all entities of the T1w's (one that lacks some may be of several
-    images together) and, for an image, if its grid is that of the T1w reordered to RAS+. Of
-    several datasets, the first that has a piece gives it. Datasets without any ``anat/`` folder
-    are not searched. FreeSurfer gives the pieces that no dataset has, if the image that it was
-    given lies on the grid of the T1w. Only headers are read.
+    images together) and, for an image, if its grid is that of the T1w reordered to RAS+.
+    Transforms have no grid: those of a dataset count unless its T1w or mask is refused. Of several
+    datasets, the first that has a piece gives it. Datasets without any ``anat/`` folder are not
+    searched. FreeSurfer gives the pieces that no dataset has, and labels of regions before any, if
+    the image that it was given lies on the grid of the T1w. Only headers are read.
 
     Parameters
     ----------
@@ -160,34 +179,66 @@ def find_precomputed(
         Derivatives datasets by name.
     freesurfer : LabelFile, optional
         FreeSurfer's labels of the T1w, as `m2m_bids.bids.labels.find_subject_labels` finds them.
+    templates : sequence of str
+        Labels, in file names, of templates that transforms are looked for to.
     """
     found: dict[str, tuple[Path, ...]] = {}
-    findings = []
+    findings: list[str] = []
     for name, root in derivatives.items():
         if not _has_anatomy(root):
             continue
-        folder = _folder(root, t1w_entities)
-        for piece, ends in _ENDS.items():
-            if piece in found or (piece == "probseg" and "dseg" in found):
-                continue
-            files, problem = _find_images(folder, t1w, t1w_entities, ends)
-            if not problem:
-                found[piece] = files
-            findings.append(f"{name}: {piece}: {problem or _names(files)}")
-        if "xfm" not in found:
-            file = _find_xfm(folder, t1w_entities)
-            found |= {"xfm": (file,)} if file else {}
-            expected = folder / f"{_stem(t1w_entities)}_{_XFM.format(_TEMPLATES[0])}.h5"
-            findings.append(f"{name}: xfm: {file or f'missed: no {expected}'}")
+        looks = [*_look(_folder(root, t1w_entities), t1w, t1w_entities, templates)]
+        findings += (
+            f"{name}: {look.kind}: {look.problem or _names(look.files)}"
+            for look in looks
+            if look.piece not in found
+        )
+        found = {look.piece: look.files for look in looks if not look.problem} | found
     first = {piece: files[0] for piece, files in found.items()}
+    pairs = {template: found.get(_to(template)) for template in templates}
     precomputed = Precomputed(
         t1w=first.get("t1w"),
         mask=first.get("mask"),
-        dseg=found.get("dseg") or found.get("probseg", ()),
+        dseg=found.get("dseg", ()),
         xfm=first.get("xfm"),
+        labels=LabelFile(first["labels"], "freesurfer") if "labels" in first else None,
+        template_xfms={name: (pair[0], pair[1]) for name, pair in pairs.items() if pair},
         findings=tuple(findings),
     )
     return _with_freesurfer(precomputed, t1w, freesurfer) if freesurfer else precomputed
+
+
+class _Look(NamedTuple):
+    """What was looked for: files of a piece, of one kind, or else why there are none."""
+
+    piece: str
+    kind: str
+    files: tuple[Path, ...]
+    problem: str
+
+
+def _look(
+    folder: Path, t1w: Path, entities: Mapping[str, str], templates: Sequence[str]
+) -> Iterator[_Look]:
+    """Look for all pieces in one dataset; of the kinds of each, until one is there."""
+    of_another = ""
+    for piece, kinds in _PIECES.items():
+        for kind, ends in kinds.items():
+            files, problem = _find_images(folder, t1w, entities, ends)
+            yield _Look(piece, kind, files, problem)
+            if piece in ("t1w", "mask") and problem.startswith("refused"):
+                of_another = f"refused: the {piece} beside it is refused"
+            if not problem:
+                break
+    transforms = {"xfm": _find_xfm(folder, entities)}
+    transforms |= {_to(template): _find_pair(folder, entities, template) for template in templates}
+    for kind, (files, problem) in transforms.items():
+        yield _Look(kind, kind, files, problem or of_another)
+
+
+def _to(template: str) -> str:
+    """Name the piece that leads to a template."""
+    return f"xfm to {template}"
 
 
 def _with_freesurfer(precomputed: Precomputed, t1w: Path, labels: LabelFile) -> Precomputed:
@@ -212,39 +263,11 @@ def _with_freesurfer(precomputed: Precomputed, t1w: Path, labels: LabelFile) -> 
         + ("; not used, a dataset has one" if other else "")
         for piece, other in pieces.items()
     )
-    return precomputed._replace(freesurfer=files, findings=(*precomputed.findings, *findings))
-
-
-def find_template_xfms(
-    t1w_entities: Mapping[str, str], derivatives: Mapping[str, Path], template: str
-) -> tuple[Path, Path] | None:
-    """
-    Find the transforms between a T1w image and a template that another program has made.
-
-    Parameters
-    ----------
-    t1w_entities : mapping of str to str
-        Entities of the T1w's name, short names.
-    derivatives : mapping of str to Path
-        Derivatives datasets by name.
-    template : str
-        Label of the template in file names.
-
-    Returns
-    -------
-    tuple of Path, or None
-        ITK composites (``.h5``) of the first dataset that has both: the one that carries images
-        to the template, and its inverse.
-    """
-    for root in derivatives.values():
-        folder, stem = _folder(root, t1w_entities), _stem(t1w_entities)
-        pair = [
-            folder / f"{stem}_from-{start}_to-{end}_mode-image_xfm.h5"
-            for start, end in (("T1w", template), (template, "T1w"))
-        ]
-        if all(file.is_file() for file in pair):
-            return pair[0], pair[1]
-    return None
+    return precomputed._replace(
+        freesurfer=files,
+        labels=labels._replace(original=original),
+        findings=(*precomputed.findings, *findings, f"freesurfer: labels: {labels.file}"),
+    )
 
 
 @cache  # asked for every T1w of a cohort
@@ -295,14 +318,26 @@ def _merged(folder: Path, entities: Mapping[str, str], end: str) -> str:
     return ""
 
 
-def _find_xfm(folder: Path, entities: Mapping[str, str]) -> Path | None:
+def _find_xfm(folder: Path, entities: Mapping[str, str]) -> tuple[tuple[Path, ...], str]:
     """Find the transform that maps points of MNI space to those of the T1w."""
-    for template in _TEMPLATES:
-        for extension in (".h5", ".txt"):
-            file = folder / f"{_stem(entities)}_{_XFM.format(template)}{extension}"
-            if file.is_file():
-                return file
-    return None
+    stems = [folder / f"{_stem(entities)}_{_XFM.format('T1w', name)}" for name in _TEMPLATES]
+    expected = [Path(f"{stem}{extension}") for stem in stems for extension in (".h5", ".txt")]
+    for file in expected:
+        if file.is_file():
+            return (file,), ""
+    return (), f"missed: no {expected[0]}"
+
+
+def _find_pair(
+    folder: Path, entities: Mapping[str, str], template: str
+) -> tuple[tuple[Path, ...], str]:
+    """Find the ITK composites that carry images from the T1w to a template, and back."""
+    pair = tuple(
+        folder / f"{_stem(entities)}_{_XFM.format(start, end)}.h5"
+        for start, end in (("T1w", template), (template, "T1w"))
+    )
+    missing = [file for file in pair if not file.is_file()]
+    return ((), f"missed: no {missing[0]}") if missing else (pair, "")
 
 
 def _grid_problem(file: Path, t1w: Path) -> str:

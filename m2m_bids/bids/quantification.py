@@ -6,14 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from m2m_bids.bids.body_weight import BodyWeight, find_body_weight
-from m2m_bids.bids.labels import (
-    PONS,
-    LabelFile,
-    find_dseg,
-    find_pons,
-    find_subject_labels,
-)
+from m2m_bids.bids.labels import PONS, LabelFile, find_pons
 from m2m_bids.bids.naming import parse_name
+from m2m_bids.bids.precomputed import find_anatomy
 from m2m_bids.bids.request import SEGMENTATION
 from m2m_bids.bids.tracers import reference_region_of
 
@@ -33,7 +28,7 @@ class QuantificationOptions:
     fs_subjects_dir : Path or None
         FreeSurfer's folder of subjects.
     derivatives : mapping of str to Path
-        Derivatives datasets that may have labels (dseg).
+        Derivatives datasets that may have FreeSurfer's labels (dseg).
     suvr_region : str
         "auto", "none", or the name of a reference region.
     suvr_mask : str
@@ -65,7 +60,7 @@ class QuantificationPlan:
     segmentation : str
         Label of the ``seg`` entity: "aparcaseg", "aseg" or "tissues".
     labels : LabelFile or None
-        Labels of its T1w; None for the tissues that m2m-bids finds.
+        FreeSurfer's labels of its T1w; None for the tissues of the T1w.
     weight : BodyWeight
         Of the participant.
     suvr_region : str or None
@@ -120,8 +115,7 @@ def plan_quantification(
     Returns
     -------
     QuantificationPlan
-        Labels are FreeSurfer's if its folder is given and has them, or else those of the first
-        derivatives dataset that has any.
+        Labels are those that `m2m_bids.bids.precomputed.find_precomputed` takes.
     """
     weight = find_body_weight(bids_dir, scan.entities, scan.sidecar)
     is_corrected = options.pvc != "none" and scan.modality == "pet"
@@ -133,7 +127,7 @@ def plan_quantification(
             suvr_reason=_NO_REGIONS if scan.modality == "pet" else "not a PET scan",
             pvc_reason=_NO_REGIONS if is_corrected else "",
         )
-    labels = find_labels(scan, bids_dir, options)
+    labels = find_anatomy(scan, bids_dir, options.derivatives, options.fs_subjects_dir).labels
     segmentation = _segmentation(labels)
     region, mask, reason = _reference(scan, segmentation, options)
     label = None
@@ -177,25 +171,9 @@ def quantification_record(
     return {name: value for name, value in record.items() if value not in (None, "None")}
 
 
-def find_labels(scan: "Scan", bids_dir: Path, options: QuantificationOptions) -> LabelFile | None:
-    """
-    Find the labels of a scan's T1w.
-
-    Returns
-    -------
-    LabelFile or None
-    """
-    if found := find_subject_labels(options.fs_subjects_dir, bids_dir, scan.t1w_entities):
-        return found
-    for folder in options.derivatives.values():
-        if found := find_dseg(folder, scan.t1w_entities):
-            return found
-    return None
-
-
 def _segmentation(labels: LabelFile | None) -> str:
     """Name labels for the ``seg`` entity."""
-    if labels is None or labels.scheme != "freesurfer":
+    if labels is None:
         return "tissues"
     name = labels.file.name
     described = parse_name(name).entities.get("desc") if name.startswith("sub-") else None

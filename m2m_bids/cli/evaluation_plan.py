@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2m_bids.bids.labels import LabelFile, find_dseg, find_freesurfer_labels
+from m2m_bids.bids.labels import LabelFile
+from m2m_bids.bids.precomputed import Precomputed, find_anatomy
 from m2m_bids.evaluation.pairs import (
     Pair,
     Reference,
@@ -190,39 +191,49 @@ def choose_labels(settings: Settings, scans: "Sequence[Scan]") -> Labels:
         If FreeSurfer's folder is given and has labels of none.
     """
     if settings.fs_subjects_dir:
-        return _freesurfer_labels(settings.fs_subjects_dir, scans)
+        return _freesurfer_labels(settings.fs_subjects_dir, settings.bids_dir, scans)
     for name, folder in settings.derivatives:
-        found = {scan.t1w: find_dseg(folder, scan.t1w_entities) for scan in scans}
-        schemes = {label.scheme for label in found.values() if label}
-        if schemes:
-            scheme = "freesurfer" if "freesurfer" in schemes else "tissues"
-            kept = {t1w: label for t1w, label in found.items() if label and label.scheme == scheme}
-            what = "FreeSurfer labels" if scheme == "freesurfer" else "tissues"
+        found = _find(settings.bids_dir, scans, {name: folder})
+        labels = {t1w: given.labels for t1w, given in found.items() if given.labels}
+        tissues = {
+            t1w: LabelFile(given.dseg[0], "tissues")
+            for t1w, given in found.items()
+            if len(given.dseg) == 1
+        }
+        if kept := labels or tissues:
+            what = "FreeSurfer labels" if labels else "tissues"
             return Labels(f"{what} (dseg) of the derivatives dataset {name}", kept)
     return _simulated_labels(settings.bids_dir, scans) or Labels(OWN_LABELS)
 
 
-def _freesurfer_labels(subjects_dir: Path, scans: "Sequence[Scan]") -> Labels:
-    t1w_images: dict[str, set[Path | None]] = {}
-    for scan in scans:
-        t1w_images.setdefault(scan.subject, set()).add(scan.t1w)
+def _find(
+    bids_dir: Path,
+    scans: "Sequence[Scan]",
+    derivatives: Mapping[str, Path],
+    fs_subjects_dir: Path | None = None,
+) -> dict[Path, Precomputed]:
+    """Find the anatomy of T1w images; what is refused is logged."""
+    of_t1w = {scan.t1w: scan for scan in scans if scan.t1w is not None}
     found = {
-        scan.t1w: label
-        for scan in scans
-        if (
-            label := find_freesurfer_labels(
-                subjects_dir,
-                scan.t1w_entities,
-                is_only_t1w=len(t1w_images[scan.subject]) == 1,
-            )
-        )
+        t1w: find_anatomy(scan, bids_dir, derivatives, fs_subjects_dir)
+        for t1w, scan in of_t1w.items()
     }
+    for t1w, given in found.items():
+        for finding in given.findings:
+            if ": refused: " in finding:
+                LOGGER.warning("%s: %s", t1w.name, finding)
+    return found
+
+
+def _freesurfer_labels(subjects_dir: Path, bids_dir: Path, scans: "Sequence[Scan]") -> Labels:
+    anatomies = _find(bids_dir, scans, {}, subjects_dir)
+    found = {t1w: given.labels for t1w, given in anatomies.items() if given.labels}
     if not found:
         one = scans[0].t1w_entities
         name = "_".join(f"{key}-{one[key]}" for key in ("sub", "ses") if one.get(key))
         raise ValueError(
             f"--fs-subjects-dir: {subjects_dir} has labels of none of the {len(scans)} scans;"
-            f" expected such files as {name}/mri/aparc+aseg.mgz"
+            f" expected such files as {name}/mri/aparc+aseg.mgz, with orig.mgz, of this T1w"
         )
     return Labels(f"FreeSurfer labels in {subjects_dir}", found)
 

@@ -7,6 +7,7 @@ from nipype.interfaces.base import (
     File,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
 )
 
@@ -15,6 +16,11 @@ class _PrepareLabelsInputSpec(BaseInterfaceInputSpec):
     label_file = File(exists=True, mandatory=True, desc="label image, NIfTI or .mgz")
     scheme = traits.Enum(
         "freesurfer", "tissues", "simulated", mandatory=True, desc="what its numbers mean"
+    )
+    original_file = File(
+        exists=True,
+        requires=["t1w_file"],
+        desc="the T1w on the grid of the labels, to check them by",
     )
     t1w_file = File(
         exists=True, requires=["mask_file"], desc="T1w image in the world of the labels"
@@ -42,6 +48,7 @@ class PrepareLabels(SimpleInterface):
 
     def _run_interface(self, runtime):
         from m2m_bids.evaluation.label_images import labels_in_scan, read_labels
+        from m2m_bids.preprocessing.freesurfer import check_labels
         from m2m_bids.spatial.images import load_image, save_image
         from m2m_bids.spatial.itk import read_affine
         from m2m_bids.spatial.labels import labels_on_t1w
@@ -49,8 +56,11 @@ class PrepareLabels(SimpleInterface):
         inputs = self.inputs
         labels = read_labels(Path(inputs.label_file), inputs.scheme)
         if inputs.t1w_file:
-            images = (load_image(file) for file in (inputs.t1w_file, inputs.mask_file))
-            labels = labels_on_t1w(labels, *images, inputs.label_file)
+            t1w, mask = (load_image(file) for file in (inputs.t1w_file, inputs.mask_file))
+            if isdefined(inputs.original_file):
+                t1w.set_filename(inputs.t1w_file)  # messages name it
+                check_labels(inputs.label_file, inputs.original_file, t1w)
+            labels = labels_on_t1w(labels, t1w, mask, inputs.label_file)
         if inputs.rigid_xfm:
             labels = labels_in_scan(labels, read_affine(inputs.rigid_xfm))
         out_file = save_image(labels, Path(runtime.cwd) / "labels.nii.gz")

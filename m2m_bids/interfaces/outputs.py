@@ -100,6 +100,43 @@ class SaveClasses(SimpleInterface):
         return runtime
 
 
+class _SaveProbabilitiesInputSpec(BaseInterfaceInputSpec):
+    in_files = traits.List(
+        File(exists=True),
+        desc="maps of grey matter, white matter and fluid; none if another program's are used",
+    )
+    outputs = traits.Dict(
+        mandatory=True, desc="paths, as `bids.naming.expected_anat_outputs` gives them"
+    )
+    sources = traits.List(traits.Str(), mandatory=True, desc="BIDS URIs")
+
+
+class SaveProbabilities(SimpleInterface):
+    """Copy the probabilities of tissues with their sidecars, or remove those of an earlier run."""
+
+    input_spec = _SaveProbabilitiesInputSpec
+    output_spec = _SaveOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        from m2m_bids.bids.derivatives import image_sidecar, write_json
+        from m2m_bids.bids.naming import TISSUES
+
+        outputs = {key: Path(file) for key, file in self.inputs.outputs.items()}
+        self._results["out_files"] = []
+        if not isdefined(self.inputs.in_files):
+            _remove([str(outputs[f"{key}{end}"]) for key in TISSUES for end in ("", "_json")])
+            return runtime
+        sidecar = image_sidecar(
+            self.inputs.sources,
+            description="Posterior probability, by a Gaussian mixture with a Markov random field.",
+        )
+        for key, file in zip(TISSUES, self.inputs.in_files, strict=True):
+            write_json(outputs[f"{key}_json"], sidecar)
+            self._results["out_files"] += [_copy(file, outputs[key]), str(outputs[f"{key}_json"])]
+        return runtime
+
+
 class _SaveFiguresInputSpec(BaseInterfaceInputSpec):
     in_files = traits.List(
         File(exists=True), mandatory=True, desc="SVG or HTML files, named by content"
@@ -327,6 +364,7 @@ class _SaveTemplateInputSpec(BaseInterfaceInputSpec):
         mandatory=True, desc="paths, as `bids.naming.expected_template_outputs` gives"
     )
     sources = traits.List(traits.Str(), mandatory=True, desc="BIDS URIs")
+    description = traits.Str(mandatory=True, desc="how it came to the template")
 
 
 class SaveTemplate(SimpleInterface):
@@ -345,7 +383,7 @@ class SaveTemplate(SimpleInterface):
         sidecar = image_sidecar(
             inputs.sources,
             is_skull_stripped=inputs.is_skull_stripped,
-            description="Registered to the template, affinely and with SyN (ANTs).",
+            description=inputs.description,
         )
         write_json(Path(outputs["preproc_json"]), sidecar)
         self._results["out_files"] = [*written, outputs["preproc_json"]]

@@ -246,23 +246,32 @@ class _SegmentTissuesInputSpec(_InMaskInputSpec):
     template2anat = File(exists=True, mandatory=True, desc="ITK affine, MNI to T1w points")
 
 
+class _SegmentTissuesOutputSpec(_ImageOutputSpec):
+    probability_files = traits.List(File(), desc="maps of grey matter, white matter and fluid")
+
+
 class SegmentTissues(SimpleInterface):
     """Label grey matter (1), white matter (2) and fluid (3) in the brain."""
 
     input_spec = _SegmentTissuesInputSpec
-    output_spec = _ImageOutputSpec
+    output_spec = _SegmentTissuesOutputSpec
 
     def _run_interface(self, runtime):
         from m2m_bids.preprocessing.anatomical import segment_tissues
         from m2m_bids.spatial.images import load_image, save_image
         from m2m_bids.spatial.itk import read_affine
 
-        dseg = segment_tissues(
+        folder = Path(runtime.cwd)
+        tissues = segment_tissues(
             load_image(self.inputs.in_file),
             load_image(self.inputs.mask_file),
             read_affine(self.inputs.template2anat),
         )
-        self._results["out_file"] = str(save_image(dseg, Path(runtime.cwd) / "dseg.nii"))
+        self._results["out_file"] = str(save_image(tissues.labels, folder / "dseg.nii"))
+        self._results["probability_files"] = [
+            str(save_image(image, folder / f"probability{index}.nii.gz"))
+            for index, image in enumerate(tissues.probabilities)
+        ]
         return runtime
 
 

@@ -24,6 +24,7 @@ _NOT_THIS_PERSONS = (
 
 class _PlaceLabelsInputSpec(BaseInterfaceInputSpec):
     label_file = File(exists=True, mandatory=True, desc="labels in the world of the T1w")
+    original_file = File(exists=True, desc="the T1w on the grid of the labels, to check them by")
     t1w_file = File(exists=True, mandatory=True, desc="T1w image")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the grid of the T1w")
     m2m_xfms = traits.List(File(exists=True), desc="deformable transforms, empty if rejected")
@@ -44,6 +45,7 @@ class PlaceLabels(SimpleInterface):
     output_spec = _PlaceLabelsOutputSpec
 
     def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.freesurfer import check_labels
         from m2m_bids.spatial.images import ImageError, load_image, save_image
         from m2m_bids.spatial.labels import labels_on_t1w, load_labels
 
@@ -52,9 +54,12 @@ class PlaceLabels(SimpleInterface):
             self._results["reason"] = _NOT_THIS_PERSONS
             return runtime
         file = inputs.label_file
-        images = [load_image(name) for name in (inputs.t1w_file, inputs.mask_file)]
+        t1w, mask = (load_image(name) for name in (inputs.t1w_file, inputs.mask_file))
         try:
-            labels = labels_on_t1w(load_labels(file), *images, file)
+            if isdefined(inputs.original_file):
+                t1w.set_filename(inputs.t1w_file)  # messages name it
+                check_labels(file, inputs.original_file, t1w)
+            labels = labels_on_t1w(load_labels(file), t1w, mask, file)
         except ImageError as error:
             logger.warning("nothing is measured by regions: %s", error)
             self._results["reason"] = str(error)

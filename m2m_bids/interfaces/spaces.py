@@ -101,6 +101,30 @@ class NormalizeT1w(SimpleInterface):
         return runtime
 
 
+class _TakeTransformsInputSpec(_TemplateInputSpec):
+    xfm_file = File(mandatory=True, desc="ITK composite, points of the template to the T1w's")
+    inverse_xfm_file = File(mandatory=True, desc="its inverse")
+    mask_file = File(exists=True, mandatory=True, desc="brain mask of the T1w")
+
+
+class TakeTransforms(SimpleInterface):
+    """Take over the transforms between a T1w and a template, if they carry brain to brain."""
+
+    input_spec = _TakeTransformsInputSpec
+    output_spec = _NormalizeT1wOutputSpec
+
+    def _run_interface(self, runtime):
+        from m2m_bids.preprocessing.precomputed import check_transform
+        from m2m_bids.spatial.images import load_image
+
+        inputs = self.inputs
+        masks = load_image(inputs.mask_file), _load_template(inputs).mask
+        check_transform(inputs.xfm_file, masks[1], masks[0])
+        check_transform(inputs.inverse_xfm_file, masks[0], masks[1])
+        self._results.update(xfm=inputs.xfm_file, inverse_xfm=inputs.inverse_xfm_file)
+        return runtime
+
+
 class _MakeGridInputSpec(_TemplateInputSpec):
     t1w_file = File(exists=True, desc="T1w image, for a grid in its own space")
     native_file = File(exists=True, mandatory=True, desc="image that gives native voxels")

@@ -17,7 +17,6 @@ from m2m_bids.preprocessing.ants_bridge import (
     Registration,
     Stage,
     finite_data,
-    name_of,
     parallel_grid,
     register,
     resample_onto,
@@ -26,13 +25,12 @@ from m2m_bids.preprocessing.ants_bridge import (
     working_copy,
 )
 from m2m_bids.preprocessing.mutual_information import MutualInformation, climb, pose_matrix
+from m2m_bids.preprocessing.precomputed import check_transform
 from m2m_bids.preprocessing.synthstrip import sha256_of, synthstrip_mask
 from m2m_bids.preprocessing.tissues import fit_classes
 from m2m_bids.spatial.conform import to_ras
-from m2m_bids.spatial.images import ImageError, load_image, require_3d
-from m2m_bids.spatial.itk import read_chain
+from m2m_bids.spatial.images import load_image, require_3d
 from m2m_bids.spatial.templates import embedded_template
-from m2m_bids.spatial.transforms import map_points
 
 # On simulated heads three levels (200, 100, 50 mm between control points) and a loose tolerance
 # leave a quarter of the bias; a fourth level or a tight one follows anatomy and leaves more.
@@ -48,9 +46,6 @@ STRIPPED_SHELL_FRACTION = 0.15
 BY_TEMPLATE = "By registration of the MNI152 template (ICBM 2009a symmetric) with ANTs."
 BY_SIGNAL = "Where the image has signal: it came without skull."
 GIVEN = "Found by another program."
-# The affine part of a right transform leaves out little of the brain; an inverse one moves it by
-# its whole shift and scale.
-TRANSFORM_INSIDE = 0.7
 
 AFFINE_STAGE = Stage("Affine[0.1]", "MI[{},1,32,Regular,0.5]", "[100x50,1e-6,10]", "2x1", "2x1mm")
 WARP_STAGE = Stage("SyN[0.3,3,0]", "MI[{},1,32]", "[30x15,1e-5,8]", "2x1", "1x0mm")
@@ -284,25 +279,14 @@ def affine_of_transform(file: Path | str, mask: nb.Nifti1Image) -> np.ndarray:
     Raises
     ------
     ImageError
-        If less than 70 % of the template's brain lies in the mask: it is another direction or
-        another image.
+        As `m2m_bids.preprocessing.precomputed.check_transform`.
     ValueError
         If the file cannot be read.
     """
-    brain = _template_copy("mask", 4.0)
-    points = nb.affines.apply_affine(brain.affine, np.argwhere(np.asarray(brain.dataobj) > 0.5))
-    mapped = map_points(read_chain(file), points)
+    points, mapped = check_transform(file, _template_copy("mask", 4.0), mask)
     homogeneous = np.column_stack([points, np.ones(len(points))])
     affine = np.eye(4)
     affine[:3] = np.linalg.lstsq(homogeneous, mapped, rcond=None)[0].T
-    fitted = nb.affines.apply_affine(np.linalg.inv(mask.affine) @ affine, points)
-    inside = ndimage.map_coordinates(np.asarray(mask.dataobj), fitted.T, order=0) > 0
-    if inside.mean() < TRANSFORM_INSIDE:
-        raise ImageError(
-            f"{file}: brings only {100 * inside.mean():.0f} % of the MNI brain into the mask "
-            f"{name_of(mask)}, expected {100 * TRANSFORM_INSIDE:.0f} % at least. It is of another "
-            "image or direction: leave the dataset out of --derivatives."
-        )
     return affine
 
 
@@ -435,11 +419,27 @@ def _as_mask(mask: np.ndarray, image: nb.Nifti1Image) -> nb.Nifti1Image:
     return nb.Nifti1Image(mask.astype(np.uint8), image.affine)
 
 
+class Tissues(NamedTuple):
+    """
+    The tissues of a brain, on the grid of its T1w image.
+
+    Attributes
+    ----------
+    labels : Nifti1Image, uint8
+        The most probable tissue: 0 outside, 1 GM, 2 WM, 3 CSF (the order of BIDS).
+    probabilities : tuple of Nifti1Image, float32
+        Of GM, WM and CSF: posterior, 1 together in the brain, 0 outside.
+    """
+
+    labels: nb.Nifti1Image
+    probabilities: tuple[nb.Nifti1Image, ...]
+
+
 def segment_tissues(
     image: nb.Nifti1Image, mask: nb.Nifti1Image, template2anat: np.ndarray | None = None
-) -> nb.Nifti1Image:
+) -> Tissues:
     """
-    Label grey matter, white matter and cerebrospinal fluid inside a brain mask.
+    Find grey matter, white matter and cerebrospinal fluid inside a brain mask.
 
     A mixture of three Gaussians with a Markov random field, fitted by expectation maximisation on
     a copy no finer than 1.2 mm; see `m2m_bids.preprocessing.tissues.fit_classes`.
@@ -457,8 +457,7 @@ def segment_tissues(
 
     Returns
     -------
-    Nifti1Image
-        uint8 labels on the grid of ``image``: 0 outside, 1 GM, 2 WM, 3 CSF (the order of BIDS).
+    Tissues
 
     Raises
     ------
@@ -479,10 +478,19 @@ def segment_tissues(
     fit_mask = grid_mask > 0.5
     prior = None if template2anat is None else _tissue_prior(grid, fit_mask, template2anat)
     posterior = fit_classes(np.asarray(grid.dataobj), fit_mask, prior, spacing_mm=spacing_mm)
-    labels = np.zeros(image.shape, dtype=np.uint8)
-    fine = [resample_onto(part, grid.affine, inside[box].shape, affine) for part in posterior]
-    labels[box] = np.where(inside[box], np.argmax(fine, axis=0) + 1, 0)
-    return nb.Nifti1Image(labels, image.affine)
+    fine = np.stack(
+        [resample_onto(part, grid.affine, inside[box].shape, affine) for part in posterior]
+    )
+    # The coarse copy ends within the brain here and there: what is left of a voxel is all of it,
+    # and where nothing is left the tissues at the rim, grey matter, are taken.
+    fine[0] += fine.sum(axis=0) <= 0
+    fine *= inside[box] / fine.sum(axis=0)
+    images = []
+    for part in (np.where(inside[box], np.argmax(fine, axis=0) + 1, 0).astype(np.uint8), *fine):
+        whole = np.zeros(image.shape, dtype=part.dtype)
+        whole[box] = part
+        images.append(nb.Nifti1Image(whole, image.affine))
+    return Tissues(images[0], tuple(images[1:]))
 
 
 def _tissue_prior(grid: nb.Nifti1Image, mask: np.ndarray, template2anat: np.ndarray) -> np.ndarray:

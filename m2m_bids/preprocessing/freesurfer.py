@@ -83,18 +83,9 @@ def take_freesurfer(
         If a file cannot be read or lies on another grid than the labels, or if ``original_file``
         is of another image than the T1w.
     """
-    labels = load_labels(label_file)
-    original = _on_grid_of(labels, label_file, original_file)
+    labels = check_labels(label_file, original_file, t1w)
     numbers = np.asanyarray(labels.dataobj)
     brain = _brain(labels, label_file, brainmask_file)
-    agreement = detail_correlation(original, t1w, brain)
-    if not agreement >= AGREEMENT:
-        raise ImageError(
-            f"{original_file}: its detail agrees with that of {name_of(t1w)} by a correlation of "
-            f"{agreement:.2f}, expected {AGREEMENT} at least: FreeSurfer was given another image, "
-            "or this one from before its header was changed. Run FreeSurfer on this T1w, or take "
-            "the subject out of --fs-subjects-dir."
-        )
     is_grey, is_white = _member(numbers, _GREY), _member(numbers, _WHITE)
     classes = {GREY: is_grey, WHITE: is_white, FLUID: brain & ~is_grey & ~is_white}
     inside = _share(brain, labels, t1w) > 0.5
@@ -103,6 +94,45 @@ def take_freesurfer(
     return FreeSurferBrain(
         *(nb.Nifti1Image(data.astype(np.uint8), t1w.affine) for data in (inside, tissues))
     )
+
+
+def check_labels(
+    label_file: Path | str, original_file: Path | str, t1w: nb.Nifti1Image
+) -> nb.Nifti1Image:
+    """
+    Read FreeSurfer's labels, if they are of a T1w image.
+
+    Parameters
+    ----------
+    label_file : Path or str
+        ``aparc+aseg.mgz``, ``aseg.mgz`` or the like.
+    original_file : Path or str
+        ``orig.mgz``, the T1w as FreeSurfer has conformed it.
+    t1w : Nifti1Image, shape (I, J, K)
+        T1w image.
+
+    Returns
+    -------
+    Nifti1Image, of an integer type
+        Labels on their own grid.
+
+    Raises
+    ------
+    ImageError
+        If a file cannot be read, both lie on different grids, or the detail of the two images
+        where there are labels does not agree.
+    """
+    labels = load_labels(label_file)
+    original = _on_grid_of(labels, label_file, original_file)
+    agreement = detail_correlation(original, t1w, np.asanyarray(labels.dataobj) > 0)
+    if not agreement >= AGREEMENT:
+        raise ImageError(
+            f"{original_file}: its detail agrees with that of {name_of(t1w)} by a correlation of "
+            f"{agreement:.2f}, expected {AGREEMENT} at least: FreeSurfer was given another image, "
+            "or this one from before its header was changed. Run FreeSurfer on this T1w, or take "
+            "the subject out of --fs-subjects-dir."
+        )
+    return labels
 
 
 def detail_correlation(original: nb.Nifti1Image, t1w: nb.Nifti1Image, brain: np.ndarray) -> float:

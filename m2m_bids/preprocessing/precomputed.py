@@ -5,12 +5,19 @@ from pathlib import Path
 
 import nibabel as nb
 import numpy as np
+from scipy import ndimage
 
 from m2m_bids.preprocessing.ants_bridge import same_grid
 from m2m_bids.spatial.conform import to_ras
 from m2m_bids.spatial.images import ImageError, load_image, require_3d
+from m2m_bids.spatial.itk import read_chain
+from m2m_bids.spatial.transforms import map_points
 
 GREY, WHITE, FLUID = 1, 2, 3
+# An affine alone brings 97 % of the template's brain into that of a real T1w; of a brain that is
+# moved by 10 mm, 88 to 90 % stay inside, by 15 mm 84 %.
+MIN_SHARE_INSIDE = 0.9
+N_POINTS = 20000
 
 
 def take_mask(file: Path | str, t1w: nb.Nifti1Image) -> nb.Nifti1Image:
@@ -92,6 +99,47 @@ def take_tissues(
             "Leave the dataset out of --derivatives."
         )
     return dseg
+
+
+def check_transform(
+    file: Path | str, mask: nb.Nifti1Image, other_mask: nb.Nifti1Image
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Check that a transform between a T1w image and a template is of these two.
+
+    Parameters
+    ----------
+    file : Path or str
+        ITK transform (``.h5`` or ``.txt``) of points of one to points of the other.
+    mask, other_mask : Nifti1Image, 3-D
+        Brain mask of the one, and of the other.
+
+    Returns
+    -------
+    points, mapped : ndarray, shape (n, 3)
+        Points throughout the brain of the one, and where they come to, RAS+ mm.
+
+    Raises
+    ------
+    ImageError
+        If less than 90 % of the one brain comes to lie in the other: the transform is of another
+        direction or another image.
+    ValueError
+        If the file cannot be read.
+    """
+    voxels = np.argwhere(np.asarray(mask.dataobj) > 0.5)
+    points = nb.affines.apply_affine(mask.affine, voxels[:: max(1, len(voxels) // N_POINTS)])
+    mapped = map_points(read_chain(file), points)
+    found = nb.affines.apply_affine(np.linalg.inv(other_mask.affine), mapped)
+    inside = np.asarray(other_mask.dataobj, dtype=np.float32)
+    share = np.mean(ndimage.map_coordinates(inside, found.T, order=0) > 0.5)
+    if share < MIN_SHARE_INSIDE:
+        raise ImageError(
+            f"{file}: brings only {100 * share:.0f} % of the brain of one image into that of the "
+            f"other, expected {100 * MIN_SHARE_INSIDE:.0f} % at least. It is of another image or "
+            "direction: leave the dataset out of --derivatives."
+        )
+    return points, mapped
 
 
 def _read(file: Path | str) -> nb.Nifti1Image:

@@ -15,7 +15,9 @@ from m2m_bids.spatial.images import (
 )
 from m2m_bids.spatial.resampling import resample
 
-MIN_SHARE_IN_BRAIN = 0.5
+# Of a simulated person's grey and white matter, 99 % lie in the mask that the template gives; 90 %
+# if moved by 10 mm, 79 % by 20 mm.
+MIN_SHARE_IN_BRAIN = 0.9
 
 
 def load_labels(file: Path | str) -> nb.Nifti1Image:
@@ -103,7 +105,7 @@ def labels_on_t1w(
     Raises
     ------
     ImageError
-        If less than half of the labels are inside the brain mask: they are of another image.
+        If less than 90 % of the labels are inside the brain mask: they are of another image.
     """
     on_grid = resample(labels, (), t1w, order=0)
     is_labelled = np.asanyarray(on_grid.dataobj) > 0

@@ -78,7 +78,8 @@ def find_template(
     Parameters
     ----------
     name, home, cohort, resolution
-        As for `load_template`.
+        As for `load_template`. The archive spells resolutions ``res-01`` or ``res-1``, and leaves
+        out the only one of a template, which counts as 1.
 
     Raises
     ------
@@ -90,11 +91,20 @@ def find_template(
     folder = home / stem
     if cohort:
         folder, stem = folder / f"cohort-{cohort}", f"{stem}_cohort-{cohort}"
-    wanted = [
-        folder / f"{stem}_res-{resolution:02d}_{end}.nii.gz" for end in ("T1w", "desc-brain_mask")
+    spellings = [
+        f"_res-{resolution:02d}",
+        f"_res-{resolution}",
+        *([""] if resolution == 1 else []),
+    ]
+    pairs = [
+        [folder / f"{stem}{spelling}_{end}.nii.gz" for end in ("T1w", "desc-brain_mask")]
+        for spelling in spellings
     ]
     # The archive starts as a tree of empty files, which are filled when they are asked for.
-    missing = [file for file in wanted if not file.is_file() or not file.stat().st_size]
+    lacks = [
+        [file for file in pair if not file.is_file() or not file.stat().st_size] for pair in pairs
+    ]
+    missing, wanted = min(zip(lacks, pairs, strict=True), key=lambda found: len(found[0]))
     if missing:
         asked = f"'{name}', resolution={resolution}" + (f", cohort='{cohort}'" if cohort else "")
         raise ImageError(

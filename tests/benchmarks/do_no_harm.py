@@ -83,7 +83,7 @@ def decide(pair: SimulatedPair, moving: nb.Nifti1Image, args: argparse.Namespace
         fixed2moving=rigid,
         template2fixed=brain.template2anat,
         options=DeformableOptions(pair.modality, n_refine=args.refine, **options),
-        fixed_dseg=segment_tissues(pair.fixed_image, brain.mask, brain.template2anat),
+        fixed_dseg=segment_tissues(pair.fixed_image, brain.mask, brain.template2anat).labels,
     )
     points = pair.landmarks.fixed, pair.landmarks.moving
     return {

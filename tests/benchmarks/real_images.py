@@ -118,7 +118,7 @@ def prepare(t1w_file: Path) -> dict:
         "fixed": t1w,
         "fixed_mask": brain.mask,
         "template2fixed": brain.template2anat,
-        "fixed_dseg": segment_tissues(t1w, brain.mask, brain.template2anat),
+        "fixed_dseg": segment_tissues(t1w, brain.mask, brain.template2anat).labels,
     }
 
 

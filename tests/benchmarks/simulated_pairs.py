@@ -96,7 +96,7 @@ def run_pair(seed: int, modality: str, args: argparse.Namespace) -> list[dict]:
         fixed2moving=rigid,
         template2fixed=brain.template2anat,
         options=DeformableOptions(modality, n_refine=args.refine, device="auto", **options),
-        fixed_dseg=segment_tissues(pair.fixed_image, brain.mask, brain.template2anat),
+        fixed_dseg=segment_tissues(pair.fixed_image, brain.mask, brain.template2anat).labels,
     )
     m2m_s = time.monotonic() - start
     objections = deformation.quality.objections()

@@ -66,6 +66,8 @@ def test_anatomical_outputs():
     assert outputs["preproc"] == f"{stem}_desc-preproc_T1w.nii.gz"
     assert outputs["mask_json"] == f"{stem}_desc-brain_mask.json"
     assert outputs["dseg"] == f"{stem}_dseg.nii.gz"
+    assert outputs["CSF"] == f"{stem}_label-CSF_probseg.nii.gz"
+    assert outputs["GM_json"] == f"{stem}_label-GM_probseg.json"
 
 
 def test_entities_come_in_bids_order():

@@ -4,7 +4,7 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from m2m_bids.bids.labels import LabelFile
-from m2m_bids.bids.precomputed import describe_findings, find_precomputed, find_template_xfms
+from m2m_bids.bids.precomputed import describe_findings, find_precomputed
 
 ENTITIES = {"sub": "1", "ses": "M000"}
 STEM = "sub-1_ses-M000"
@@ -34,8 +34,8 @@ def anat(tmp_path):
     return folder
 
 
-def find(t1w, anat, entities=ENTITIES):
-    return find_precomputed(t1w, entities, {"fmriprep": anat.parents[2]})
+def find(t1w, anat, entities=ENTITIES, templates=()):
+    return find_precomputed(t1w, entities, {"fmriprep": anat.parents[2]}, templates=templates)
 
 
 def reordered(shape=SHAPE):
@@ -56,9 +56,14 @@ def test_everything_is_found(t1w, anat):
     (anat / xfm.name.replace("T1w_to-MNI152NLin2009cAsym", "MNI152NLin2009cAsym_to-T1w")).touch()
     found = find(t1w, anat)
     assert (found.t1w, found.mask, found.dseg, found.xfm) == (*files[:2], (files[2],), xfm)
-    assert found.findings == tuple(
-        f"fmriprep: {piece}: {file}"
-        for piece, file in zip(("t1w", "mask", "dseg", "xfm"), [*files[:3], xfm], strict=True)
+    assert found.findings == (
+        *(
+            f"fmriprep: {piece}: {file}"
+            for piece, file in zip(("t1w", "mask", "dseg"), files[:3], strict=True)
+        ),
+        f"fmriprep: aparcaseg: missed: no {anat}/{STEM}_desc-aparcaseg_dseg.nii.gz",
+        f"fmriprep: aseg: missed: no {anat}/{STEM}_desc-aseg_dseg.nii.gz",
+        f"fmriprep: xfm: {xfm}",
     )
     assert found.files == (*files[:3], xfm)
 
@@ -72,6 +77,8 @@ def test_what_is_missed_is_named(t1w, anat):
         f"fmriprep: mask: {mask}",
         f"fmriprep: dseg: missed: no {anat}/{STEM}_dseg.nii.gz",
         f"fmriprep: probseg: missed: no {anat}/{STEM}_label-GM_probseg.nii.gz",
+        f"fmriprep: aparcaseg: missed: no {anat}/{STEM}_desc-aparcaseg_dseg.nii.gz",
+        f"fmriprep: aseg: missed: no {anat}/{STEM}_desc-aseg_dseg.nii.gz",
         f"fmriprep: xfm: missed: no {anat / XFM}",
     ]
     assert list(found.findings) == expected
@@ -181,7 +188,11 @@ def test_freesurfer_of_this_t1w_is_taken(t1w, mri):
     assert (found.mask, found.dseg) == (None, ())
     assert found.freesurfer.original == mri / "orig.mgz"
     listed = ", ".join(map(str, files))
-    assert found.findings == (f"freesurfer: mask: {listed}", f"freesurfer: dseg: {listed}")
+    assert found.findings == (
+        f"freesurfer: mask: {listed}",
+        f"freesurfer: dseg: {listed}",
+        f"freesurfer: labels: {files[0]}",
+    )
     (mri / "brainmask.mgz").unlink()
     assert find_with(t1w, mri).mask_files == files[:1]
 
@@ -191,7 +202,7 @@ def test_datasets_come_before_freesurfer(t1w, mri, anat):
     found = find_with(t1w, mri, {"fmriprep": anat.parents[2]})
     assert found.mask_files == (mask,)
     assert found.tissue_files[0] == mri / "aparc+aseg.mgz"
-    assert found.findings[-2].endswith("brainmask.mgz; not used, a dataset has one")
+    assert found.findings[-3].endswith("brainmask.mgz; not used, a dataset has one")
 
 
 @pytest.mark.parametrize("name", ["rawavg", "orig/001"])
@@ -199,7 +210,7 @@ def test_freesurfer_of_another_image_is_refused(t1w, mri, name):
     (mri / "rawavg.mgz").unlink()
     file = write_mgz(mri / f"{name}.mgz", SHAPE, shifted(0.5))
     found = find_with(t1w, mri)
-    assert found.files == ()
+    assert (found.files, found.labels) == ((), None)
     (finding,) = found.findings
     assert finding.startswith(f"freesurfer: refused: {file}, which FreeSurfer was given, is not")
     assert "corners are up to 0.5 mm" in finding
@@ -217,16 +228,83 @@ def test_without_its_input_freesurfer_is_compared_later(t1w, mri):
     assert find_with(t1w, mri).freesurfer is not None
 
 
-def test_transforms_to_a_template_are_found_in_both_directions(tmp_path):
-    folder = tmp_path / "fmriprep/sub-01/ses-1/anat"
-    folder.mkdir(parents=True)
-    pair = [
-        folder / f"sub-01_ses-1_from-{start}_to-{end}_mode-image_xfm.h5"
-        for start, end in (("T1w", "MNI152Lin"), ("MNI152Lin", "T1w"))
-    ]
-    arguments = {"sub": "01", "ses": "1"}, {"fmriprep": tmp_path / "fmriprep"}, "MNI152Lin"
-    pair[0].touch()
-    assert find_template_xfms(*arguments) is None
-    pair[1].touch()
-    assert find_template_xfms(*arguments) == tuple(pair)
-    assert find_template_xfms({"sub": "01"}, *arguments[1:]) is None
+def test_labels_are_taken_on_the_grid_of_the_t1w_alone(t1w, anat):
+    aseg = write(anat / f"{STEM}_desc-aseg_dseg.nii.gz", *reordered())
+    far = write(anat / f"{STEM}_desc-aparcaseg_dseg.nii.gz", SHAPE, shifted(20))
+    found = find(t1w, anat)
+    assert found.labels == LabelFile(aseg, "freesurfer")
+    told = [line for line in found.findings if "aseg: " in line]
+    assert told[0].startswith(f"fmriprep: aparcaseg: refused: {far}: its corners are up to 20 mm")
+    assert told[1] == f"fmriprep: aseg: {aseg}"
+    write(far)
+    assert find(t1w, anat).labels.file == far
+    aseg.unlink()
+    far.unlink()
+    found = find(t1w, anat)
+    assert found.labels is None
+    for kind in ("aparcaseg", "aseg"):
+        missed = f"missed: no {anat}/{STEM}_desc-{kind}_dseg.nii.gz"
+        assert f"fmriprep: {kind}: {missed}" in found.findings
+
+
+def test_labels_of_freesurfer_come_before_those_of_datasets(t1w, mri, anat):
+    of_dataset = write(anat / f"{STEM}_desc-aparcaseg_dseg.nii.gz")
+    derivatives = {"fmriprep": anat.parents[2]}
+    original = mri / "orig.mgz"
+    expected = LabelFile(mri / "aparc+aseg.mgz", "freesurfer", original)
+    assert find_with(t1w, mri, derivatives).labels == expected
+    write_mgz(mri / "rawavg.mgz", SHAPE, shifted(30))
+    assert find_with(t1w, mri, derivatives).labels.file == of_dataset
+    assert find_with(t1w, mri).labels is None
+
+
+def test_labels_of_a_later_dataset_are_not_hidden_by_tissues(t1w, anat, tmp_path):
+    tissues = write(anat / f"{STEM}_dseg.nii.gz")
+    labels = write(tmp_path / f"b/sub-1/ses-M000/anat/{STEM}_desc-aseg_dseg.nii.gz")
+    derivatives = {"fmriprep": anat.parents[2], "b": tmp_path / "b"}
+    found = find_precomputed(t1w, ENTITIES, derivatives)
+    assert (found.dseg, found.labels.file) == ((tissues,), labels)
+
+
+def xfm_pair(folder, template="MNI152Lin"):
+    pair = tuple(
+        folder / f"{STEM}_from-{start}_to-{end}_mode-image_xfm.h5"
+        for start, end in (("T1w", template), (template, "T1w"))
+    )
+    for file in pair:
+        file.touch()
+    return pair
+
+
+def test_transforms_to_a_template_are_found_in_both_directions(t1w, anat):
+    there, back = xfm_pair(anat)
+    found = find(t1w, anat, templates=["MNI152Lin", "Other"])
+    assert found.template_xfms == {"MNI152Lin": (there, back)}
+    assert found.findings[-2:] == (
+        f"fmriprep: xfm to MNI152Lin: {there}, {back}",
+        f"fmriprep: xfm to Other: missed: no {anat}/{STEM}_from-T1w_to-Other_mode-image_xfm.h5",
+    )
+    assert not find(t1w, anat, {"sub": "1"}, ["MNI152Lin"]).template_xfms
+    back.unlink()
+    found = find(t1w, anat, templates=["MNI152Lin"])
+    assert not found.template_xfms
+    assert found.findings[-1] == f"fmriprep: xfm to MNI152Lin: missed: no {back}"
+
+
+@pytest.mark.parametrize("piece", ["preproc_T1w", "brain_mask"])
+def test_transforms_of_another_image_are_refused(t1w, anat, tmp_path, piece):
+    """Where a dataset's T1w or mask is another image's, its transforms are; others go on."""
+    write(anat / f"{STEM}_desc-{piece}.nii.gz", SHAPE, shifted(20))
+    (anat / XFM).touch()
+    xfm_pair(anat)
+    found = find(t1w, anat, templates=["MNI152Lin"])
+    assert (found.xfm, found.template_xfms) == (None, {})
+    said = f"refused: the {'mask' if 'mask' in piece else 't1w'} beside it is refused"
+    assert found.findings[-2:] == (f"fmriprep: xfm: {said}", f"fmriprep: xfm to MNI152Lin: {said}")
+    other = tmp_path / "other/sub-1/ses-M000/anat"
+    write(other / f"{STEM}_desc-brain_mask.nii.gz")
+    (other / XFM).touch()
+    pair = xfm_pair(other)
+    datasets = {"fmriprep": anat.parents[2], "other": tmp_path / "other"}
+    found = find_precomputed(t1w, ENTITIES, datasets, templates=["MNI152Lin"])
+    assert (found.xfm, found.template_xfms) == (other / XFM, {"MNI152Lin": pair})

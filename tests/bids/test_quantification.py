@@ -2,18 +2,30 @@
 
 from dataclasses import replace
 
+import nibabel as nb
+import numpy as np
 import pytest
 
 from m2m_bids.bids.naming import quantification_outputs
 from m2m_bids.bids.quantification import QuantificationOptions, plan_quantification
 from m2m_bids.bids.query import Scan
 
+AFFINE = nb.affines.from_matvec(np.diag([-1.0, 2, 3]), (5, -20, 7))
+
+
+def write_image(file, offset_mm=0):
+    """Write a small image, on the grid of the T1w or shifted."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kind = nb.MGHImage if file.suffix == ".mgz" else nb.Nifti1Image
+    affine = nb.affines.from_matvec(np.eye(3), [0, 0, offset_mm]) @ AFFINE
+    nb.save(kind(np.ones((3, 4, 5), np.uint8), affine), file)
+    return file
+
 
 @pytest.fixture
 def scan(tmp_path):
     t1w = tmp_path / "bids/sub-1/ses-A/anat/sub-1_ses-A_T1w.nii.gz"
-    t1w.parent.mkdir(parents=True)
-    t1w.touch()
+    write_image(t1w)
     entities = {"sub": "1", "ses": "A"}
     file = tmp_path / "bids/sub-1/ses-A/pet/sub-1_ses-A_trc-18FFDG_pet.nii.gz"
     return Scan("pet", file, {**entities, "trc": "18FFDG"}, t1w=t1w, t1w_entities=entities)
@@ -28,11 +40,13 @@ def plan(scan, tmp_path):
     return make
 
 
-def label_file(folder, name):
+def label_file(folder, name, offset_mm=0):
+    """Write labels, and if they are FreeSurfer's the images that they are told by."""
     file = folder / name
-    file.parent.mkdir(parents=True)
-    file.touch()
-    return file
+    if file.suffix == ".mgz":
+        for beside in ("orig.mgz", "rawavg.mgz"):
+            write_image(file.with_name(beside), offset_mm)
+    return write_image(file, offset_mm)
 
 
 def test_freesurfer_comes_first(plan, tmp_path):
@@ -45,6 +59,33 @@ def test_freesurfer_comes_first(plan, tmp_path):
     assert (both.labels.file, both.segmentation, both.scheme) == (own, "aseg", "freesurfer")
     one = plan(derivatives=derivatives)
     assert (one.labels.file, one.segmentation, one.scheme) == (other, "aparcaseg", "freesurfer")
+
+
+@pytest.mark.parametrize("folder", ["fs", "deriv"])
+def test_labels_of_another_image_are_not_measured_in(plan, tmp_path, folder):
+    """They are refused for the mask, and for regions and the reference as well."""
+    names = {
+        "fs": "sub-1_ses-A/mri/aparc+aseg.mgz",
+        "deriv": "sub-1/ses-A/anat/sub-1_ses-A_desc-aparcaseg_dseg.nii.gz",
+    }
+    given = {
+        "fs": {"fs_subjects_dir": tmp_path / "fs"},
+        "deriv": {"derivatives": {"f": tmp_path / "deriv"}},
+    }[folder]
+    label_file(tmp_path / folder, names[folder], offset_mm=20)
+    found = plan(**given)
+    assert (found.labels, found.segmentation, found.suvr_region) == (None, "tissues", None)
+    label_file(tmp_path / folder, names[folder])
+    assert plan(**given).segmentation == "aparcaseg"
+
+
+def test_labels_are_looked_for_in_all_datasets_before_tissues(plan, tmp_path):
+    stem = "sub-1/ses-A/anat/sub-1_ses-A"
+    label_file(tmp_path / "a", f"{stem}_dseg.nii.gz")
+    labels = label_file(tmp_path / "b", f"{stem}_desc-aparcaseg_dseg.nii.gz")
+    found = plan(derivatives={"a": tmp_path / "a", "b": tmp_path / "b"})
+    assert (found.labels.file, found.segmentation) == (labels, "aparcaseg")
+    assert found.suvr_region == "brainstem"
 
 
 def test_labels_without_session_are_of_an_only_t1w(plan, scan, tmp_path):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import nibabel as nb
 import numpy as np
@@ -92,15 +93,40 @@ def test_derivatives_of_the_anatomy(tmp_path):
     start = lines.index("Derivatives of sub-1_ses-M000_T1w.nii.gz:")
     stem = f"{folder}/sub-1_ses-M000"
     other = "its shape 2 x 4 x 5 is not that of sub-1_ses-M000_T1w.nii.gz, 3 x 4 x 5"
-    assert lines[start + 1 : start + 6] == [
+    assert lines[start + 1 : start + 8] == [
         f"  fmriprep: t1w: missed: no {stem}_desc-preproc_T1w.nii.gz",
         f"  fmriprep: mask: {stem}_desc-brain_mask.nii.gz",
         f"  fmriprep: dseg: refused: {stem}_dseg.nii.gz: {other}",
         f"  fmriprep: probseg: missed: no {stem}_label-GM_probseg.nii.gz",
+        f"  fmriprep: aparcaseg: missed: no {stem}_desc-aparcaseg_dseg.nii.gz",
+        f"  fmriprep: aseg: missed: no {stem}_desc-aseg_dseg.nii.gz",
         f"  fmriprep: xfm: missed: no {stem}_from-T1w_to-MNI152NLin2009cAsym_mode-image_xfm.h5",
     ]
     assert sum(line.startswith("Derivatives of") for line in lines) == 1  # two scans, one T1w
-    assert lines[start + 6 : start + 8] == ["", "Left out: 1"]
+    assert lines[start + 8 : start + 10] == ["", "Left out: 1"]
+
+
+def test_transforms_are_told_for_each_template_asked_for(tmp_path):
+    options = cohort(tmp_path)
+    folder = tmp_path / "fmriprep/sub-1/ses-M000/anat"
+    folder.mkdir(parents=True)
+    stem = folder / "sub-1_ses-M000"
+    pair = [
+        Path(f"{stem}_from-{start}_to-{end}_mode-image_xfm.h5")
+        for start, end in (("T1w", "MNI152Lin"), ("MNI152Lin", "T1w"))
+    ]
+    for file in pair:
+        file.touch()
+    options["derivatives"] += (("fmriprep", tmp_path / "fmriprep"),)
+    spaces = ("MNI152Lin:res-2", "MNI152Lin:res-native", "T1w:res-2", "MNI152NLin2009aSym")
+    lines = table(Settings(**options, output_spaces=spaces)).splitlines()
+    assert [line for line in lines if " xfm to " in line] == [
+        f"  fmriprep: xfm to MNI152Lin: {pair[0]}, {pair[1]}",
+        (
+            "  fmriprep: xfm to MNI152NLin2009aSym: missed: no "
+            f"{stem}_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5"
+        ),
+    ]
 
 
 def test_fits_are_told(tmp_path):
@@ -129,7 +155,8 @@ def test_quantities_are_told(tmp_path):
     options = cohort(tmp_path)
     labels = tmp_path / "fs/sub-1_ses-M000/mri/aparc+aseg.mgz"
     labels.parent.mkdir(parents=True)
-    labels.touch()
+    for file in (labels, labels.with_name("orig.mgz")):
+        file.touch()  # only what the T1w is compared with is read
     sidecar = options["bids_dir"] / "sub-1/ses-M000/pet/sub-1_ses-M000_trc-FDG_pet.json"
     metadata = {
         **{"Units": "Bq/mL", "InjectedRadioactivity": 100, "InjectedRadioactivityUnits": "MBq"},

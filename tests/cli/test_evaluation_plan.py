@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import nibabel as nb
+import numpy as np
 import pytest
 
 from m2m_bids.bids.labels import LabelFile
@@ -25,14 +27,24 @@ def touch(*files):
         file.write_text("image")
 
 
+def write_images(*files, affine=None):
+    """Write small images, all on one grid by default."""
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        kind = nb.MGHImage if file.suffix == ".mgz" else nb.Nifti1Image
+        affine = np.diag([-1.0, 2, 3, 1]) if affine is None else affine
+        nb.save(kind(np.ones((3, 4, 5), np.uint8), affine), file)
+
+
 @pytest.fixture
 def bids_dir(tmp_path):
-    """PET of three participants and FA of two; the files are empty."""
+    """PET of three participants and FA of two; only the files of their T1w are not empty."""
     root = tmp_path / "bids"
     for subject in SUBJECTS:
         stem = f"sub-{subject}_ses-M000"
         folder = root / f"sub-{subject}" / "ses-M000"
-        touch(folder / f"anat/{stem}_T1w.nii.gz", folder / f"pet/{stem}_trc-FDG_pet.nii.gz")
+        write_images(folder / f"anat/{stem}_T1w.nii.gz")
+        touch(folder / f"pet/{stem}_trc-FDG_pet.nii.gz")
         if subject != "03":
             touch(folder / f"dwi/{stem}_FA.nii.gz")
     content = {"Name": "Test", "BIDSVersion": "1.10.0"}
@@ -77,7 +89,7 @@ def dataset(tmp_path):
         for subject in subjects:
             stem = f"sub-{subject}_ses-M000"
             file = f"sub-{subject}/ses-M000/anat/{stem}{desc}_dseg.nii.gz"
-            touch(tmp_path / name / file)
+            write_images(tmp_path / name / file)
         return (name, tmp_path / name)
 
     return make
@@ -89,7 +101,8 @@ def subjects_with_labels(labels):
 
 def test_freesurfer_comes_first(settings, scans, truth, dataset, tmp_path):
     for subject in ("01", "02"):
-        touch(tmp_path / f"fs/sub-{subject}_ses-M000/mri/aparc+aseg.mgz")
+        folder = tmp_path / f"fs/sub-{subject}_ses-M000/mri"
+        write_images(folder / "aparc+aseg.mgz", folder / "orig.mgz")
     given = settings(fs_subjects_dir=tmp_path / "fs", derivatives=(dataset(SUBJECTS),))
     labels = choose_labels(given, scans)
     assert subjects_with_labels(labels) == ["01", "02"]
@@ -121,6 +134,23 @@ def test_labels_of_one_kind_are_taken_from_derivatives(settings, scans, truth, d
     derivatives[1][1].mkdir()
     labels = choose_labels(settings(derivatives=derivatives), scans)
     assert labels.description == "tissues (dseg) of the derivatives dataset later"
+
+
+@pytest.mark.parametrize("kind", ["FreeSurfer", "dataset"])
+def test_labels_of_another_image_are_refused(settings, scans, dataset, tmp_path, caplog, kind):
+    """The T1w of one of two participants has been moved since by 20 mm."""
+    for subject in ("01", "02"):
+        folder = tmp_path / f"fs/sub-{subject}_ses-M000/mri"
+        write_images(*(folder / f"{name}.mgz" for name in ("aparc+aseg", "orig", "rawavg")))
+    given = {"derivatives": (dataset(["01", "02"], "_desc-aseg"),)}
+    if kind == "FreeSurfer":
+        given = {"fs_subjects_dir": tmp_path / "fs"}
+    moved = np.diag([-1.0, 2, 3, 1])
+    moved[2, 3] = 20
+    write_images(next(scan.t1w for scan in scans if scan.subject == "02"), affine=moved)
+    assert subjects_with_labels(choose_labels(settings(**given), scans)) == ["01"]
+    assert "sub-02_ses-M000_T1w.nii.gz: " in caplog.text
+    assert "corners are up to 20 mm" in caplog.text
 
 
 def test_simulated_scans_have_labels_of_their_own(settings, scans, truth):

@@ -64,7 +64,7 @@ def test_conformed_labels_come_to_the_grid_of_the_t1w(mgz, t1w, mask):
         np.testing.assert_allclose(where, CENTRE_MM, atol=0.3)
 
 
-@pytest.mark.parametrize("shift_mm", [(30, 0, 0), (0, 0, 300)])
+@pytest.mark.parametrize("shift_mm", [(0, 0, 5), (30, 0, 0), (0, 0, 300)])  # of a ball of 40 mm
 def test_labels_of_another_image_are_refused(mgz, t1w, mask, shift_mm):
     labels = read_labels(mgz, "freesurfer")
     moved = nb.Nifti1Image(labels.dataobj, from_matvec(np.eye(3), shift_mm) @ labels.affine)

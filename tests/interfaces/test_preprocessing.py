@@ -146,13 +146,19 @@ def test_tissues_start_from_the_template(t1w, mask, monkeypatch, tmp_path):
 
     def segment_tissues(image, mask, template2anat):
         seen.append(template2anat)
-        return nb.Nifti1Image(np.asarray(mask.dataobj) * np.uint8(2), image.affine)
+        labels = nb.Nifti1Image(np.asarray(mask.dataobj) * np.uint8(2), image.affine)
+        parts = (np.full(mask.shape, share, np.float32) for share in (0.1, 0.7, 0.2))
+        return anatomical.Tissues(
+            labels, tuple(nb.Nifti1Image(part, image.affine) for part in parts)
+        )
 
     monkeypatch.setattr(anatomical, "segment_tissues", segment_tissues)
     affine_file = write_affine(OBLIQUE, tmp_path / "template2anat.txt")
     result = SegmentTissues(in_file=t1w, mask_file=mask, template2anat=affine_file).run().outputs
     np.testing.assert_allclose(seen[0], OBLIQUE, atol=1e-6)
     assert nb.load(result.out_file).get_data_dtype() == np.uint8
+    shares = [nb.load(file).get_fdata()[0, 0, 0] for file in result.probability_files]
+    np.testing.assert_allclose(shares, [0.1, 0.7, 0.2], atol=1e-6)
 
 
 def test_static_reference_weights_frames(save, rng):

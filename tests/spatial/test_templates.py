@@ -15,7 +15,7 @@ from m2m_bids.spatial.templates import (
 AFFINE = nb.affines.from_matvec(np.diag([-3.0, 3, 3]), (30, -40, -20))
 
 
-def fill(home, name, *, cohort=None, resolution=1):
+def fill(home, name, *, cohort=None, res="_res-01"):
     """Put a small template into an archive."""
     folder, stem = home / f"tpl-{name}", f"tpl-{name}"
     if cohort:
@@ -23,7 +23,7 @@ def fill(home, name, *, cohort=None, resolution=1):
     folder.mkdir(parents=True)
     for end in ("T1w", "desc-brain_mask"):
         image = nb.Nifti1Image(np.ones((4, 5, 6), np.uint8), AFFINE)
-        nb.save(image, folder / f"{stem}_res-{resolution:02d}_{end}.nii.gz")
+        nb.save(image, folder / f"{stem}{res}_{end}.nii.gz")
     return folder
 
 
@@ -40,9 +40,13 @@ def test_the_embedded_template_needs_no_archive(tmp_path, resolution):
 
 
 @pytest.mark.parametrize("cohort", [None, "2"])
-def test_a_template_of_the_archive(tmp_path, cohort):
-    fill(tmp_path, "Small", cohort=cohort, resolution=2)
-    template = load_template("Small", tmp_path, cohort=cohort, resolution=2)
+@pytest.mark.parametrize(
+    ("res", "resolution"), [("_res-02", 2), ("_res-2", 2), ("_res-01", 1), ("_res-1", 1), ("", 1)]
+)
+def test_a_template_of_the_archive(tmp_path, cohort, res, resolution):
+    """MNIPediatricAsym has res-1, MNI152NLin2009cAsym has res-01, UNCInfant has none."""
+    fill(tmp_path, "Small", cohort=cohort, res=res)
+    template = load_template("Small", tmp_path, cohort=cohort, resolution=resolution)
     assert template.t1w.shape == template.mask.shape == (4, 5, 6)
     np.testing.assert_array_equal(template.t1w.affine, AFFINE)
 
@@ -55,6 +59,9 @@ def test_what_is_not_in_the_archive(tmp_path):
     (folder / "tpl-Small_res-01_desc-brain_mask.nii.gz").write_bytes(b"")
     with pytest.raises(ImageError, match=r"desc-brain_mask.nii.gz is not there"):
         find_template("Small", tmp_path)
+    nb.save(nb.Nifti1Image(np.ones((4, 5, 6), np.uint8), AFFINE), folder / "tpl-Small_T1w.nii.gz")
+    with pytest.raises(ImageError, match=r"tpl-Small_res-02_T1w.nii.gz is not there"):
+        find_template("Small", tmp_path, resolution=2)  # without a number is not the second
     with pytest.raises(ImageError, match=r"tpl-Other.*cohort='3'"):
         find_template("Other", tmp_path, cohort="3")
 

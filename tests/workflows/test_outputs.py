@@ -9,11 +9,13 @@ import pytest
 
 from m2m_bids.bids.labels import LabelFile
 from m2m_bids.bids.naming import (
+    TISSUES,
     expected_anat_outputs,
     expected_class_outputs,
     expected_outputs,
     parse_name,
 )
+from m2m_bids.bids.precomputed import Precomputed
 from m2m_bids.bids.query import Scan
 from m2m_bids.evaluation.labels import CLASSES
 from m2m_bids.workflows.outputs import (
@@ -72,8 +74,23 @@ def test_anatomical_names_are_those_expected(tmp_path, monkeypatch, name):
         if sink == "ds_mask":
             interface.inputs.meta_dict = {"Type": "Brain"}
         interface.run()
+    save_probabilities(workflow, [image, image, image])
     found = {file for file in (tmp_path / "out").rglob("*") if file.is_file()}
-    assert found == set(expected_anat_outputs(entities, tmp_path / "out").values())
+    expected = expected_anat_outputs(entities, tmp_path / "out")
+    assert found == set(expected.values())
+    # Another program's tissues come without: those of an earlier run are not of them.
+    save_probabilities(workflow)
+    assert {key for key, file in expected.items() if not file.exists()} == {
+        f"{tissue}{end}" for tissue in TISSUES for end in ("", "_json")
+    }
+
+
+def save_probabilities(workflow, files=None):
+    node = workflow.get_node("save_probabilities")
+    interface = type(node.interface)(**node.inputs.get())
+    if files:
+        interface.inputs.in_files = [str(file) for file in files]
+    interface.run()
 
 
 def test_anatomical_sources(tmp_path):
@@ -96,7 +113,7 @@ def test_classes_and_their_table_lie_side_by_side(tmp_path, monkeypatch):
         t1w_entities=entities,
         output_dir=tmp_path / "out",
         datasets={"raw": bids_dir, "freesurfer": tmp_path / "freesurfer"},
-        class_labels=LabelFile(aseg, "freesurfer"),
+        precomputed=Precomputed(labels=LabelFile(aseg, "freesurfer")),
     )
     node = workflow.get_node("save_classes")
     interface = type(node.interface)(**node.inputs.get())

@@ -87,6 +87,8 @@ def dataset(tmp_path):
     mgz = tmp_path / "fs/sub-1/mri/aparc+aseg.mgz"
     mgz.parent.mkdir(parents=True)
     nb.save(nb.MGHImage(labels, conformed), mgz)
+    original = resample(t1w, (), nb.Nifti1Image(labels, conformed), order=1)
+    nb.save(nb.MGHImage(original.get_fdata(dtype=np.float32), conformed), mgz.parent / "orig.mgz")
     return files
 
 
@@ -305,25 +307,28 @@ def test_scan_is_not_finished_before_it_is_measured(run, scan, tmp_path):
 
 @pytest.mark.parametrize("pvc", ["none", "gtm", "rbv"])
 @pytest.mark.parametrize("spoil", ["elsewhere", "torn"])
-def test_unusable_labels_are_told_and_suv_is_there(run, scan, tmp_path, pvc, spoil):
+def test_unusable_labels_are_told_and_suv_is_there(run, dataset, scan, tmp_path, pvc, spoil):
     """What needs no regions is made; the sidecar of the tables, without tables, says why."""
-    file = tmp_path / "fs/sub-1/mri/aparc+aseg.mgz"
+    file, original = (tmp_path / f"fs/sub-1/mri/{name}.mgz" for name in ("aparc+aseg", "orig"))
     if spoil == "torn":
         file.write_bytes(file.read_bytes()[:300])
     else:
-        image = nb.load(file)
-        moved = from_matvec(np.eye(3), [100, 0, 0]) @ image.affine
-        nb.save(nb.MGHImage(np.asarray(image.dataobj), moved), file)
+        for one in (file, original):
+            image = nb.load(one)
+            moved = from_matvec(np.eye(3), [0, 0, 8]) @ image.affine
+            nb.save(nb.MGHImage(np.asarray(image.dataobj), moved), one)
     psf = {"psf_fwhm_mm": (6.0,)} if pvc != "none" else {}
     run(fs_subjects_dir=tmp_path / "fs", pvc=pvc, **psf)
     files = outputs(scan, tmp_path)
     written = {file for file in (tmp_path / "out").rglob("*") if file.is_file()}
     assert written == {files[key] for key in ("preprocSUV", "preprocSUV_json", "stat_json")}
     said = json.loads(files["stat_json"].read_text())
-    reason = {"torn": "not a readable image", "elsewhere": "% of its labels are inside"}[spoil]
+    reasons = {
+        "torn": f"{file}: not a readable image",
+        "elsewhere": f"{original}: its detail agrees with that of {dataset['t1w_file']}",
+    }
     for what in ("Statistics", "SUVR", *(["PartialVolumeCorrection"] if psf else [])):
-        assert str(file) in said[f"{what}NotComputed"]
-        assert reason in said[f"{what}NotComputed"]
+        assert reasons[spoil] in said[f"{what}NotComputed"]
 
 
 def test_unusable_mask_of_the_reference_is_told(run, scan, tmp_path):

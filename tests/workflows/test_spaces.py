@@ -9,6 +9,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 from nibabel.affines import from_matvec
+from nipype.pipeline.engine.nodes import NodeExecutionError
 
 from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.bids.naming import expected_space_outputs, expected_template_outputs
@@ -18,6 +19,7 @@ from m2m_bids.preprocessing.mutual_information import rotation_matrix
 from m2m_bids.spatial.fields import DisplacementField
 from m2m_bids.spatial.itk import read_affine, read_composite, write_affine, write_composite
 from m2m_bids.spatial.resampling import resample
+from m2m_bids.spatial.templates import embedded_template
 from m2m_bids.spatial.transforms import map_points
 from m2m_bids.workflows.registration import RegistrationOptions
 from m2m_bids.workflows.spaces import (
@@ -59,7 +61,7 @@ def scan(tmp_path):
     return Scan("pet", files["pet"], {"sub": "01"}, files["T1w"], {"sub": "01"})
 
 
-def run(scan, tmp_path, space, xfms, **inputs):
+def run(scan, tmp_path, space, xfms, given_xfms=None, **inputs):
     """Run the workflow of a space; return its outputs."""
     out = tmp_path / "out"
     workflow = init_scan_space_wf(
@@ -67,8 +69,9 @@ def run(scan, tmp_path, space, xfms, **inputs):
         scan=scan,
         templateflow_home=tmp_path / "no_archive",
         output_dir=out,
-        datasets={"raw": tmp_path / "bids"},
+        datasets={"raw": tmp_path / "bids", "fmriprep": tmp_path},
         options=OPTIONS,
+        given_xfms=given_xfms,
     )
     workflow.base_dir = str(tmp_path / "work")
     given = {"moving_file": scan.file, "t1w_file": scan.t1w, **xfms, **inputs}
@@ -128,33 +131,77 @@ def test_template_space_is_what_ants_makes_of_the_written_transform(scan, tmp_pa
                                   "bids:raw:sub-01/T1w/sub-01_T1w.nii.gz"]  # fmt: skip
 
 
-def test_transforms_of_another_program_are_used(scan, tmp_path, xfms):
-    given = (xfms["template_xfm"], tmp_path / "back.h5")
-    write_composite(np.linalg.inv(FORWARD["template"]), given[1])
+def run_given(scan, tmp_path, given, mask):
+    """Take transforms of another program over, for a T1w whose brain is known."""
     workflow = init_template_wf(
         space=parse_space("MNI152NLin2009aSym"),
         t1w_file=scan.t1w,
         t1w_entities=scan.t1w_entities,
         templateflow_home=tmp_path / "no_archive",
         output_dir=tmp_path / "out",
-        datasets={"raw": tmp_path / "bids"},
+        datasets={"raw": tmp_path / "bids", "fmriprep": tmp_path},
         options=OPTIONS,
         given_xfms=given,
     )
+    workflow.config["execution"]["crashdump_dir"] = str(tmp_path)
     assert workflow.get_node("normalize_t1w") is None
     assert "was precomputed" in workflow.__desc__
     workflow.base_dir = str(tmp_path / "work")
-    inputs = {"t1w_file": scan.t1w, "mask_file": scan.t1w, "template2anat": scan.t1w}
+    nb.save(mask, tmp_path / "mask.nii")
+    inputs = {"t1w_file": scan.t1w, "mask_file": tmp_path / "mask.nii", "template2anat": scan.t1w}
     for name, value in inputs.items():
         setattr(workflow.inputs.inputnode, name, str(value))
     workflow.inputs.inputnode.is_skull_stripped = False
     workflow.run(plugin="Linear")
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Transforms between the template and a T1w."""
+    affine = FORWARD["template"]
+    return (
+        write_composite(affine, tmp_path / "there.h5"),
+        write_composite(np.linalg.inv(affine), tmp_path / "back.h5"),
+    )
+
+
+def brain(shift_mm=0):
+    """The brain that the transforms are of, or where it was before the T1w's header changed."""
+    mask = embedded_template("mask", 4)
+    moved = from_matvec(np.eye(3), [0, 0, shift_mm]) @ FORWARD["template"] @ mask.affine
+    return nb.Nifti1Image(np.asarray(mask.dataobj).astype(np.uint8), moved)
+
+
+def test_transforms_of_another_program_are_used_and_named(scan, tmp_path, given):
+    run_given(scan, tmp_path, given, brain())
     outputs = expected_template_outputs(
         scan.t1w_entities, tmp_path / "out", parse_space("MNI152NLin2009aSym")
     )
     assert all(file.is_file() for file in outputs.values())
     assert outputs["xfm"].read_bytes() == given[0].read_bytes()
     assert outputs["inverse_xfm"].read_bytes() == given[1].read_bytes()
+    sidecar = json.loads(outputs["preproc_json"].read_text())
+    assert sidecar["Sources"][1:] == ["bids:fmriprep:there.h5"]
+    assert "another program" in sidecar["Description"]
+    assert "SyN" not in sidecar["Description"]
+
+
+@pytest.mark.parametrize("is_inverse", [False, True])
+def test_transforms_of_another_image_are_refused(scan, tmp_path, given, is_inverse):
+    """By the brain: 15 mm off, or the wrong way around."""
+    pair = given[::-1] if is_inverse else given
+    with pytest.raises(NodeExecutionError, match=rf"{pair[0].name}: brings only \d+ % of the"):
+        run_given(scan, tmp_path, pair, brain(0 if is_inverse else 15))
+
+
+def test_given_transforms_are_sources_of_scans(scan, tmp_path, xfms):
+    pair = xfms["template_xfm"], xfms["template_inverse_xfm"]
+    outputs = run(scan, tmp_path, "MNI152NLin2009aSym:res-8", xfms, given_xfms=pair)
+    assert json.loads(outputs["image_json"].read_text())["Sources"] == [
+        "bids:raw:sub-01/pet/sub-01_pet.nii.gz",
+        "bids:raw:sub-01/T1w/sub-01_T1w.nii.gz",
+        "bids:fmriprep:template.h5",
+    ]
 
 
 def test_further_grids_of_the_template_that_stands_for_the_t1w(scan, tmp_path, xfms):
