@@ -1,7 +1,7 @@
 """What the report says of one scan in words and tables, from its files in the output dataset."""
 
 import csv
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -19,6 +19,7 @@ from m2m_bids.bids.naming import (
     qc_file,
 )
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import read_json
 from m2m_bids.bids.status import StatusRow
 from m2m_bids.quality.limits import Definition, definitions, warnings_of
 from m2m_bids.reports.fragments import Level, summary_html, table_html
@@ -47,7 +48,7 @@ def write_scan_fragments(
     names = figures_of_scan(scan, settings.output_dir)
     folder = Path(names["figures_dir"])
     tables = _find_tables(scan, settings)
-    numbers = _read_json(qc_file(scan.name, settings.output_dir)) if sidecar else {}
+    numbers = read_quality(scan.name, settings.output_dir) if sidecar else {}
     message, level = _decision(row, sidecar, numbers.get("warnings", []))
     facts = {
         **_input_facts(scan),
@@ -71,6 +72,34 @@ def write_scan_fragments(
             (folder / f"{stem}.html").unlink(missing_ok=True)
 
 
+def read_quality(name: str, out_dir: Path) -> dict[str, Any]:
+    """
+    Read a scan's numbers for quality control, as far as they are numbers.
+
+    Parameters
+    ----------
+    name : str
+        Name of the scan.
+    out_dir : Path
+        Root of the output dataset.
+
+    Returns
+    -------
+    dict
+        Finite numbers by name, and ``warnings``, a list of str; of a damaged file what is left.
+    """
+    content = read_json(qc_file(name, out_dir))
+    said = content.get("warnings")
+    warnings = [text for text in said if isinstance(text, str)] if isinstance(said, list) else []
+    numbers = {key: value for key, value in content.items() if _is_finite(value)}
+    return {**numbers, "warnings": warnings}
+
+
+def _is_finite(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < sys.float_info.max
+
+
 def write_t1w_fragment(scan: Scan, settings: Settings) -> None:
     """
     Write what a T1w reference was made of to where its report finds it.
@@ -84,7 +113,7 @@ def write_t1w_fragment(scan: Scan, settings: Settings) -> None:
     outputs = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
     facts: dict[str, object] = {"File": str(scan.t1w)}
     for name, key in (("T1w", "preproc"), ("Brain mask", "mask"), ("Tissues", "dseg")):
-        said = _read_json(outputs[f"{key}_json"])
+        said = read_json(outputs[f"{key}_json"])
         if said:
             facts[name] = [*filter(None, [said.get("Description")]), *said.get("Sources", [])]
     names = figure_names(scan.t1w_entities, "T1w", settings.output_dir)
@@ -175,7 +204,7 @@ def _quantification_facts(scan: Scan, tables: list[Path], settings: Settings) ->
     }
     if not tables:
         return facts
-    said = _read_json(tables[0].with_suffix(".json"))
+    said = read_json(tables[0].with_suffix(".json"))
     facts["Regions"] = f"{said.get('Segmentation')}: {said.get('LabelFile')}"
     for name in ("SUV", "SUVR"):
         if reason := said.get(f"{name}NotComputed"):
@@ -185,7 +214,7 @@ def _quantification_facts(scan: Scan, tables: list[Path], settings: Settings) ->
         for name, words in (("SUV", _suv_fact), ("SUVR", _suvr_fact)):
             file = images.with_name(images.name.replace("desc-preproc", f"desc-preproc{name}"))
             if file.is_file():
-                facts[name] = words(_read_json(file))
+                facts[name] = words(read_json(file))
     corrections = {parse_name(file).entities.get("pvc") for file in tables} - {None}
     facts["Partial volume correction"] = sorted(corrections)
     if reason := said.get(NO_PVC_FIELD):
@@ -261,12 +290,3 @@ def _values(
             column = next(title for title, states in columns.items() if state in states)
             values[column] = definition.text(value)
     return values
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Read a sidecar; empty if there is none, or a damaged one: a report tells the rest."""
-    try:
-        content = json.loads(file.read_text("UTF-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

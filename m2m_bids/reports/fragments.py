@@ -123,26 +123,32 @@ def text_html(content: str) -> str:
     return f'<pre class="m2m-text">{escape(content)}</pre>'
 
 
-def errors_html(log_dir: Path) -> str:
+def errors_html(crash_files: Sequence[Path], failures: Mapping[str, str] | None = None) -> str:
     """
-    Show the crash files of a run.
+    Show what has failed.
 
     Parameters
     ----------
-    log_dir : Path
-        Folder of Nipype's crash files; it need not exist. Text files are shown whole; pickled
-        ones are only named, since reading a pickle runs what is in it.
+    crash_files : sequence of Path
+        Nipype's crash files. Text files are shown whole; pickled ones are only named, since
+        reading a pickle runs what is in it.
+    failures : mapping of str to str, optional
+        Why scans have failed, by their names.
 
     Returns
     -------
     str
         HTML.
     """
-    crash_files = sorted(Path(log_dir).glob("crash*")) if Path(log_dir).is_dir() else []
-    if not crash_files:
+    parts = [
+        f'<p class="alert alert-danger">{escape(scan)} failed: {escape(reason)}</p>'
+        for scan, reason in (failures or {}).items()
+    ]
+    if crash_files:
+        count = f"{len(crash_files)} step(s) failed. Click on a line for the details."
+        parts.append(f'<p class="alert alert-danger">{count}</p>')
+    elif not parts:
         return '<p class="alert alert-success">No errors to report.</p>'
-    count = f"{len(crash_files)} step(s) failed. Click on a line for the details."
-    parts = [f'<p class="alert alert-danger">{count}</p>']
     for file in crash_files:
         if file.suffix == ".txt":
             content = file.read_text(encoding="UTF-8", errors="replace")
