@@ -74,7 +74,7 @@ def _measured(scan: "Scan", out_dir: Path, request: Request) -> Mapping[str, Any
     wanted = quantification_outputs(scan, out_dir, request.quantification[SEGMENTATION])
     others = sorted(wanted["stat_json"].parent.glob("*_stat.json"))
     for file in (wanted["stat_json"], *others):
-        is_own = output_entities(_entities(file)) == output_entities(scan.entities)
+        is_own = output_entities(entities_of(file)) == output_entities(scan.entities)
         if is_own and (used := made_from(file)):
             return used
     return request.quantification
@@ -101,7 +101,7 @@ def registered_sidecar(name: str, out_dir: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     for file in sorted(folder.glob(f"*_space-*_desc-preproc_{own.suffix}.json")):
-        entities = _entities(file)
+        entities = entities_of(file)
         placed = {key: entities.get(key) for key in ("space", "desc")}
         # An image in a further space has a sidecar of that name too, but no target.
         is_target = made_from(file).get("Target") == placed["space"]
@@ -110,7 +110,7 @@ def registered_sidecar(name: str, out_dir: Path) -> dict[str, Any]:
     return {}
 
 
-def _entities(file: Path) -> dict[str, str]:
+def entities_of(file: Path) -> dict[str, str]:
     """Read the entities of a file's name; none of a file that someone else put there."""
     with contextlib.suppress(ValueError):
         return parse_name(file).entities

@@ -149,7 +149,7 @@ class Progress:
         width = max(columns - len(times) - 2, 0)
         if len(words) > width:
             words = words[: max(width - 3, 0)] + "..."
-        return f"{words:{width}s}  {times}"
+        return f"{words.ljust(width)}  {times}"[: max(columns, 0)]
 
     def _total_line(self, now: float, columns: int) -> str:
         n_done = self._n_nodes - len(self._pending) - len(self._running)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from m2m_bids.bids.derivatives import NO_PVC_FIELD
+from m2m_bids.bids.earlier import entities_of
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
     expected_outputs,
-    expected_space_outputs,
     figure_names,
     figures_of_scan,
     output_entities,
@@ -166,13 +166,15 @@ def _linear_fact(sidecar: Mapping[str, Any]) -> str:
 
 
 def _written_images(scan: Scan, settings: Settings) -> list[str]:
-    """List the registered images that are there, in every space."""
+    """List the registered images that are there, in every space, whichever run wrote them."""
     out_dir = settings.output_dir
     files = [expected_outputs(scan, out_dir, "rigid")[name] for name in ("preproc", "rigid")]
-    files += [
-        expected_space_outputs(scan, out_dir, space, "rigid")["image"]
-        for space in settings.further_spaces
-    ]
+    own = parse_name(files[0])
+    for file in sorted(files[0].parent.glob(f"*_space-*_desc-preproc_{own.suffix}.nii.gz")):
+        entities = entities_of(file)
+        placed = {key: entities[key] for key in ("space", "cohort", "res") if key in entities}
+        if file not in files and entities == {**own.entities, **placed}:
+            files.append(file)
     return [f"{_space_of(file)}: {file.relative_to(out_dir)}" for file in files if file.is_file()]
 
 
@@ -192,7 +194,7 @@ def _find_tables(scan: Scan, settings: Settings) -> list[Path]:
         file
         for end in ("stat", "tacs")
         for file in folder.glob(f"*_{end}.tsv")
-        if output_entities(parse_name(file).entities) == own
+        if output_entities(entities_of(file)) == own
     )
     return sorted(found, key=lambda file: ("_pvc-" in file.name, file.name))
 
@@ -235,15 +237,52 @@ def _suvr_fact(said: Mapping[str, Any]) -> str:
 
 
 def _regions_html(file: Path) -> str:
-    """Show a table of regions."""
+    """Show a table of regions, with units, and with SUV and SUVR where there are any."""
     with file.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     if not rows:
         return ""
     corrected = parse_name(file).entities.get("pvc")
     heading = f"Corrected for partial volume effects ({corrected})" if corrected else "As measured"
-    table = table_html([_with_numbers(row) for row in rows], name=file.stem)
+    units = read_json(file.with_suffix(".json")).get("Units")
+    names = _column_names(units if isinstance(units, str) else "")
+    factors = _factors(file)
+    shown = []
+    for row in map(_with_numbers, rows):
+        mean = row.get("mean")
+        cells = {names.get(name, name): value for name, value in row.items()}
+        for name, factor in factors.items():
+            cells[f"mean {name}"] = mean * factor if isinstance(mean, int | float) else None
+        shown.append(cells)
+    table = table_html(shown, name=file.stem)
     return f'<p class="elem-caption">{escape(heading)}</p>{table}'
+
+
+def _column_names(units: str) -> dict[str, str]:
+    """Name the columns of a table of regions with their units."""
+    named = {name: f"{name} ({units})" for name in ("mean", "median", "sd") if units}
+    return {**named, "volume_mm3": "volume (mm³)", "n_voxels": "voxels"}
+
+
+def _factors(statistics: Path) -> dict[str, float]:
+    """
+    Find the factors from means to SUV and SUVR, by the sidecars of the images of these.
+
+    A scan whose frames have different ones has none for all of them.
+    """
+    entities, _, _ = parse_name(statistics)
+    names = {"SUV": "SUVScaleFactor", "SUVR": "ReferenceRegionMean"}
+    factors = {}
+    for name, field in names.items():
+        for file in sorted(statistics.parent.glob(f"*_desc-preproc{name}_pet.json")):
+            other = entities_of(file)
+            is_own = output_entities(other) == output_entities(entities)
+            values = read_json(file).get(field)
+            if not is_own or other.get("pvc") != entities.get("pvc") or "res" in other:
+                continue
+            if isinstance(values, list) and len(values) == 1 and _is_finite(values[0]):
+                factors[name] = 1 / values[0] if name == "SUVR" else float(values[0])
+    return factors
 
 
 def _with_numbers(row: Mapping[str, str]) -> dict[str, object]:
@@ -272,7 +311,9 @@ def _quality_html(scan: Scan, numbers: Mapping[str, Any]) -> str:
         )
         if isinstance(numbers.get(name), int | float)
     ]
-    return table_html(rows, name=f"Numbers for quality control, {scan.name}") if rows else ""
+    if not rows:
+        return ""
+    return table_html(rows, name=f"Numbers for quality control, {scan.name}", is_whole=True)
 
 
 def _values(

@@ -55,7 +55,7 @@ def scan_table_html(rows: Sequence[Mapping[str, object]]) -> str:
     return table_html(rows, name="Scans and numbers")
 
 
-def table_html(rows: Sequence[Mapping[str, object]], *, name: str) -> str:
+def table_html(rows: Sequence[Mapping[str, object]], *, name: str, is_whole: bool = False) -> str:
     """
     Tabulate numbers, of a scan or a region in each row; a large table scrolls.
 
@@ -67,6 +67,8 @@ def table_html(rows: Sequence[Mapping[str, object]], *, name: str) -> str:
         The column ``status`` is shown in colour.
     name : str
         What the table shows, for those who do not see it.
+    is_whole : bool
+        Show all rows, however many there are.
 
     Returns
     -------
@@ -82,8 +84,9 @@ def table_html(rows: Sequence[Mapping[str, object]], *, name: str) -> str:
         f"<tr>{''.join(_table_cell(column, row.get(column)) for column in columns)}</tr>"
         for row in rows
     )
+    whole = " m2m-whole" if is_whole else ""
     return (
-        f'<div class="m2m-numbers" tabindex="0" role="region" aria-label="{escape(name)}">'
+        f'<div class="m2m-numbers{whole}" tabindex="0" role="region" aria-label="{escape(name)}">'
         '<table class="table table-sm table-striped">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
@@ -193,7 +196,8 @@ def _cell_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        # Large ones as whole numbers, as those beside them may be.
+        return f"{value:.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return "<br />".join(_cell_text(item) for item in value)
     return escape(str(value))

@@ -275,6 +275,8 @@ def test_methods_are_told_once(settings, scan, order):
     assert titles[0] == "#### Anatomical reference"
     assert set(titles[1:3]) == {"#### PET", "#### Diffusion"}
     assert titles[3:] == ["#### Registration", "#### Quantification"]
+    for words in ("averaged over", "with a Markov random field"):
+        assert " ".join(text.split()).count(words) == 1
 
 
 def test_each_scan_keeps_what_was_done_for_it(settings, scan):
