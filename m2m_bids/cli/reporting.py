@@ -208,11 +208,9 @@ def _source(one: Reported) -> str:
 
 def _target(one: Reported) -> str:
     """Name the T1w of a scan, or the template."""
-    if one.scan is None:
-        return "" if one.row.t1w == "n/a" else one.row.t1w
-    if one.scan.t1w is not None:
-        return str(one.scan.t1w)
-    return target_note(one.scan) if one.scan.template else ""
+    if one.row.t1w != "n/a":
+        return one.row.t1w
+    return target_note(one.scan) if one.scan is not None and one.scan.template else ""
 
 
 def _weights_cards(sidecars: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, object]:
@@ -226,7 +224,7 @@ def _weights_cards(sidecars: Sequence[Mapping[str, Any]], settings: Settings) ->
     folders = dict.fromkeys(filter(None, (settings.weights, DEFAULT_WEIGHTS)))
     cards = {card.sha256: (folder, card) for folder in folders if (card := read_card(folder))}
     if len(used) > 1 or used[0] not in cards:
-        return {"SHA-256": used, "Card": "not of the weights that are at hand now"}
+        return {"SHA-256": used, "Card": "neither m2m-bids nor --weights has these now"}
     folder, card = cards[used[0]]
     return {
         "Folder": str(folder),

@@ -128,11 +128,11 @@ def _untold(scans: Sequence[str]) -> str:
     """Say of which scans the text does not tell."""
     if not scans:
         return ""
-    shown = ", ".join(scans[:MOST_NAMED]) + (" and others" if len(scans) > MOST_NAMED else "")
-    return (
-        f"\n\nThe text does not tell how {len(scans)} scans were made: {shown}. Their outputs are"
-        " of a version that did not keep it."
-    )
+    shown = ", ".join(scans[:MOST_NAMED])
+    if (n_more := len(scans) - MOST_NAMED) > 0:
+        shown += f" and {n_more} more"
+    untold = "The text does not tell how these were made, by a version that did not keep it"
+    return f"\n\n{untold}: {shown}."
 
 
 def _keys(cited: str) -> list[str]:

@@ -79,7 +79,7 @@ def test_the_target_is_named(made, tmp_path):
 def test_what_is_not_known_is_said(made, tmp_path):
     rows = [made(PET), made(FA, **{METHODS_FIELD: None})]
     text = citation_of(rows, tmp_path).markdown
-    assert f"does not tell how 1 scans were made: {FA}." in text
+    assert f"does not tell how these were made, by a version that did not keep it: {FA}." in text
     assert "does not tell" not in citation_of(rows[:1], tmp_path).markdown
 
 
