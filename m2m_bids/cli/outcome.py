@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from m2m_bids.bids.derivatives import NO_PVC_FIELD, NO_STATISTICS_FIELD, missing_outputs
-from m2m_bids.bids.earlier import AsMade, as_made
+from m2m_bids.bids.earlier import AsMade, as_made, registered_sidecar
 from m2m_bids.bids.naming import expected_outputs, quantification_outputs
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.request import SEGMENTATION, Request, made_from, read_json
-from m2m_bids.bids.status import Status, StatusRow, status_row
+from m2m_bids.bids.status import REGISTERED, Status, StatusRow, status_row
 from m2m_bids.cli.dry_run import target_note
 from m2m_bids.settings import Settings
 
@@ -53,7 +53,7 @@ def status_of(
     StatusRow
     """
     if scan.reason or request is None:
-        return status_row(scan, "skipped")
+        return _left_out(scan, settings, earlier)
     if failure:
         return status_row(scan, "failed", failure, seconds)
     made = as_made(scan, settings.output_dir, request)
@@ -68,9 +68,22 @@ def status_of(
     return replace(row, seconds=earlier.seconds) if row.status == earlier.status else row
 
 
+def _left_out(scan: Scan, settings: Settings, earlier: StatusRow | None) -> StatusRow:
+    """Say that a scan is left out; where nothing is run, what there is of it still counts."""
+    skipped = status_row(scan, "skipped")
+    if not settings.reports_only or earlier is None or earlier.status not in REGISTERED:
+        return skipped
+    return earlier if registered_sidecar(scan.name, settings.output_dir) else skipped
+
+
 def _judge(scan: Scan, settings: Settings, made: AsMade, seconds: float | None) -> StatusRow:
     """Say what a scan's files are, and what there is to know of them."""
-    if missing := missing_outputs(scan, settings.output_dir, made.request):
+    missing = missing_outputs(scan, settings.output_dir, made.request)
+    if "Files" in made.changed:
+        # It is not known of which T1w and which further maps there are outputs.
+        own = set(expected_outputs(scan, settings.output_dir, "m2m").values())
+        missing = [file for file in missing if file in own]
+    if missing:
         return status_row(scan, "failed", _fault(missing[0], scan, settings, made), seconds)
     sidecar = read_sidecar(scan, settings)
     notes = notes_of(scan, settings, made.request)

@@ -115,7 +115,7 @@ def _reported(
         scan = scan_of.get((row.participant_id, row.scan))
         if row.status == "skipped":
             sidecar = {}
-        elif scan is None:
+        elif scan is None or scan.reason:
             sidecar = registered_sidecar(row.scan, settings.output_dir)
         else:
             sidecar = read_sidecar(scan, settings)

@@ -23,6 +23,7 @@ from m2m_bids.cli.progress import Progress
 from m2m_bids.registration.weights import CARD_NAME, TENSORS_NAME, read_card
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.base import scan_request
+from m2m_bids.workflows.cohort import EvaluationImages
 from m2m_bids.workflows.registration import RegistrationOptions
 
 SHA256 = read_card(DEFAULT_WEIGHTS).sha256
@@ -397,6 +398,30 @@ def test_reports_alone_make_no_finished_scan_a_failed_one(
     assert table.read_text() == timed
 
 
+def test_reports_alone_leave_scans_that_are_left_out_now(main, bids_dir, tmp_path):
+    """Those that went to a template, where that option is forgotten."""
+    (bids_dir / "sub-2/anat/sub-2_T1w.nii.gz").unlink()
+    (scan,) = query(bids_dir, template="MNI152NLin2009aSym", modalities=("fa",))
+    finish(scan, tmp_path / "out", LinearScore=0.6123)
+    main("--no-t1w", "register-to-template")
+    before = [row for row in read_status(tmp_path / "out") if row.scan == scan.name]
+    assert before[0].status == "done"
+    main("--reports-only")
+    assert [row for row in read_status(tmp_path / "out") if row.scan == scan.name] == before
+    table = tmp_path / "out/sub-2/figures/sub-2_desc-numbers_report.html"
+    assert ">0.6123<" in table.read_text()
+
+
+def test_reports_alone_take_another_t1w_for_another_option(main, bids_dir, tmp_path):
+    scan = scans_of(bids_dir)["sub-2_param-FA_dwimap"]
+    finish(scan, tmp_path / "out")
+    main()
+    scan.t1w.rename(scan.t1w.with_name("sub-2_acq-fast_T1w.nii.gz"))
+    main("--reports-only")
+    (row,) = [row for row in read_status(tmp_path / "out") if row.scan == scan.name]
+    assert (row.status, row.reason) == ("done", "made with other options: Files")
+
+
 def test_reports_alone_tell_what_is_gone(main, bids_dir, tmp_path):
     pet, fa = (scans_of(bids_dir)[name] for name in ("sub-1_trc-FDG_pet", "sub-2_param-FA_dwimap"))
     for scan in (pet, fa):
@@ -579,6 +604,13 @@ def test_crash_of_the_workflow_is_no_crash_of_the_app(settings, bids_dir, monkey
     progress = module.run_workflow(run, scans, options())
     assert progress.seconds == {}
     assert "some steps failed: 2 raised." in caplog.text
+    # What is cited is what was made; a cohort level has a text of its own.
+    images = EvaluationImages(run.evaluation_dir / "scans")
+    rigid = options(transform="rigid", weights=None, weights_sha256="", n_refine=0)
+    module.run_workflow(run, scans, rigid, images)
+    assert not list((run.output_dir / "logs").glob("CITATION*"))
+    text = (run.evaluation_dir / "CITATION.md").read_text()
+    assert text.count("#### Registration") == 1
 
 
 # --- mistakes of the app ---------------------------------------------------------------------
