@@ -275,7 +275,7 @@ def test_methods_are_told_once(settings, scan, order):
     assert titles[0] == "#### Anatomical reference"
     assert set(titles[1:3]) == {"#### PET", "#### Diffusion"}
     assert titles[3:] == ["#### Registration", "#### Quantification"]
-    for words in ("averaged over", "with a Markov random field"):
+    for words in ("averaged over tissue", "with a Markov random field"):
         assert " ".join(text.split()).count(words) == 1
 
 
