@@ -39,7 +39,9 @@ _EXTRACTED = {
     "freesurfer": "Its brain mask was taken from FreeSurfer [@fischl2012].",
 }
 _SEGMENTED = {
-    "own": "Grey matter, white matter and cerebrospinal fluid were segmented within the mask.",
+    "own": "Grey matter, white matter and cerebrospinal fluid were segmented within the mask by a "
+    "mixture of three Gaussians with a Markov random field, fitted by expectation maximisation "
+    "with the template's tissue maps as a weak prior.",
     "precomputed": "Its grey matter, white matter and cerebrospinal fluid were precomputed.",
     "freesurfer": "Its grey matter and white matter were taken from FreeSurfer; the rest of the "
     "mask is cerebrospinal fluid.",

@@ -6,10 +6,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 from nipype.pipeline.engine.utils import topological_sort
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.fingerprints import fingerprints
+from m2m_bids.bids.methods import merge_methods, methods_markdown, read_description
 from m2m_bids.bids.obsolete import obsolete_outputs
 from m2m_bids.bids.precomputed import Precomputed, find_anatomy
 from m2m_bids.bids.quantification import (
@@ -135,6 +137,8 @@ def init_single_subject_wf(
         )
         if images is None:
             _add_outputs(workflow, scan_wf, scan, targets[target], settings, options)
+            save_scan = scan_wf.get_node("outputs_wf.save_scan")
+            save_scan.inputs.methods = _scan_methods(workflow, scan_wf)
         else:
             _add_images(workflow, scan_wf, scan, targets[target], images)
     return workflow
@@ -205,20 +209,10 @@ def methods_text(workflow: Workflow) -> str:
     Returns
     -------
     str
-        Markdown, each text once, however many subjects and scans have it, and under one heading
-        those that share it.
+        Markdown, each paragraph once, however many subjects and scans have it, and under one
+        heading those that share it.
     """
-    # Registration comes after the preparation of all kinds of scans, quantification at the end.
-    last = ("registration_wf", "quantification_wf")
-    parts = sorted(
-        _nested(workflow), key=lambda part: last.index(part.name) if part.name in last else -1
-    )
-    sections: dict[str, dict[str, None]] = {}
-    for part in parts:
-        if part.__desc__:
-            heading, _, text = part.__desc__.partition("\n\n")
-            sections.setdefault(heading, {})[text.strip()] = None
-    return "\n".join("\n\n".join((name, *texts)) + "\n" for name, texts in sections.items())
+    return methods_markdown(_methods_of([workflow]))
 
 
 def single_subject_wf_name(subject: str) -> str:
@@ -586,6 +580,18 @@ def _add_quantification(
             for field in ("t1w_file", "mask_file", "dseg_file")
         ]),
     ])  # fmt: skip
+
+
+def _methods_of(parts: Iterable[Workflow]) -> dict[str, list[str]]:
+    """Collect what workflows, and those in them, say of themselves: paragraphs by heading."""
+    nested = (part for whole in parts for part in _nested(whole))
+    return merge_methods(read_description(part.__desc__ or "") for part in nested)
+
+
+def _scan_methods(workflow: Workflow, scan_wf: Workflow) -> dict[str, list[str]]:
+    """Collect what is done for one scan, that of its T1w first."""
+    needed = {scan_wf, *nx.ancestors(workflow._graph, scan_wf)}
+    return _methods_of(part for part in topological_sort(workflow._graph)[0] if part in needed)
 
 
 def _add_images(

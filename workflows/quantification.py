@@ -103,14 +103,7 @@ def init_quantification_wf(
         ),
         name="save_quantification",
     )
-    draw_suvr = pe.Node(SUVRFigure(), name="draw_suvr", mem_gb=1.5)
-    save_figures = pe.Node(
-        SaveFigures(drawn=["suvr"], **figures_of_scan(scan, output_dir)), name="save_figures"
-    )
     workflow.connect([
-        (inputnode, draw_suvr, [("mask_file", "mask_file"), ("dseg_file", "dseg_file")]),
-        (quantify_scan, draw_suvr, [("files", "files"), ("facts", "facts")]),
-        (draw_suvr, save_figures, [("out_files", "in_files")]),
         (inputnode, place_labels, [
             ("t1w_file", "t1w_file"), ("mask_file", "mask_file"), ("m2m_xfms", "m2m_xfms"),
         ]),
@@ -125,9 +118,25 @@ def init_quantification_wf(
         workflow.connect(inputnode, "dseg_file", place_labels, "label_file")
     else:
         place_labels.inputs.trait_set(**plan.labels.inputs)
+    if scan.modality == "pet":
+        _add_figure(workflow, scan, output_dir)
     if plan.pvc != "none":
         _add_correction(workflow, scan, plan, options, output_dir, datasets)
     return workflow
+
+
+def _add_figure(workflow: Workflow, scan: Scan, output_dir: Path) -> None:
+    """Draw SUVR, where there is any, and remove the figure of an earlier run where not."""
+    inputnode, quantify_scan = (workflow.get_node(n) for n in ("inputnode", "quantify_scan"))
+    draw_suvr = pe.Node(SUVRFigure(), name="draw_suvr", mem_gb=1.5)
+    save_figures = pe.Node(
+        SaveFigures(drawn=["suvr"], **figures_of_scan(scan, output_dir)), name="save_figures"
+    )
+    workflow.connect([
+        (inputnode, draw_suvr, [("mask_file", "mask_file"), ("dseg_file", "dseg_file")]),
+        (quantify_scan, draw_suvr, [("files", "files"), ("facts", "facts")]),
+        (draw_suvr, save_figures, [("out_files", "in_files")]),
+    ])  # fmt: skip
 
 
 def _add_correction(
@@ -254,7 +263,7 @@ def _saved(
 
 
 def _methods(scan: Scan, plan: QuantificationPlan, options: QuantificationOptions) -> str:
-    """Say what was done, for the methods section."""
+    """Say what was done, for the methods section: a paragraph for each fact."""
     labels = "FreeSurfer labels [@fischl2012] of the T1w"
     if plan.scheme == "tissues":
         labels = f"tissue labels of {scan.template or 'the T1w'}"
@@ -263,9 +272,19 @@ def _methods(scan: Scan, plan: QuantificationPlan, options: QuantificationOption
 
 Registered images were averaged over {labels}, within the scans' field of view.
 """
+    if scan.modality == "pet" and plan.weight.value is not None:
+        text += """
+SUV is the activity concentration relative to the injected activity, corrected for decay, per body
+weight; it was computed where the metadata of a scan had all of these.
+"""
     if scan.modality == "pet" and (plan.suvr_region or plan.suvr_mask):
-        text += """\
+        text += """
 SUVR is the ratio to the mean of a reference region, which the sidecars name.
+"""
+    if options.smooth_fwhm_mm:
+        text += f"""
+Copies of registered images, and of what was computed from them, were smoothed with a Gaussian
+kernel of {options.smooth_fwhm_mm:g} mm full width at half maximum.
 """
     if plan.pvc != "none":
         width = " x ".join(f"{value:g}" for value in options.psf_fwhm_mm)
@@ -273,7 +292,7 @@ SUVR is the ratio to the mean of a reference region, which the sidecars name.
             "gtm": "the geometric transfer matrix [@rousset1998]",
             "rbv": "region-based voxelwise correction [@thomas2011]",
         }[plan.pvc]
-        text += f"""\
+        text += f"""
 Partial volume effects were corrected by {method} on the native grid, with labels carried there as
 fractions of voxels, and a Gaussian point spread function of {width} mm.
 """

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
 
 Status = Literal["done", "rigid only", "skipped", "failed"]
+REGISTERED = ("done", "rigid only")
+"""Where there are registered images."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ def closing_text(settings: Settings, rows: Sequence[StatusRow], reports: Sequenc
     lines += [f"Crash files: {folder}" for folder in _crash_dirs(settings)]
     lines.append(f"Time: {clock(_elapsed_s(settings))}")
     if counts["failed"]:
-        lines.append("The same command, given again, runs only what is not finished.")
+        without = " without --reports-only" if settings.reports_only else ""
+        lines.append(f"The same command, given again{without}, runs only what is not finished.")
     return "\n".join(lines)
 
 

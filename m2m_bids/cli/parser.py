@@ -573,7 +573,9 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="end the run when one scan fails (default: go on with the others)",
     )
     group.add_argument(
-        "--reports-only", action="store_true", help="only write reports from finished outputs"
+        "--reports-only",
+        action="store_true",
+        help="only write reports, of the outputs that are there, whatever options made them",
     )
 
 

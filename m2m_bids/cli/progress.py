@@ -146,10 +146,10 @@ class Progress:
         if expected_s := self._durations.seen(name):
             times += f" of about {clock(expected_s)}"
         words = f"{step.image}  {step.stage}: {step.words}"
-        width = columns - len(times) - 2
+        width = max(columns - len(times) - 2, 0)
         if len(words) > width:
             words = words[: max(width - 3, 0)] + "..."
-        return f"{words:{width}s}  {times}"
+        return f"{words.ljust(width)}  {times}"[: max(columns, 0)]
 
     def _total_line(self, now: float, columns: int) -> str:
         n_done = self._n_nodes - len(self._pending) - len(self._running)
@@ -184,11 +184,13 @@ def crash_reasons(crash_dir: Path) -> dict[str, str]:
     reasons = {}
     for file in sorted(crash_dir.glob("crash-*.txt")):
         lines = file.read_text(errors="replace").splitlines()
-        node = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("Node:")), ""
-        )
-        reasons[node] = _reason(lines)
+        reasons[node_of(lines)] = _reason(lines)
     return reasons
+
+
+def node_of(lines: Iterable[str]) -> str:
+    """Read the full name of the node from the lines of a crash file."""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Node:")), "")
 
 
 def _reason(lines: list[str]) -> str:

@@ -1,127 +1,49 @@
 """Status table, citation and subject reports of a run, from what is in the output dataset."""
 
-import json
+import logging
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from m2m_bids import __version__
-from m2m_bids.bids.derivatives import (
-    NO_PVC_FIELD,
-    NO_STATISTICS_FIELD,
-    missing_outputs,
-    software_versions,
-    write_text,
-)
-from m2m_bids.bids.naming import expected_outputs, qc_file, quantification_outputs
+from m2m_bids.bids.earlier import registered_sidecar
 from m2m_bids.bids.query import Scan
-from m2m_bids.bids.request import SEGMENTATION, Request, read_json
-from m2m_bids.bids.status import (
-    StatusRow,
-    read_status,
-    session_row,
-    status_row,
-    update_status,
-)
+from m2m_bids.bids.status import StatusRow, read_status, session_row, update_status
 from m2m_bids.bids.tables import read_subjects_sessions
+from m2m_bids.cli.citations import citation_of, versions_of, write_citation
+from m2m_bids.cli.crashes import crash_files
 from m2m_bids.cli.dry_run import target_note
-from m2m_bids.cli.scan_facts import write_scan_fragments, write_t1w_fragment
-from m2m_bids.reports.citation import cite
+from m2m_bids.cli.outcome import read_sidecar
+from m2m_bids.cli.scan_facts import read_quality, write_scan_fragments, write_t1w_fragment
 from m2m_bids.reports.html import write_subject_report
 from m2m_bids.settings import Settings
 
+LOGGER = logging.getLogger("m2m_bids")
+# What files hold that are damaged, or were changed by hand.
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
-def write_citation(settings: Settings, methods: str) -> Path:
+
+class Reported(NamedTuple):
     """
-    Write ``logs/CITATION.md``, ``.html`` and ``.bib``.
+    A scan of a report.
 
-    Parameters
+    Attributes
     ----------
-    settings : Settings
-    methods : str
-        What the workflow says of itself, Markdown with ``[@key]`` for references.
-
-    Returns
-    -------
-    Path
-        The first.
+    row : StatusRow
+        What became of it.
+    scan : Scan or None
+        None if it is not of this run.
+    sidecar, quality : dict
+        What its registered image and its numbers for quality control say; empty if there is none.
     """
-    folder = settings.output_dir / "logs"
-    citation = cite(version=__version__, methods=methods, software=software_versions())
-    write_text(folder / "CITATION.md", citation.markdown)
-    write_text(folder / "CITATION.html", citation.html)
-    write_text(folder / "CITATION.bib", citation.bibtex)
-    return folder / "CITATION.md"
 
-
-def read_sidecar(scan: Scan, settings: Settings) -> dict[str, Any]:
-    """Read the sidecar of a scan's registered image; empty if there is none."""
-    file = expected_outputs(scan, settings.output_dir, settings.transform)["preproc_json"]
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def status_of(
-    scan: Scan,
-    settings: Settings,
-    request: Request | None,
-    *,
-    failure: str = "",
-    seconds: float | None = None,
-) -> StatusRow:
-    """
-    Say what became of a scan.
-
-    Parameters
-    ----------
-    scan : Scan
-    settings : Settings
-    request : Request or None
-        What its outputs are to be made from; None for a scan that is left out.
-    failure : str
-        Why it failed, where it did.
-    seconds : float, optional
-        Wall time.
-
-    Returns
-    -------
-    StatusRow
-    """
-    if scan.reason or request is None:
-        return status_row(scan, "skipped")
-    missing = missing_outputs(scan, settings.output_dir, request)
-    if failure or missing:
-        reason = failure or f"{missing[0].name} was not written"
-        return status_row(scan, "failed", reason, seconds)
-    sidecar = read_sidecar(scan, settings)
-    notes = notes_of(scan, settings, request)
-    if sidecar["Transform"] != "m2m" and settings.transform == "m2m":
-        notes.insert(0, sidecar.get("TransformFallbackReason", ""))
-        return status_row(scan, "rigid only", "; ".join(filter(None, notes)), seconds)
-    return status_row(scan, "done", "; ".join(notes), seconds)
-
-
-def notes_of(scan: Scan, settings: Settings, request: Request) -> list[str]:
-    """
-    List what there is to know of a finished scan.
-
-    Parameters
-    ----------
-    scan : Scan
-    settings : Settings
-    request : Request
-        What its outputs are made from.
-    """
-    notes = [target_note(scan, settings.further_spaces)] if scan.template else []
-    segmentation = request.quantification[SEGMENTATION]
-    stat = quantification_outputs(scan, settings.output_dir, segmentation)["stat_json"]
-    said = read_json(stat)
-    if reason := said.get(NO_STATISTICS_FIELD):
-        notes.append(f"no values of regions: {reason}")
-    if (other := said.get(NO_PVC_FIELD)) and other != reason:
-        notes.append(f"no partial volume correction: {other}")
-    return notes
+    row: StatusRow
+    scan: Scan | None
+    sidecar: Mapping[str, Any]
+    quality: Mapping[str, Any]
 
 
 def rows_without_scans(settings: Settings, scans: Iterable[Scan]) -> list[StatusRow]:
@@ -156,29 +78,6 @@ def rows_without_scans(settings: Settings, scans: Iterable[Scan]) -> list[Status
     return rows
 
 
-def as_before(row: StatusRow, earlier: Iterable[StatusRow]) -> StatusRow:
-    """
-    Keep what an earlier run knows of a scan that nothing was run for.
-
-    Parameters
-    ----------
-    row : StatusRow
-        What this run says of the scan.
-    earlier : iterable of StatusRow
-        Rows of the status table.
-
-    Returns
-    -------
-    StatusRow
-        With the reason and the time of the earlier row, if that has the same status and a time.
-    """
-    for other in earlier:
-        is_same = (other.participant_id, other.scan) == (row.participant_id, row.scan)
-        if is_same and other.status == row.status and other.seconds != "n/a":
-            return replace(row, reason=other.reason, seconds=other.seconds)
-    return row
-
-
 def write_reports(
     settings: Settings,
     scans: Sequence[Scan],
@@ -187,9 +86,10 @@ def write_reports(
     is_new: bool = True,
 ) -> list[Path]:
     """
-    Write the status table and the report of each subject.
+    Write the status table, the text to cite, and the report of each subject.
 
-    A second run of the same command leaves reports as they are.
+    A report tells of all scans of its subject, those of earlier runs too. A second run of the same
+    command leaves reports as they are.
 
     Parameters
     ----------
@@ -207,47 +107,102 @@ def write_reports(
     list of Path
         The reports.
     """
-    earlier = read_status(settings.output_dir)
-    update_status(settings.output_dir, rows)
-    weights = _weights_card(settings)
+    earlier = set(read_status(settings.output_dir))
+    merged = update_status(settings.output_dir, rows)
+    with _damage_told(settings.output_dir / "logs" / "CITATION.md"):
+        write_citation(settings.output_dir)
+    scan_of = {(row.participant_id, row.scan): s for s, row in zip(scans, rows, strict=True)}
     reports = []
-    for subject in dict.fromkeys(scan.subject for scan in scans):
-        own = [(s, row) for s, row in zip(scans, rows, strict=True) if s.subject == subject]
-        report = settings.output_dir / f"sub-{subject}.html"
-        if not is_new and report.is_file() and all(row in earlier for _, row in own):
+    for participant in dict.fromkeys(row.participant_id for row in rows):
+        own = [row for row in merged if row.participant_id == participant]
+        report = settings.output_dir / f"{participant}.html"
+        if not is_new and report.is_file() and earlier.issuperset(own):
             reports.append(report)
             continue
-        for scan, row in own:
-            if not scan.reason:
-                write_scan_fragments(scan, row, read_sidecar(scan, settings), settings)
-                if scan.t1w is not None:
-                    write_t1w_fragment(scan, settings)
-        table = [_table_row(scan, row, settings) for scan, row in own]
-        reports.append(
-            write_subject_report(
-                settings.output_dir,
-                subject,
-                settings.run_uuid,
-                rows=table,
-                facts=_facts([scan for scan, _ in own], settings),
-                about=software_versions(),
-                weights=weights,
-                command=" ".join(sys.argv),
-            )
-        )
+        with _damage_told(report):
+            reports.append(_write_report(list(_reported(own, scan_of, settings)), settings))
     return reports
 
 
-def _table_row(scan: Scan, row: StatusRow, settings: Settings) -> dict[str, object]:
-    sidecar = read_sidecar(scan, settings) if not scan.reason else {}
-    quality = read_json(qc_file(scan.name, settings.output_dir)) if sidecar else {}
+@contextmanager
+def _damage_told(file: Path) -> Iterator[None]:
+    """Go on with other files where one cannot be written for what it is to be written from."""
+    try:
+        yield
+    except _DAMAGE as error:
+        LOGGER.debug("", exc_info=True)
+        LOGGER.warning(
+            "%s was not written, for an output that it tells of is damaged (%s: %s); -vv says"
+            " where it was read",
+            *(file, type(error).__name__, error),
+        )
+
+
+def _reported(
+    rows: Iterable[StatusRow],
+    scan_of: Mapping[tuple[str, str], Scan],
+    settings: Settings,
+) -> Iterator[Reported]:
+    """Collect what is known of each scan, of this run or of an earlier one."""
+    for row in rows:
+        scan = scan_of.get((row.participant_id, row.scan))
+        if row.status == "skipped":
+            sidecar = {}
+        elif scan is None or scan.reason:
+            sidecar = registered_sidecar(row.scan, settings.output_dir)
+        else:
+            sidecar = read_sidecar(scan, settings)
+        quality = read_quality(row.scan, settings.output_dir) if sidecar else {}
+        yield Reported(row, scan, sidecar, quality)
+
+
+def _write_report(reported: Sequence[Reported], settings: Settings) -> Path:
+    """Write the report of a subject."""
+    rows = [one.row for one in reported]
+    for row, scan, sidecar, _ in reported:
+        if scan is not None and not scan.reason:
+            write_scan_fragments(scan, row, sidecar, settings)
+            if scan.t1w is not None:
+                write_t1w_fragment(scan, settings)
+    sidecars = [one.sidecar for one in reported if one.sidecar]
+    return write_subject_report(
+        settings.output_dir,
+        rows[0].participant_id,
+        settings.run_uuid,
+        rows=_table(reported),
+        facts=_facts(reported),
+        about={**(versions_of(sidecars)), "This page": f"of m2m-bids {__version__}"},
+        weights=_weights_cards(sidecars, settings),
+        command=shlex.join(["m2m-bids", *sys.argv[1:]]),
+        citation=citation_of(rows, settings.output_dir),
+        crash_files=crash_files(rows, settings.output_dir, settings.run_uuid),
+    )
+
+
+def _table(reported: Sequence[Reported]) -> list[dict[str, object]]:
+    """Make the table of a subject's scans; where some are of earlier runs, it says which."""
+    is_mixed = any(one.scan is None for one in reported)
+    runs = {True: "an earlier one", False: "this one"}
+    return [
+        {
+            "scan": one.row.scan,
+            **({"run": runs[one.scan is None]} if is_mixed else {}),
+            **_table_cells(one),
+        }
+        for one in reported
+    ]
+
+
+def _table_cells(one: Reported) -> dict[str, object]:
+    row, scan, sidecar, quality = one
     check = sidecar.get("DeformableQuality", {})
+    choice = scan.t1w_choice if scan else ""
+    t1w = "" if row.t1w == "n/a" else row.t1w
     return {
-        "scan": scan.name,
         "status": row.status,
         "reason": None if row.reason == "n/a" else row.reason,
         "to be looked at": "; ".join(quality.get("warnings", [])) or None,
-        "T1w": f"{row.t1w} ({scan.t1w_choice})" if scan.t1w else scan.t1w_choice or None,
+        "T1w": (f"{t1w} ({choice})" if t1w and choice else t1w or choice) or None,
         "linear MI (nats)": sidecar.get("LinearScore"),
         "folding (%)": check.get("folding_percent"),
         "forward-backward (mm)": check.get("disagreement_mm"),
@@ -259,38 +214,51 @@ def _table_row(scan: Scan, row: StatusRow, settings: Settings) -> dict[str, obje
     }
 
 
-def _facts(scans: Sequence[Scan], settings: Settings) -> dict[str, object]:
-    """Say what the subject's scans were registered with."""
-    sidecars = [read_sidecar(scan, settings) for scan in scans if not scan.reason]
+def _facts(reported: Sequence[Reported]) -> dict[str, object]:
+    """Say what the subject's scans were registered with, by what their sidecars keep."""
 
     def values(name: str) -> list[str]:
-        return list(dict.fromkeys(str(sidecar[name]) for sidecar in sidecars if name in sidecar))
+        found = (one.sidecar[name] for one in reported if name in one.sidecar)
+        return list(dict.fromkeys(map(str, found)))
 
     return {
-        "Scans": [f"{scan.name}: {scan.file}" for scan in scans],
-        "T1w images": list(
-            dict.fromkeys(
-                str(scan.t1w or target_note(scan)) for scan in scans if scan.t1w or scan.template
-            )
-        ),
-        "Transform asked for": settings.transform,
-        "Output spaces": list(settings.output_spaces),
-        "Weights": str(settings.weights or "default of m2m-bids"),
+        "Scans": [f"{one.row.scan}: {_source(one)}" for one in reported],
+        "T1w images": list(dict.fromkeys(filter(None, map(_target, reported)))),
+        "Transform asked for": values("TransformRequested"),
         "SHA-256 of the weights": values("WeightsSHA256"),
         "Steps of refinement": values("RefinementSteps"),
         "Device": values("Device"),
     }
 
 
-def _weights_card(settings: Settings) -> dict[str, object]:
-    """Say what the weights are, as their card does; nothing of a rigid run."""
-    if settings.transform == "rigid":
+def _source(one: Reported) -> str:
+    """Name the file of a scan."""
+    if one.scan is not None:
+        return str(one.scan.file)
+    sources = one.sidecar.get("Sources")
+    return str(sources[0]) if isinstance(sources, list) and sources else "of an earlier run"
+
+
+def _target(one: Reported) -> str:
+    """Name the T1w of a scan, or the template."""
+    if one.row.t1w != "n/a":
+        return one.row.t1w
+    return target_note(one.scan) if one.scan is not None and one.scan.template else ""
+
+
+def _weights_cards(sidecars: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, object]:
+    """Say what the weights are that images were made with, as far as their cards are at hand."""
+    used = list(dict.fromkeys(str(s["WeightsSHA256"]) for s in sidecars if "WeightsSHA256" in s))
+    if not used:
         return {}
     from m2m_bids.api import DEFAULT_WEIGHTS
     from m2m_bids.registration.weights import read_card
 
-    folder = settings.weights or DEFAULT_WEIGHTS
-    card = read_card(folder)
+    folders = dict.fromkeys(filter(None, (settings.weights, DEFAULT_WEIGHTS)))
+    cards = {card.sha256: (folder, card) for folder in folders if (card := read_card(folder))}
+    if len(used) > 1 or used[0] not in cards:
+        return {"SHA-256": used, "Card": "neither m2m-bids nor --weights has these now"}
+    folder, card = cards[used[0]]
     return {
         "Folder": str(folder),
         "SHA-256": card.sha256,

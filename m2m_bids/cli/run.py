@@ -156,31 +156,42 @@ def _run_scans(settings: Settings, scans: "list[Scan]", options: "RegistrationOp
     unfinished = [
         scan
         for scan in wanted
-        if missing_outputs(scan, settings.output_dir, request_of[scan.name])
+        if not settings.reports_only
+        and missing_outputs(scan, settings.output_dir, request_of[scan.name])
     ]
     too_large = _too_large(unfinished, settings.mem_gb or available_memory_gb())
     scans = [replace(scan, reason=too_large.get(scan.name, scan.reason)) for scan in scans]
     due = [scan for scan in unfinished if scan.name not in too_large]
     write_dataset_files(settings.output_dir, settings.datasets)
-    if due:
-        settings.to_toml()
-    n_before = len(wanted) - len(unfinished)
-    LOGGER.info(
-        "%d scans: %d to register, %d finished before, %d left out",
-        *(len(scans), len(due), n_before, len(scans) - len(due) - n_before),
-    )
-    for line in (
-        *changed_lines(due, settings.output_dir, request_of),
-        *precomputed_lines(due, settings),
-        *target_lines(due, settings),
-    ):
+    for line in _plan_lines(settings, scans, due, request_of):
         LOGGER.info("%s", line)
     progress = None
-    if due and not settings.reports_only:
+    if due:
+        settings.to_toml()
         progress = run_workflow(settings, due, options)
     elif settings.write_graph:
         LOGGER.warning("no graph was written: there is nothing to run")
     return _report(settings, scans, request_of, progress)
+
+
+def _plan_lines(
+    settings: Settings,
+    scans: "list[Scan]",
+    due: "list[Scan]",
+    request_of: "dict[str, Request]",
+) -> list[str]:
+    """Say what a run will do."""
+    n_left_out = sum(bool(scan.reason) for scan in scans)
+    if settings.reports_only:
+        return [f"{len(scans)} scans, {n_left_out} left out: only reports are written"]
+    n_before = len(scans) - len(due) - n_left_out
+    counts = f"{len(due)} to register, {n_before} finished before, {n_left_out} left out"
+    return [
+        f"{len(scans)} scans: {counts}",
+        *changed_lines(due, settings.output_dir, request_of),
+        *precomputed_lines(due, settings),
+        *target_lines(due, settings),
+    ]
 
 
 def _too_large(scans: "list[Scan]", memory_gb: float) -> dict[str, str]:
@@ -295,12 +306,13 @@ def run_workflow(
     images: "TrainingImages | EvaluationImages | None" = None,
 ) -> "Progress":
     """Build the workflow of a run and run it; failures are in its crash files."""
-    from m2m_bids.cli.reporting import write_citation
+    from m2m_bids.cli.citations import write_level_citation
     from m2m_bids.workflows.base import init_m2m_bids_wf, methods_text
 
     configure_nipype(settings)
     workflow = init_m2m_bids_wf(settings, scans, options, images=images)
-    write_citation(settings, methods_text(workflow))
+    if images is not None:
+        write_level_citation(images.folder.parent, methods_text(workflow))
     if settings.write_graph:
         from m2m_bids.cli.graph import write_graphs
 
@@ -371,20 +383,25 @@ def _report(
     """Write status and reports, say where they are, and return the exit code."""
     from m2m_bids.bids.status import read_status, update_status
     from m2m_bids.cli.closing import closing_text
-    from m2m_bids.cli.reporting import as_before, rows_without_scans, status_of, write_reports
+    from m2m_bids.cli.outcome import status_of
+    from m2m_bids.cli.reporting import rows_without_scans, write_reports
     from m2m_bids.workflows.base import scan_wf_name
 
-    rows, earlier = [], read_status(settings.output_dir)
+    known = {(row.participant_id, row.scan): row for row in read_status(settings.output_dir)}
+    rows = []
     for scan in scans:
         failure, seconds = "", None
         if not scan.reason and progress is not None:
             failure = failure_of(scan, settings)
             seconds = progress.elapsed_s(scan_wf_name(scan))
-        row = status_of(
-            scan, settings, request_of.get(scan.name), failure=failure, seconds=seconds
+        rows.append(
+            status_of(
+                *(scan, settings, request_of.get(scan.name)),
+                earlier=known.get((f"sub-{scan.subject}", scan.name)),
+                failure=failure,
+                seconds=seconds,
+            )
         )
-        has_run = bool(failure) or seconds is not None
-        rows.append(row if has_run else as_before(row, earlier))
     is_new = progress is not None or settings.reports_only
     reports = write_reports(settings, scans, rows, is_new=is_new)
     without_scans = rows_without_scans(settings, scans)

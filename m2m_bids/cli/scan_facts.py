@@ -1,17 +1,17 @@
 """What the report says of one scan in words and tables, from its files in the output dataset."""
 
 import csv
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from m2m_bids.bids.derivatives import NO_PVC_FIELD
+from m2m_bids.bids.earlier import entities_of
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
     expected_outputs,
-    expected_space_outputs,
     figure_names,
     figures_of_scan,
     output_entities,
@@ -19,6 +19,7 @@ from m2m_bids.bids.naming import (
     qc_file,
 )
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import read_json
 from m2m_bids.bids.status import StatusRow
 from m2m_bids.quality.limits import Definition, definitions, warnings_of
 from m2m_bids.reports.fragments import Level, summary_html, table_html
@@ -47,7 +48,7 @@ def write_scan_fragments(
     names = figures_of_scan(scan, settings.output_dir)
     folder = Path(names["figures_dir"])
     tables = _find_tables(scan, settings)
-    numbers = _read_json(qc_file(scan.name, settings.output_dir)) if sidecar else {}
+    numbers = read_quality(scan.name, settings.output_dir) if sidecar else {}
     message, level = _decision(row, sidecar, numbers.get("warnings", []))
     facts = {
         **_input_facts(scan),
@@ -71,6 +72,34 @@ def write_scan_fragments(
             (folder / f"{stem}.html").unlink(missing_ok=True)
 
 
+def read_quality(name: str, out_dir: Path) -> dict[str, Any]:
+    """
+    Read a scan's numbers for quality control, as far as they are numbers.
+
+    Parameters
+    ----------
+    name : str
+        Name of the scan.
+    out_dir : Path
+        Root of the output dataset.
+
+    Returns
+    -------
+    dict
+        Finite numbers by name, and ``warnings``, a list of str; of a damaged file what is left.
+    """
+    content = read_json(qc_file(name, out_dir))
+    said = content.get("warnings")
+    warnings = [text for text in said if isinstance(text, str)] if isinstance(said, list) else []
+    numbers = {key: value for key, value in content.items() if _is_finite(value)}
+    return {**numbers, "warnings": warnings}
+
+
+def _is_finite(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < sys.float_info.max
+
+
 def write_t1w_fragment(scan: Scan, settings: Settings) -> None:
     """
     Write what a T1w reference was made of to where its report finds it.
@@ -84,7 +113,7 @@ def write_t1w_fragment(scan: Scan, settings: Settings) -> None:
     outputs = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
     facts: dict[str, object] = {"File": str(scan.t1w)}
     for name, key in (("T1w", "preproc"), ("Brain mask", "mask"), ("Tissues", "dseg")):
-        said = _read_json(outputs[f"{key}_json"])
+        said = read_json(outputs[f"{key}_json"])
         if said:
             facts[name] = [*filter(None, [said.get("Description")]), *said.get("Sources", [])]
     names = figure_names(scan.t1w_entities, "T1w", settings.output_dir)
@@ -137,13 +166,15 @@ def _linear_fact(sidecar: Mapping[str, Any]) -> str:
 
 
 def _written_images(scan: Scan, settings: Settings) -> list[str]:
-    """List the registered images that are there, in every space."""
+    """List the registered images that are there, in every space, whichever run wrote them."""
     out_dir = settings.output_dir
     files = [expected_outputs(scan, out_dir, "rigid")[name] for name in ("preproc", "rigid")]
-    files += [
-        expected_space_outputs(scan, out_dir, space, "rigid")["image"]
-        for space in settings.further_spaces
-    ]
+    own = parse_name(files[0])
+    for file in sorted(files[0].parent.glob(f"*_space-*_desc-preproc_{own.suffix}.nii.gz")):
+        entities = entities_of(file)
+        placed = {key: entities[key] for key in ("space", "cohort", "res") if key in entities}
+        if file not in files and entities == {**own.entities, **placed}:
+            files.append(file)
     return [f"{_space_of(file)}: {file.relative_to(out_dir)}" for file in files if file.is_file()]
 
 
@@ -163,7 +194,7 @@ def _find_tables(scan: Scan, settings: Settings) -> list[Path]:
         file
         for end in ("stat", "tacs")
         for file in folder.glob(f"*_{end}.tsv")
-        if output_entities(parse_name(file).entities) == own
+        if output_entities(entities_of(file)) == own
     )
     return sorted(found, key=lambda file: ("_pvc-" in file.name, file.name))
 
@@ -175,7 +206,7 @@ def _quantification_facts(scan: Scan, tables: list[Path], settings: Settings) ->
     }
     if not tables:
         return facts
-    said = _read_json(tables[0].with_suffix(".json"))
+    said = read_json(tables[0].with_suffix(".json"))
     facts["Regions"] = f"{said.get('Segmentation')}: {said.get('LabelFile')}"
     for name in ("SUV", "SUVR"):
         if reason := said.get(f"{name}NotComputed"):
@@ -185,7 +216,7 @@ def _quantification_facts(scan: Scan, tables: list[Path], settings: Settings) ->
         for name, words in (("SUV", _suv_fact), ("SUVR", _suvr_fact)):
             file = images.with_name(images.name.replace("desc-preproc", f"desc-preproc{name}"))
             if file.is_file():
-                facts[name] = words(_read_json(file))
+                facts[name] = words(read_json(file))
     corrections = {parse_name(file).entities.get("pvc") for file in tables} - {None}
     facts["Partial volume correction"] = sorted(corrections)
     if reason := said.get(NO_PVC_FIELD):
@@ -206,15 +237,52 @@ def _suvr_fact(said: Mapping[str, Any]) -> str:
 
 
 def _regions_html(file: Path) -> str:
-    """Show a table of regions."""
+    """Show a table of regions, with units, and with SUV and SUVR where there are any."""
     with file.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     if not rows:
         return ""
     corrected = parse_name(file).entities.get("pvc")
     heading = f"Corrected for partial volume effects ({corrected})" if corrected else "As measured"
-    table = table_html([_with_numbers(row) for row in rows], name=file.stem)
+    units = read_json(file.with_suffix(".json")).get("Units")
+    names = _column_names(units if isinstance(units, str) else "")
+    factors = _factors(file)
+    shown = []
+    for row in map(_with_numbers, rows):
+        mean = row.get("mean")
+        cells = {names.get(name, name): value for name, value in row.items()}
+        for name, factor in factors.items():
+            cells[f"mean {name}"] = mean * factor if isinstance(mean, int | float) else None
+        shown.append(cells)
+    table = table_html(shown, name=file.stem)
     return f'<p class="elem-caption">{escape(heading)}</p>{table}'
+
+
+def _column_names(units: str) -> dict[str, str]:
+    """Name the columns of a table of regions with their units."""
+    named = {name: f"{name} ({units})" for name in ("mean", "median", "sd") if units}
+    return {**named, "volume_mm3": "volume (mm³)", "n_voxels": "voxels"}
+
+
+def _factors(statistics: Path) -> dict[str, float]:
+    """
+    Find the factors from means to SUV and SUVR, by the sidecars of the images of these.
+
+    A scan whose frames have different ones has none for all of them.
+    """
+    entities, _, _ = parse_name(statistics)
+    names = {"SUV": "SUVScaleFactor", "SUVR": "ReferenceRegionMean"}
+    factors = {}
+    for name, field in names.items():
+        for file in sorted(statistics.parent.glob(f"*_desc-preproc{name}_pet.json")):
+            other = entities_of(file)
+            is_own = output_entities(other) == output_entities(entities)
+            values = read_json(file).get(field)
+            if not is_own or other.get("pvc") != entities.get("pvc") or "res" in other:
+                continue
+            if isinstance(values, list) and len(values) == 1 and _is_finite(values[0]):
+                factors[name] = 1 / values[0] if name == "SUVR" else float(values[0])
+    return factors
 
 
 def _with_numbers(row: Mapping[str, str]) -> dict[str, object]:
@@ -243,7 +311,9 @@ def _quality_html(scan: Scan, numbers: Mapping[str, Any]) -> str:
         )
         if isinstance(numbers.get(name), int | float)
     ]
-    return table_html(rows, name=f"Numbers for quality control, {scan.name}") if rows else ""
+    if not rows:
+        return ""
+    return table_html(rows, name=f"Numbers for quality control, {scan.name}", is_whole=True)
 
 
 def _values(
@@ -261,12 +331,3 @@ def _values(
             column = next(title for title, states in columns.items() if state in states)
             values[column] = definition.text(value)
     return values
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Read a sidecar; empty if there is none, or a damaged one: a report tells the rest."""
-    try:
-        content = json.loads(file.read_text("UTF-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -203,6 +203,7 @@ class _SaveScanInputSpec(_ReplacingInputSpec):
     sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
     provenance = traits.Dict(mandatory=True, desc="fields of `bids.derivatives.Provenance`")
     template = traits.Str("", usedefault=True, desc="target, if it is a template and no T1w")
+    methods = traits.Dict(desc="how the image is made, in words (`bids.methods`)")
 
 
 class SaveScan(SimpleInterface):
@@ -281,6 +282,7 @@ class SaveScan(SimpleInterface):
 
     def _sidecar(self, transform: str) -> dict:
         from m2m_bids.bids.derivatives import Provenance, image_sidecar
+        from m2m_bids.bids.methods import METHODS_FIELD
         from m2m_bids.bids.request import FRAMES, MADE_FROM_FIELD
 
         inputs = self.inputs
@@ -295,6 +297,7 @@ class SaveScan(SimpleInterface):
             "LinearScore": inputs.rigid_score,
             "LinearStart": inputs.rigid_start,
             "DeformableQuality": inputs.quality,
+            METHODS_FIELD: inputs.methods,
         }
         if isdefined(inputs.made_from):
             is_dynamic = isdefined(inputs.static)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 CITED = re.compile(r"\[(@[\w-]+(?:; ?@[\w-]+)*)\]")
 # Levels of headings in the text, which has its parts four deep, to those of a page of its own.
 HEADINGS = {1: 1, 2: 2, 4: 3}
+MOST_NAMED = 5
 
 
 class Citation(NamedTuple):
@@ -22,19 +23,30 @@ class Citation(NamedTuple):
     bibtex: str
 
 
-def cite(*, version: str, methods: str, software: Mapping[str, str]) -> Citation:
+def cite(
+    *,
+    methods: str,
+    software: Mapping[str, str],
+    templates: Sequence[str] = (),
+    has_t1w: bool = True,
+    untold: Sequence[str] = (),
+) -> Citation:
     """
     Fill in the text for a methods section, with the references that it names.
 
     Parameters
     ----------
-    version : str
-        Version of m2m-bids.
     methods : str
-        What the workflow says it does, Markdown; references are ``[@key; @other]``, with keys of
+        What was done, Markdown; references are ``[@key; @other]``, with keys of
         ``data/references.json``.
     software : mapping of str to str
-        Version of each package used.
+        Version of m2m-bids and of each package used.
+    templates : sequence of str
+        Templates that scans without a T1w were registered to.
+    has_t1w : bool
+        Whether scans were registered to a T1w.
+    untold : sequence of str
+        Scans of which it is not known what was done.
 
     Returns
     -------
@@ -46,10 +58,13 @@ def cite(*, version: str, methods: str, software: Mapping[str, str]) -> Citation
         If a key is not among the references.
     """
     template = Template(files("m2m_bids.data").joinpath("citation.md").read_text("UTF-8"))
+    version = software.get("m2m-bids", "")
     text = template.safe_substitute(
         version=version,
+        target=_target(templates, has_t1w),
         methods=methods.strip(),
         software=", ".join(f"{name} {number}" for name, number in software.items()),
+        untold=_untold(untold),
     )
     keys = sorted({key for cited in CITED.findall(text) for key in _keys(cited)})
     references = "\n".join(f"- {_reference(_references()[key])}" for key in keys)
@@ -98,6 +113,26 @@ def markdown_html(text: str, *, deeper: int = 0) -> str:
 @lru_cache(maxsize=1)
 def _references() -> dict[str, dict]:
     return json.loads(files("m2m_bids.data").joinpath("references.json").read_text("UTF-8"))
+
+
+def _target(templates: Sequence[str], has_t1w: bool) -> str:
+    """Say what images were registered to."""
+    named = f"the template {' or '.join(templates)}"
+    if not has_t1w:
+        return named
+    target = "the T1-weighted image of the same participant"
+    return f"{target} or, for lack of one, to {named}" if templates else target
+
+
+def _untold(scans: Sequence[str]) -> str:
+    """Say of which scans the text does not tell."""
+    if not scans:
+        return ""
+    shown = ", ".join(scans[:MOST_NAMED])
+    if (n_more := len(scans) - MOST_NAMED) > 0:
+        shown += f" and {n_more} more"
+    untold = "The text does not tell how these were made, by a version that did not keep it"
+    return f"\n\n{untold}: {shown}."
 
 
 def _keys(cited: str) -> list[str]:

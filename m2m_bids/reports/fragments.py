@@ -55,7 +55,7 @@ def scan_table_html(rows: Sequence[Mapping[str, object]]) -> str:
     return table_html(rows, name="Scans and numbers")
 
 
-def table_html(rows: Sequence[Mapping[str, object]], *, name: str) -> str:
+def table_html(rows: Sequence[Mapping[str, object]], *, name: str, is_whole: bool = False) -> str:
     """
     Tabulate numbers, of a scan or a region in each row; a large table scrolls.
 
@@ -67,6 +67,8 @@ def table_html(rows: Sequence[Mapping[str, object]], *, name: str) -> str:
         The column ``status`` is shown in colour.
     name : str
         What the table shows, for those who do not see it.
+    is_whole : bool
+        Show all rows, however many there are.
 
     Returns
     -------
@@ -82,8 +84,9 @@ def table_html(rows: Sequence[Mapping[str, object]], *, name: str) -> str:
         f"<tr>{''.join(_table_cell(column, row.get(column)) for column in columns)}</tr>"
         for row in rows
     )
+    whole = " m2m-whole" if is_whole else ""
     return (
-        f'<div class="m2m-numbers" tabindex="0" role="region" aria-label="{escape(name)}">'
+        f'<div class="m2m-numbers{whole}" tabindex="0" role="region" aria-label="{escape(name)}">'
         '<table class="table table-sm table-striped">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
@@ -123,26 +126,32 @@ def text_html(content: str) -> str:
     return f'<pre class="m2m-text">{escape(content)}</pre>'
 
 
-def errors_html(log_dir: Path) -> str:
+def errors_html(crash_files: Sequence[Path], failures: Mapping[str, str] | None = None) -> str:
     """
-    Show the crash files of a run.
+    Show what has failed.
 
     Parameters
     ----------
-    log_dir : Path
-        Folder of Nipype's crash files; it need not exist. Text files are shown whole; pickled
-        ones are only named, since reading a pickle runs what is in it.
+    crash_files : sequence of Path
+        Nipype's crash files. Text files are shown whole; pickled ones are only named, since
+        reading a pickle runs what is in it.
+    failures : mapping of str to str, optional
+        Why scans have failed, by their names.
 
     Returns
     -------
     str
         HTML.
     """
-    crash_files = sorted(Path(log_dir).glob("crash*")) if Path(log_dir).is_dir() else []
-    if not crash_files:
+    parts = [
+        f'<p class="alert alert-danger">{escape(scan)} failed: {escape(reason)}</p>'
+        for scan, reason in (failures or {}).items()
+    ]
+    if crash_files:
+        count = f"{len(crash_files)} step(s) failed. Click on a line for the details."
+        parts.append(f'<p class="alert alert-danger">{count}</p>')
+    elif not parts:
         return '<p class="alert alert-success">No errors to report.</p>'
-    count = f"{len(crash_files)} step(s) failed. Click on a line for the details."
-    parts = [f'<p class="alert alert-danger">{count}</p>']
     for file in crash_files:
         if file.suffix == ".txt":
             content = file.read_text(encoding="UTF-8", errors="replace")
@@ -187,7 +196,8 @@ def _cell_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        # Large ones as whole numbers, as those beside them may be.
+        return f"{value:.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return "<br />".join(_cell_text(item) for item in value)
     return escape(str(value))

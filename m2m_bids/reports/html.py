@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import yaml
 
+from m2m_bids.reports.citation import Citation
 from m2m_bids.reports.fragments import (
     about_html,
     errors_html,
@@ -37,13 +38,14 @@ def write_subject_report(
     about: Mapping[str, object] | None = None,
     weights: Mapping[str, object] | None = None,
     command: str = "",
+    citation: Citation | None = None,
+    crash_files: Sequence[Path] = (),
 ) -> Path:
     """
     Write ``sub-<subject>.html`` from the figures in ``sub-<subject>/figures``.
 
-    Besides the rows and facts given here, the page takes in ``logs/CITATION.md`` and ``.bib``, and
-    the crash files under ``sub-<subject>/log/<run_uuid>``. Its own text parts are left beside the
-    figures as ``sub-<subject>_desc-*_report.html``.
+    The text parts of the page are left beside the figures, as
+    ``sub-<subject>_desc-*_report.html``.
 
     Parameters
     ----------
@@ -52,7 +54,7 @@ def write_subject_report(
     subject : str
         Participant label, with or without ``sub-``.
     run_uuid : str
-        Identifier of the run, which names the folder of its crash files.
+        Identifier of the run.
     rows : sequence of mapping
         Scans and their numbers, see `scan_table_html`.
     facts : mapping
@@ -63,6 +65,10 @@ def write_subject_report(
         What the card of the weights says.
     command : str
         Command line of the run.
+    citation : Citation, optional
+        How the subject's scans were made, and whom to cite.
+    crash_files : sequence of Path
+        Of failed steps, see `errors_html`.
 
     Returns
     -------
@@ -79,20 +85,23 @@ def write_subject_report(
         raise ValueError(f"subject is {subject!r}: expected letters and digits, as in 01")
     out_dir = Path(out_dir).absolute()
     figures_dir = out_dir / f"sub-{subject}" / "figures"
-    citation, bibtex = (
-        file.read_text("UTF-8") if file.is_file() else ""
-        for file in (out_dir / "logs" / f"CITATION.{end}" for end in ("md", "bib"))
-    )
     parts = {
         "summary": summary_html({"Participant": f"sub-{subject}", **(facts or {})}),
         "numbers": scan_table_html(rows),
         "about": about_html({**(about or {}), "Run": run_uuid}, command=command, weights=weights),
-        "methods": methods_html(citation or "No logs/CITATION.md was written.", bibtex),
-        "errors": errors_html(out_dir / f"sub-{subject}" / "log" / run_uuid),
+        "methods": methods_html(citation.markdown, citation.bibtex)
+        if citation
+        else methods_html("No scan of this participant is registered."),
+        "errors": errors_html(crash_files, _failures(rows)),
     }
     for name, html in parts.items():
         write_fragment(figures_dir, f"sub-{subject}_desc-{name}_report", html)
     return _assemble(out_dir, subject, run_uuid, find_figures(figures_dir))
+
+
+def _failures(rows: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Say why scans have failed, by their names."""
+    return {str(r["scan"]): str(r.get("reason")) for r in rows if r.get("status") == "failed"}
 
 
 class Figure(NamedTuple):

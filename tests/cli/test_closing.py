@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -65,6 +66,11 @@ def test_many_subjects_take_few_lines(settings, tmp_path):
     assert f"Reports: {out}/sub-*.html (40)" in text
     assert f"Crash files: {out}/sub-*/log/{settings.run_uuid}" in text
     assert len(text.splitlines()) == 7
+
+
+def test_reports_alone_run_nothing_when_given_again(settings):
+    text = closing_text(replace(settings, reports_only=True), [row(1, "failed", "torn")], [])
+    assert text.endswith("given again without --reports-only, runs only what is not finished.")
 
 
 def test_nothing_done(settings):

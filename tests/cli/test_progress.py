@@ -114,7 +114,7 @@ def test_lines_of_what_is_running(monkeypatch):
     # 80 s of work were done in 70 s.
     assert total.endswith("] 1 of 4 steps, 1:10, about 1:05 left")
     assert total.count("#") == round(total.index("]") / 4)
-    for columns, rows in ((80, 2), (30, 10), (12, 1)):
+    for columns, rows in ((80, 2), (30, 10), (12, 1), (4, 10), (0, 10)):
         lines = progress.lines(columns, rows)
         assert len(lines) <= rows
         assert "steps" in lines[-1]

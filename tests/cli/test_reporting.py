@@ -5,22 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, quantification_outputs
+from m2m_bids.api import DEFAULT_WEIGHTS
+from m2m_bids.bids.methods import METHODS_FIELD
+from m2m_bids.bids.naming import expected_outputs
 from m2m_bids.bids.query import Scan
-from m2m_bids.bids.request import MADE_FROM_FIELD, Request
-from m2m_bids.bids.status import read_status
-from m2m_bids.cli.reporting import (
-    as_before,
-    read_sidecar,
-    status_of,
-    write_citation,
-    write_reports,
-)
+from m2m_bids.bids.request import MADE_FROM_FIELD
+from m2m_bids.bids.status import read_status, status_row
+from m2m_bids.cli.reporting import write_reports
+from m2m_bids.registration.weights import read_card
 from m2m_bids.settings import Settings
 
-MADE_WITH = {"WeightsSHA256": "abc", "RefinementSteps": 60}
-QUANTIFIED = {"Segmentation": "tissues"}
-ASKED = Request("m2m", MADE_WITH, QUANTIFIED, {})
+WEIGHTS = read_card(DEFAULT_WEIGHTS).sha256
 QUALITY = {"folding_percent": 0.0, "disagreement_mm": 0.71, "similarity_gain": 0.23}
 SCAN = Scan(
     "pet",
@@ -47,159 +42,49 @@ def settings(tmp_path):
     return make
 
 
-def finish(settings, scan=SCAN, transform="m2m", statistics=(), **fields):
-    """Write what a finished scan consists of."""
-    outputs = expected_outputs(scan, settings.output_dir, transform)
-    anatomical = {}
-    if scan.t1w:
-        anatomical = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
-    for file in (*outputs.values(), *anatomical.values()):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    content = {"Transform": transform, MADE_FROM_FIELD: MADE_WITH, **MADE_WITH, **fields}
-    outputs["preproc_json"].write_text(json.dumps(content))
-    measured = quantification_outputs(scan, settings.output_dir, "tissues")
-    for key in ("stat", "tacs"):
-        measured[key].touch()
-    content = {MADE_FROM_FIELD: QUANTIFIED, **dict(statistics)}
-    measured["stat_json"].write_text(json.dumps(content))
+def finish(settings, scan=SCAN, **fields):
+    """Write the sidecar of a registered image."""
+    file = expected_outputs(scan, settings.output_dir, "m2m")["preproc_json"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "Transform": "m2m",
+        "TransformRequested": "m2m",
+        "WeightsSHA256": WEIGHTS,
+        MADE_FROM_FIELD: {"Target": scan.space},
+        METHODS_FIELD: {"Registration": ["Aligned with care [@choo2025]."]},
+        "SoftwareVersions": {"m2m-bids": "0.0.7", "torch": "2.1"},
+        **fields,
+    }
+    file.write_text(json.dumps(content))
 
 
-def test_citation(settings):
-    file = write_citation(settings(), "#### Registration\n\nAligned with care [@choo2025].")
-    text = file.read_text()
-    assert "Aligned with care (Choo et al., 2025)." in text
-    assert "<p>Aligned with care (Choo et al., 2025).</p>" in (
-        file.with_suffix(".html").read_text()
-    )
-    assert "@inproceedings{choo2025," in file.with_suffix(".bib").read_text()
-    assert "antspyx" in text
-    assert "{" not in text.replace("{{", "")
-
-
-def test_unfinished_scan_has_no_sidecar(settings):
-    assert read_sidecar(SCAN, settings()) == {}
-
-
-def test_status_of_a_finished_scan(settings):
-    finish(settings())
-    row = status_of(SCAN, settings(), ASKED, seconds=12.34)
-    assert (row.status, row.reason, row.seconds) == ("done", "n/a", "12.3")
-
-
-def test_status_of_a_rejected_step(settings):
-    finish(settings(), transform="rigid", TransformFallbackReason="the map folds")
-    row = status_of(SCAN, settings(), ASKED)
-    assert (row.status, row.reason) == ("rigid only", "the map folds")
-
-
-def test_rigid_run_is_done(settings):
-    finish(settings(), transform="rigid")
-    asked = ASKED._replace(transform="rigid")
-    assert status_of(SCAN, settings(transform="rigid"), asked).status == "done"
-
-
-def test_what_labels_did_not_give_is_told(settings):
-    finish(settings(), statistics={"StatisticsNotComputed": "aseg.mgz: torn"})
-    row = status_of(SCAN, settings(), ASKED)
-    assert (row.status, row.reason) == ("done", "no values of regions: aseg.mgz: torn")
-
-
-@pytest.mark.parametrize(
-    ("statistics", "note"),
-    [
-        ("", "no partial volume correction: no label is in the field of view"),
-        # One reason for both is said once.
-        (
-            "no label is in the field of view",
-            "no values of regions: no label is in the field of view",
-        ),
-    ],
-)
-def test_a_correction_that_could_not_be_is_told(settings, statistics, note):
-    said = {"PartialVolumeCorrectionNotComputed": "no label is in the field of view"}
-    if statistics:
-        said["StatisticsNotComputed"] = statistics
-    finish(settings(), statistics=said)
-    row = status_of(SCAN, settings(), ASKED)
-    assert (row.status, row.reason) == ("done", note)
-
-
-def test_template_in_place_of_a_t1w_is_told(settings):
-    """Also the spaces that it cannot be brought to, and that the deformable step was rejected."""
-    scan = replace(SCAN, t1w=None, t1w_entities={}, template="MNI", t1w_choice="no T1w image")
-    run = settings(output_spaces=("MNI:res-2", "T1w:res-2"))
-    finish(run, scan, transform="rigid", Transform="affine", TransformFallbackReason="it folds")
-    row = status_of(scan, run, ASKED)
-    assert (row.status, row.t1w) == ("rigid only", "n/a")
-    assert row.reason == (
-        "it folds; no T1w image; registered to the template MNI instead, and not in T1w:res-2, "
-        "which takes a T1w"
-    )
-
-
-@pytest.mark.parametrize(
-    ("failure", "reason"),
-    [("a.nii: truncated", "a.nii: truncated"), ("", "sub-01_trc-FDG_space-T1w_desc-preproc_pet")],
-)
-def test_status_of_a_failed_scan(settings, failure, reason):
-    row = status_of(SCAN, settings(), ASKED, failure=failure)
-    assert row.status == "failed"
-    assert reason in row.reason
-
-
-def test_failure_wins_over_older_outputs(settings):
-    """A scan whose outputs could not be replaced has failed, although there are files."""
-    finish(settings())
-    assert status_of(SCAN, settings(), ASKED, failure="it broke").status == "failed"
-
-
-def test_outputs_of_other_weights_do_not_count(settings):
-    finish(settings(), **{MADE_FROM_FIELD: {**MADE_WITH, "WeightsSHA256": "other"}})
-    assert status_of(SCAN, settings(), ASKED).status == "failed"
-
-
-def test_scan_that_is_left_out(settings):
-    row = status_of(replace(SCAN, t1w=None, reason="no T1w image"), settings(), ASKED)
-    assert (row.status, row.reason, row.t1w) == ("skipped", "no T1w image", "n/a")
-
-
-def test_earlier_reason_and_time_are_kept(settings):
-    failed = status_of(SCAN, settings(), ASKED, failure="it broke", seconds=3.0)
-    now = status_of(SCAN, settings(), ASKED)
-    assert as_before(now, [failed]) == failed
-    # Not those of another scan, of another state, or of none.
-    assert as_before(now, [replace(failed, scan="sub-01_trc-AV45_pet")]) == now
-    assert as_before(now, [replace(failed, status="done")]) == now
-    assert as_before(now, []) == now
-
-
-def test_reports_and_table(settings, tmp_path):
+def test_reports_and_table(settings):
     other = replace(SCAN, entities={"sub": "02"}, t1w=None, reason="no <T1w> image")
     run = settings()
-    fields = {"LinearScore": 0.61, "DeformableQuality": QUALITY, "Device": "cpu"}
-    finish(run, **fields)
-    scans = [SCAN, other]
-    rows = [status_of(scan, run, ASKED) for scan in scans]
-    reports = write_reports(run, scans, rows)
+    finish(run, LinearScore=0.61, DeformableQuality=QUALITY, Device="cpu")
+    rows = [status_row(SCAN, "done"), status_row(other, "skipped")]
+    reports = write_reports(run, [SCAN, other], rows)
     assert [file.name for file in reports] == ["sub-01.html", "sub-02.html"]
     assert [(row.scan, row.status) for row in read_status(run.output_dir)] == [
         ("sub-01_trc-FDG_pet", "done"),
         ("sub-02_pet", "skipped"),
     ]
     page = reports[0].read_text()
-    for word in ("sub-01_trc-FDG_pet", "same session", "abc", "0.61", "0.71", "0.23", "cpu"):
+    for word in ("sub-01_trc-FDG_pet", "same session", "0.61", "0.71", "0.23", "cpu", WEIGHTS):
         assert word in page
     assert "The deformable step passed the check" in page
     assert "simulated subjects" in page  # the card of the default weights
+    assert "Aligned with care (Choo et al., 2025)." in page
+    assert "an earlier one" not in page
     assert "no &lt;T1w&gt; image" in reports[1].read_text()
     assert 'id="PET"' not in reports[1].read_text()
+    assert "No scan of this participant is registered." in reports[1].read_text()
 
 
 def test_failed_scan_has_a_section_without_figures(settings):
     run = settings(transform="rigid")
     scan = replace(SCAN, sidecar={"TracerName": "<script>alert(1)</script>"})
-    row = status_of(scan, run, ASKED, failure="it <broke>")
+    row = status_row(scan, "failed", "it <broke>")
     (report,) = write_reports(run, [scan], [row])
     page = report.read_text()
     assert re.findall(r'class="sub-report-group">([^<]+)', page) == [
@@ -210,3 +95,32 @@ def test_failed_scan_has_a_section_without_figures(settings):
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page
     assert "Weights of the network" not in page
+    assert "No errors to report" not in page
+
+
+def test_a_report_says_what_made_the_images_not_what_runs_now(settings):
+    """Versions, weights and text of a run of one scan are those of each scan's own sidecar."""
+    run = settings()
+    pet = replace(SCAN, entities={"sub": "01", "trc": "AV45"})
+    finish(run, pet, WeightsSHA256="abc", RefinementSteps=10)
+    write_reports(run, [pet], [status_row(pet, "done")])
+    finish(run, Device="cuda:1", SoftwareVersions={"m2m-bids": "0.0.7", "torch": "2.2"})
+    (report,) = write_reports(run, [SCAN], [status_row(SCAN, "done")])
+    about = (run.output_dir / "sub-01/figures/sub-01_desc-about_report.html").read_text()
+    assert ">2.1 and 2.2<" in about
+    assert ">0.0.7<" in about
+    # The card of these weights is not at hand.
+    assert "simulated subjects" not in about
+    facts = (run.output_dir / "sub-01/figures/sub-01_desc-summary_report.html").read_text()
+    assert f">{WEIGHTS}<br />abc<" in facts or f">abc<br />{WEIGHTS}<" in facts
+    assert ">cuda:1<" in facts
+    assert "torch 2.1 and 2.2" in report.read_text()
+
+
+def test_the_command_is_one_that_can_be_given_again(settings, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/x/__main__.py", "a folder", "it's", "participant"])
+    finish(settings())
+    (report,) = write_reports(settings(), [SCAN], [status_row(SCAN, "done")])
+    assert "m2m-bids &#x27;a folder&#x27; &#x27;it&#x27;&quot;&#x27;&quot;&#x27;s&#x27; parti" in (
+        report.read_text()
+    )

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import nibabel as nb
 import numpy as np
@@ -24,6 +23,7 @@ from m2m_bids.cli.progress import Progress
 from m2m_bids.registration.weights import CARD_NAME, TENSORS_NAME, read_card
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.base import scan_request
+from m2m_bids.workflows.cohort import EvaluationImages
 from m2m_bids.workflows.registration import RegistrationOptions
 
 SHA256 = read_card(DEFAULT_WEIGHTS).sha256
@@ -387,6 +387,161 @@ def test_reports_only_runs_nothing(main, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--refine", "10"], "RefinementSteps"),
+        (["--transform", "rigid"], "Transform"),
+        (["--output-spaces", "MNI152NLin2009aSym:res-2"], "output space MNI152NLin2009aSym:res-2"),
+        (["--smooth-fwhm", "8"], "SmoothingFullWidthHalfMaximum"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_reports_alone_make_no_finished_scan_a_failed_one(
+    main, bids_dir, tmp_path, caplog, options, told
+):
+    """They are of what is there, whatever options are given or forgotten."""
+    for scan in scans_of(bids_dir).values():
+        finish(scan, tmp_path / "out")
+    main()
+    table = tmp_path / "out/logs/status.tsv"
+    timed = table.read_text().replace("done\tn/a\tn/a", "done\tn/a\t514.6")
+    table.write_text(timed)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        code, out, _, started = main("--reports-only", *options)
+    assert (code, started) == (0, [])
+    assert out.startswith("3 done\n")
+    assert "made anew" not in caplog.text
+    assert "to register" not in caplog.text
+    for row in read_status(tmp_path / "out"):
+        assert (row.status, row.seconds) == ("done", "514.6")
+        assert row.reason.startswith("made with other options: ")
+        assert told in row.reason
+    assert "Failed" not in (tmp_path / "out/sub-1.html").read_text()
+    # With the options of before, nothing is left of that.
+    main("--reports-only")
+    assert table.read_text() == timed
+
+
+def test_reports_alone_leave_scans_that_are_left_out_now(main, bids_dir, tmp_path):
+    """Those that went to a template, where that option is forgotten."""
+    (bids_dir / "sub-2/anat/sub-2_T1w.nii.gz").unlink()
+    (scan,) = query(bids_dir, template="MNI152NLin2009aSym", modalities=("fa",))
+    finish(scan, tmp_path / "out", LinearScore=0.6123)
+    main("--no-t1w", "register-to-template")
+    before = [row for row in read_status(tmp_path / "out") if row.scan == scan.name]
+    assert before[0].status == "done"
+    main("--reports-only")
+    assert [row for row in read_status(tmp_path / "out") if row.scan == scan.name] == before
+    table = tmp_path / "out/sub-2/figures/sub-2_desc-numbers_report.html"
+    assert ">0.6123<" in table.read_text()
+
+
+def test_reports_alone_take_another_t1w_for_another_option(main, bids_dir, tmp_path):
+    scan = scans_of(bids_dir)["sub-2_param-FA_dwimap"]
+    finish(scan, tmp_path / "out")
+    main()
+    scan.t1w.rename(scan.t1w.with_name("sub-2_acq-fast_T1w.nii.gz"))
+    main("--reports-only")
+    (row,) = [row for row in read_status(tmp_path / "out") if row.scan == scan.name]
+    assert (row.status, row.reason) == ("done", "made with other options: Files")
+
+
+def test_reports_alone_tell_what_is_gone(main, bids_dir, tmp_path):
+    pet, fa = (scans_of(bids_dir)[name] for name in ("sub-1_trc-FDG_pet", "sub-2_param-FA_dwimap"))
+    for scan in (pet, fa):
+        finish(scan, tmp_path / "out")
+    expected_outputs(pet, tmp_path / "out", "m2m")["preproc"].unlink()
+    main("--reports-only")
+    row = {row.scan: row for row in read_status(tmp_path / "out")}[pet.name]
+    assert row.status == "failed"
+    assert row.reason == "sub-1_trc-FDG_space-T1w_desc-preproc_pet.nii.gz is not there"
+
+
+def test_report_of_a_few_scans_tells_of_the_others(main, bids_dir, tmp_path):
+    for scan in scans_of(bids_dir).values():
+        finish(scan, tmp_path / "out", LinearScore=0.6123)
+    main()
+    main("--reports-only", "--tracer-label", "FDG")
+    figures = tmp_path / "out/sub-1/figures"
+    table = (figures / "sub-1_desc-numbers_report.html").read_text()
+    assert re.findall(r"<td>(sub-1_trc-\w+_pet)</td><td>(\w+ [\w ]+)</td>", table) == [
+        ("sub-1_trc-AV45_pet", "an earlier one"),
+        ("sub-1_trc-FDG_pet", "this one"),
+    ]
+    assert table.count(">0.6123<") == 2
+    assert table.count(">done<") == 2
+    assert "sub-1_trc-AV45_pet:" in (figures / "sub-1_desc-summary_report.html").read_text()
+
+
+def test_reasons_of_earlier_failures_stay(main, bids_dir, tmp_path):
+    """Those that are not run again: in the table, in the report, with the crash file."""
+    main()
+    table = tmp_path / "out/logs/status.tsv"
+    table.write_text(
+        re.sub("failed\t[^\t]*", "failed\tImageError: T1w is torn", table.read_text())
+    )
+    log = tmp_path / "out/sub-1/log/20200101-000000_old"
+    log.mkdir(parents=True)
+    node = "m2m_bids_wf.sub_1_wf.sub_1_T1w_wf.conform_t1w"
+    (log / "crash-1.txt").write_text(f"Node: {node}\n\nImageError: T1w is torn\n")
+    for options in (["--reports-only"], ["--reports-only", "--tracer-label", "FDG"]):
+        main(*options)
+        rows = [row for row in read_status(tmp_path / "out") if row.modality == "pet"]
+        assert [row.reason for row in rows] == ["ImageError: T1w is torn"] * 2
+        page = (tmp_path / "out/sub-1.html").read_text()
+        assert f"<summary>{node}</summary>" in page
+        assert "sub-1_trc-AV45_pet failed: ImageError: T1w is torn" in page
+        assert "No errors to report" not in page
+    # Without a crash file too, what has failed is told.
+    page = (tmp_path / "out/sub-2.html").read_text()
+    assert "sub-2_param-FA_dwimap failed: " in page
+
+
+@pytest.mark.parametrize("content", ['{"a": ', "[]", '{"a": 1}', ""])
+def test_a_damaged_sidecar_is_named_and_stops_nothing(main, bids_dir, tmp_path, content):
+    for scan in scans_of(bids_dir).values():
+        finish(scan, tmp_path / "out")
+    damaged = scans_of(bids_dir)["sub-1_trc-FDG_pet"]
+    sidecar = expected_outputs(damaged, tmp_path / "out", "m2m")["preproc_json"]
+    sidecar.write_text(content)
+    code, out, _, _ = main("--reports-only")
+    assert code == 1
+    assert out.startswith("2 done, 1 failed\n")
+    assert f"{sidecar.name} is damaged: run the scan again" in out
+    assert (tmp_path / "out/sub-2.html").is_file()
+    # Which is what the same command does without the option.
+    assert main()[3] == [damaged.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("warnings", 5), ("warnings", [5]), ("noise_percent", "much"), ("noise_percent", 10**400)],
+    ids=["no list", "no texts", "no number", "huge"],
+)
+def test_damaged_numbers_stop_no_report(main, bids_dir, tmp_path, name, value):
+    for scan in scans_of(bids_dir).values():
+        finish(scan, tmp_path / "out")
+        numbers = expected_outputs(scan, tmp_path / "out", "m2m")["qc_json"]
+        numbers.write_text(json.dumps({name: value}))
+    assert main("--reports-only")[:2][0] == 0
+    assert len(list((tmp_path / "out").glob("sub-*.html"))) == 2
+
+
+def test_one_report_that_cannot_be_written_does_not_stop_the_others(
+    main, bids_dir, tmp_path, caplog
+):
+    for scan in scans_of(bids_dir).values():
+        score = "high" if scan.subject == "1" else 0.6
+        finish(scan, tmp_path / "out", LinearScore=score)
+    code, out, _, _ = main("--reports-only")
+    assert code == 0
+    assert "sub-2.html" in out
+    assert "sub-1.html" not in out
+    assert f"{tmp_path / 'out/sub-1.html'} was not written" in caplog.text
+
+
 def test_work_folder_is_emptied_if_asked_for(main, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work/old").touch()
@@ -475,8 +630,13 @@ def test_crash_of_the_workflow_is_no_crash_of_the_app(settings, bids_dir, monkey
     progress = module.run_workflow(run, scans, options())
     assert progress.seconds == {}
     assert "some steps failed: 2 raised." in caplog.text
-    citation = Path(run.output_dir / "logs/CITATION.md").read_text()
-    assert citation.count("#### Registration") == 1
+    # What is cited is what was made; a cohort level has a text of its own.
+    images = EvaluationImages(run.evaluation_dir / "scans")
+    rigid = options(transform="rigid", weights=None, weights_sha256="", n_refine=0)
+    module.run_workflow(run, scans, rigid, images)
+    assert not list((run.output_dir / "logs").glob("CITATION*"))
+    text = (run.evaluation_dir / "CITATION.md").read_text()
+    assert text.count("#### Registration") == 1
 
 
 # --- mistakes of the app ---------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What reports say of a scan, from files with names and values that try to be code."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from m2m_bids.bids.naming import (
     quantification_outputs,
 )
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.spaces import parse_space
 from m2m_bids.bids.status import status_row
 from m2m_bids.cli.scan_facts import write_scan_fragments, write_t1w_fragment
 from m2m_bids.settings import Settings
@@ -123,6 +125,14 @@ def test_spaces_are_those_that_are_there(told, settings):
     (space,) = settings.further_spaces
     write(expected_space_outputs(SCAN, settings.output_dir, space, "rigid")["image"], "")
     assert "MNI152NLin2009aSym:res-2: sub-01/pet/" in told()[0]
+    # What another run wrote is there too; what belongs to another scan is not of this one.
+    other = replace(SCAN, entities={**SCAN.entities, "run": "2"})
+    for scan, name in ((SCAN, "T1w:res-native"), (other, "MNI152NLin2009cAsym:res-1")):
+        space = parse_space(name)
+        write(expected_space_outputs(scan, settings.output_dir, space, "rigid")["image"], "")
+    summary = told()[0]
+    assert "T1w:res-native: sub-01/pet/" in summary
+    assert "2009cAsym" not in summary
 
 
 def test_quantification_is_told(told, quantified):
@@ -141,6 +151,29 @@ def test_quantification_is_told(told, quantified):
     assert '<td class="m2m-value">-3</td>' in regions
     assert "&ndash;" in regions  # n/a
     assert 'aria-label="sub-01_trc-FDG_seg-aparcaseg_pvc-rbv_desc-preproc_stat"' in regions
+
+
+def test_tables_of_regions_have_units_and_what_is_relative(told, quantified, settings):
+    """SUV and SUVR are of static scans; the frames of dynamic ones have each their own."""
+    outputs = quantification_outputs(SCAN, settings.output_dir, "aparcaseg")
+    rows = "GM\t1\t8000\t8100\t1700\t1060695\t181875\t1\nWM\t2\tn/a\t1\t1\t747703.2\t9\t1\n"
+    write(outputs["stat"], HEAD + rows)
+    write(outputs["stat_json"], {"Units": "Bq/mL"})
+    write(outputs["preprocSUV_json"], {"SUVScaleFactor": [0.0005]})
+    first = told()[1].split("Corrected for")[0]
+    heads = re.findall(r"<th [^>]*>([^<]+)</th>", first)
+    assert heads == [
+        *("region", "index", "mean (Bq/mL)", "median (Bq/mL)", "sd (Bq/mL)", "volume (mm³)"),
+        *("voxels", "coverage", "mean SUV", "mean SUVR"),
+    ]
+    grey, white = (re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in first.split("<tr>")[2:])
+    assert grey == ["GM", "1", "8000", "8100", "1700", "1060695", "181875", "1", "4", "4"]
+    assert white[5] == "747703"
+    assert white[-2:] == ["&ndash;"] * 2
+    write(outputs["preprocSUVR_json"], {"ReferenceRegionMean": [2000.0, 1000.0]})
+    assert "mean SUVR" not in told()[1].split("Corrected for")[0]
+    # Those of another scan, and of corrected images, are no factors of these.
+    assert "mean SUV" not in told()[1].split("Corrected for")[1]
 
 
 def test_the_linear_step_is_named_for_what_it_is(told):

@@ -7,6 +7,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 
+from m2m_bids.reports.citation import Citation
 from m2m_bids.reports.deformation import cycle_figure, grid_figure
 from m2m_bids.reports.figures import (
     anatomical_figure,
@@ -150,11 +151,11 @@ def report(anatomy, viewer, tmp_path_factory):
         (figures / f"sub-01_{stem}_desc-summary_{suffix}.html").write_text(summary)
         table = table_html(rows, name=f'regions of "{stem}"')
         (figures / f"sub-01_{stem}_desc-regions_{suffix}.html").write_text(table)
-    (root / "logs").mkdir()
-    (root / "logs" / "CITATION.md").write_text(
-        f"# Cite\n\n## Methods\n\n#### A\n\n{EVIL} `code` <https://a.b>\n"
+    citation = Citation(
+        f"# Cite\n\n## Methods\n\n#### A\n\n{EVIL} `code` <https://a.b>\n",
+        "",
+        f"@misc{{a, title={{{EVIL}}}}}",
     )
-    (root / "logs" / "CITATION.bib").write_text(f"@misc{{a, title={{{EVIL}}}}}")
     log = root / "sub-01" / "log" / "run"
     log.mkdir(parents=True)
     (log / "crash-1.txt").write_text(f"Node: wf.node\n{EVIL}\n{'x' * 500}")
@@ -163,6 +164,7 @@ def report(anatomy, viewer, tmp_path_factory):
     return write_subject_report(
         root, "01", "run", rows=numbers, facts={"Weights": EVIL}, about={"m2m-bids": "0.1"},
         weights={"Network": EVIL}, command=f"m2m-bids '{EVIL}'",
+        citation=citation, crash_files=list(log.iterdir()),
     )  # fmt: skip
 
 

@@ -14,14 +14,14 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows"
 
 
 def made(methods):
-    return cite(version="1.2.3", methods=methods, software={"torch": "2.10"})
+    return cite(methods=methods, software={"m2m-bids": "1.2.3", "torch": "2.10"})
 
 
 def test_text_is_filled_in():
     text = made("#### Step\n\nA $5 step, <script>a</script>.").markdown
     assert "*m2m-bids* 1.2.3" in text
     assert "A $5 step" in text
-    assert "Software: torch 2.10." in text
+    assert "Software: m2m-bids 1.2.3, torch 2.10." in text
     assert "Nipype* (Gorgolewski et al., 2011)" in text
 
 

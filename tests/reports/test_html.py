@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from m2m_bids.reports import html
+from m2m_bids.reports.citation import Citation
 from m2m_bids.reports.fragments import (
     about_html,
     errors_html,
@@ -47,9 +48,6 @@ def out_dir(tmp_path):
     log_dir.mkdir(parents=True)
     crash = f"Node: single_subject_01_wf.rigid\nin_file = {EVIL}\nno equals sign\nValueError: x\n"
     (log_dir / "crash-20260101-root-rigid.txt").write_text(crash)
-    (root / "logs").mkdir()
-    (root / "logs" / "CITATION.md").write_text(f"# How to cite\n{EVIL} {{{{ jinja }}}}\n")
-    (root / "logs" / "CITATION.bib").write_text(f"@article{{key,\n  title = {{{EVIL}}}\n}}\n")
     return root
 
 
@@ -57,6 +55,11 @@ ROWS = [
     {"scan": "sub-01_pet", "status": "done", "folds (%)": 0.001234},
     {"scan": "sub-01_ses-M012_pet", "status": "failed", "reason": EVIL},
 ]
+
+
+CITATION = Citation(
+    f"# How to cite\n{EVIL} {{{{ jinja }}}}\n", "", f"@article{{key,\n  title = {{{EVIL}}}\n}}\n"
+)
 
 
 def write(out_dir, **keywords):
@@ -68,6 +71,8 @@ def write(out_dir, **keywords):
         facts={"Weights": EVIL, "Device": "cpu"},
         about={"m2m-bids": "0.1.0"},
         command=f"m2m-bids '{EVIL}'",
+        citation=CITATION,
+        crash_files=sorted(out_dir.glob("sub-01/log/*/crash*")),
         **keywords,
     )
 
@@ -135,13 +140,14 @@ def test_figures_are_not_rewritten(out_dir):
 def test_report_again_replaces_and_leaves_no_other_files(out_dir):
     first = write(out_dir).read_text()
     assert write(out_dir).read_text() == first
-    assert sorted(f.name for f in out_dir.iterdir()) == ["logs", "sub-01", "sub-01.html"]
+    assert sorted(f.name for f in out_dir.iterdir()) == ["sub-01", "sub-01.html"]
 
 
 def test_page_without_figures_tells_what_failed(tmp_path):
     page = write_subject_report(tmp_path, "sub-7", RUN, rows=ROWS[1:]).read_text()
-    assert "failed" in page
-    assert "No errors to report" in page
+    assert "sub-01_ses-M012_pet failed: &lt;script&gt;" in page
+    assert "No errors to report" not in page
+    assert "No errors to report" in write_subject_report(tmp_path, "7", RUN).read_text()
 
 
 @pytest.mark.parametrize("subject", ["", "01/..", "<b>", "sub-", '0"1', "0'1"])
@@ -208,11 +214,11 @@ def test_fragments_format_and_escape():
 
 
 def test_errors_show_text_and_never_open_pickles(tmp_path):
-    assert "No errors" in errors_html(tmp_path / "absent")
+    assert "No errors" in errors_html([])
     (tmp_path / "crash-1.txt").write_text(f"Node: wf.node\n{EVIL}")
     (tmp_path / "crash-2.pklz").write_bytes(b"not a pickle")
     (tmp_path / "crash-3.txt").write_bytes(b"")
-    shown = errors_html(tmp_path)
+    shown = errors_html(sorted(tmp_path.iterdir()), {EVIL: EVIL})
     assert "<summary>wf.node</summary>" in shown
     assert "3 step(s) failed" in shown
     assert "crash-2.pklz" in shown

@@ -10,7 +10,6 @@ import nibabel as nb
 import numpy as np
 import pytest
 from nipype.interfaces.base import isdefined
-from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.bids.diffusion import GradientFiles
@@ -277,15 +276,24 @@ def test_methods_are_told_once(settings, scan, order):
     assert titles[0] == "#### Anatomical reference"
     assert set(titles[1:3]) == {"#### PET", "#### Diffusion"}
     assert titles[3:] == ["#### Registration", "#### Quantification"]
+    for words in ("averaged over tissue", "with a Markov random field"):
+        assert " ".join(text.split()).count(words) == 1
 
 
-def test_texts_that_share_a_heading_stand_under_it_once():
-    whole = Workflow(name="whole")
-    for name, text in (("a", "One."), ("b", "Two."), ("c", "One.")):
-        part = Workflow(name=name)
-        part.__desc__ = f"#### Quantification\n\n{text}\n"
-        whole.add_nodes([part])
-    assert methods_text(whole) == "#### Quantification\n\nOne.\n\nTwo.\n"
+def test_each_scan_keeps_what_was_done_for_it(settings, scan):
+    """In its sidecar: its T1w, its way to a template, itself, and nothing of another scan."""
+    settings = dataclasses.replace(settings, output_spaces=("MNI152NLin2009aSym:res-2",))
+    missing = {"t1w": None, "t1w_entities": {}, "template": "MNI152NLin2009aSym"}
+    scans = [scan("pet"), scan("fa"), replace(scan("pet", session="M012"), **missing)]
+    workflow = init_m2m_bids_wf(settings, scans, options())
+    of_t1w = ["Anatomical reference", "Template"]
+    last = ["Registration", "Quantification"]
+    nodes = [f"sub_01_wf.{scan_wf_name(one)}.outputs_wf.save_scan" for one in scans]
+    assert [list(workflow.get_node(name).inputs.methods) for name in nodes] == [
+        [*of_t1w, "PET", *last],
+        [*of_t1w, "Diffusion", *last],
+        ["PET", "Registration to a template", "Quantification"],
+    ]
 
 
 def test_methods_tell_what_runs(settings, scan):

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from m2m_bids.bids.derivatives import missing_outputs
 from m2m_bids.bids.labels import LabelFile
+from m2m_bids.bids.methods import read_description
 from m2m_bids.bids.naming import quantification_outputs
 from m2m_bids.bids.quantification import (
     QuantificationOptions,
@@ -377,3 +378,30 @@ def test_inputs_are_those_of_the_workflow(scan, tmp_path):
     )
     assert tuple(workflow.get_node("inputnode").interface._fields) == INPUTS
     assert "5 x 5 x 6 mm" in workflow.__desc__
+
+
+@pytest.mark.parametrize("modality", ["pet", "fa"])
+def test_methods_have_a_paragraph_for_each_fact(scan, tmp_path, modality):
+    """So that scans that share one fact and not another are not told twice of the first."""
+    options = QuantificationOptions(
+        pvc="rbv", psf_fwhm_mm=(6.0,), smooth_fwhm_mm=8.0, suvr_region="brainstem"
+    )
+    one = replace(scan, modality=modality)
+    workflow = init_quantification_wf(
+        scan=one,
+        plan=plan_quantification(one, tmp_path / "bids", options),
+        options=options,
+        output_dir=tmp_path / "out",
+        datasets={},
+    )
+    ((heading, texts),) = read_description(workflow.__desc__).items()
+    assert heading == "Quantification"
+    starts = ["Registered images were averaged", "Copies of registered images"]
+    if modality == "pet":
+        starts[1:1] = ["SUV is", "SUVR is"]
+        starts.append("Partial volume effects were corrected")
+    assert len(texts) == len(starts)
+    assert all(text.startswith(start) for text, start in zip(texts, starts, strict=True))
+    assert "kernel of 8 mm" in " ".join(texts).replace("\n", " ")
+    # Nothing is drawn of what an FA map cannot have.
+    assert (workflow.get_node("draw_suvr") is not None) is (modality == "pet")
