@@ -5,13 +5,11 @@ import logging
 import shlex
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from m2m_bids.bids.derivatives import (
-    file_uri,
-    image_sidecar,
     software_versions,
     write_dataset_files,
     write_json,
@@ -20,16 +18,14 @@ from m2m_bids.bids.derivatives import (
 from m2m_bids.bids.locks import hold_level
 from m2m_bids.bids.naming import parse_name, qc_file
 from m2m_bids.bids.status import StatusRow, read_status
-from m2m_bids.quality.averages import Average, average_images
+from m2m_bids.cli.cohort_images import average_scans
 from m2m_bids.quality.cohort import outliers
 from m2m_bids.quality.limits import column_names, definitions, warnings_of
-from m2m_bids.reports.group import AveragePicture, write_group_report
+from m2m_bids.reports.group import write_group_report
 from m2m_bids.settings import Settings
-from m2m_bids.spatial.images import save_image
 
 LOGGER = logging.getLogger("m2m_bids")
 REGISTERED = ("done", "rigid only")
-SUFFIXES = {"pet": "pet", "fa": "dwimap"}
 STATES = {
     "initial": "before registration",
     "rigid": "after rigid alignment (to a template, affine)",
@@ -95,7 +91,7 @@ def _collect(rows: Sequence[StatusRow], settings: Settings) -> None:
         for modality in settings.modalities
         if (file := _write_table(scans, modality, settings.output_dir)) is not None
     ]
-    averages = list(_averages(scans, settings))
+    averages = list(average_scans(scans, settings, settings.output_dir / "group"))
     counts = Counter(scan["status"] for scan in scans)
     n_flagged = sum(bool(scan["flags"]) for scan in scans)
     page = write_group_report(
@@ -103,8 +99,8 @@ def _collect(rows: Sequence[StatusRow], settings: Settings) -> None:
         scans,
         _shown_columns(),
         averages=averages,
-        averages_note="There are no images in a template's space of two or more scans. Run the"
-        " level 'participant' with --output-spaces MNI152NLin2009aSym:res-2 to have them.",
+        averages_note="There are no images in a template's space. Run the level 'participant'"
+        " with --output-spaces MNI152NLin2009aSym:res-2 to have them.",
         facts={
             "Scans": ", ".join(f"{number} {status}" for status, number in counts.items()),
             "To look at": f"{n_flagged} of {len(scans)}",
@@ -134,6 +130,8 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         "kind": row.modality.upper(),
         "reason": "" if row.reason == "n/a" else row.reason,
         "decision": "n/a",
+        "entities": None,
+        "target": "T1w",
         "report": report.name if report.is_file() else None,
         "flags": [],
         "odd": [],
@@ -143,15 +141,16 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         scan["flags"] = [row.reason] if row.status == "failed" else []
         return scan
     try:
-        tracer = parse_name(row.scan).entities.get("trc")
-        scan["kind"] = f"PET {tracer}" if tracer else scan["kind"]
         content = json.loads(qc_file(row.scan, output_dir).read_text(encoding="utf-8"))
+        scan["entities"] = parse_name(row.scan).entities
+        if tracer := scan["entities"].get("trc"):
+            scan["kind"] = f"PET {tracer}"
         scan["numbers"] = {name: _finite(content.get(name)) for name in column_names()}
         scan["decision"] = str(content["decision"])
-        target = content.get("target", "T1w")
-        if target != "T1w":
-            scan["kind"] += f" at {target}"
-        found = warnings_of(scan["numbers"], is_same_person=target == "T1w")
+        scan["target"] = content.get("target", "T1w")
+        if scan["target"] != "T1w":
+            scan["kind"] += f" at {scan['target']}"
+        found = warnings_of(scan["numbers"], is_same_person=scan["target"] == "T1w")
         scan["flags"], scan["odd"] = list(found.values()), list(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         LOGGER.debug("", exc_info=True)
@@ -160,8 +159,9 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> float | None:
+    """Return a number that a float can hold, or None for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < float("inf") else None
+    return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
 def _add_outliers(scans: Sequence[dict[str, Any]]) -> None:
@@ -235,58 +235,3 @@ def _shown_columns() -> list[dict[str, str]]:
         }
         for column, name in column_names(are_final=True).items()
     ]
-
-
-def _averages(scans: Sequence[Mapping[str, Any]], settings: Settings) -> Iterator[AveragePicture]:
-    """Average the images in each template's space, and write mean and standard deviation."""
-    for key, files in sorted(_template_images(scans, settings.output_dir).items()):
-        kind, modality, space = key
-        average = average_images(files, modality)
-        if average is None:
-            continue
-        for reason in average.left_out:
-            LOGGER.warning("left out of the mean image: %s", reason)
-        _save_average(average, key, files, settings)
-        scaled = " each divided by its mean in the brain," if modality == "pet" else ""
-        note = f"{average.n} images,{scaled} {len(average.left_out)} left out."
-        yield AveragePicture(f"{kind} in {space}", modality, average.mean, average.sd, note)
-
-
-def _template_images(
-    scans: Sequence[Mapping[str, Any]], output_dir: Path
-) -> dict[tuple[str, str, str], list[Path]]:
-    """Find registered images in templates' spaces by kind, modality and space."""
-    images: dict[tuple[str, str, str], list[Path]] = defaultdict(list)
-    for scan in scans:
-        if scan["status"] not in REGISTERED:
-            continue
-        modality = scan["modality"]
-        own = parse_name(scan["scan"]).entities
-        folder = qc_file(scan["scan"], output_dir).parent
-        for file in sorted(folder.glob(f"*_space-*_desc-preproc_{SUFFIXES[modality]}.nii.gz")):
-            entities = parse_name(file).entities
-            space = entities.pop("space")
-            parts = [f"{k}-{entities.pop(k)}" for k in ("cohort", "res") if k in entities]
-            is_own = {**entities, "desc": None} == {**own, "desc": None}
-            if is_own and space != "T1w":
-                images[scan["kind"], modality, "_".join([space, *parts])].append(file)
-    return images
-
-
-def _save_average(
-    average: Average, key: tuple[str, str, str], files: Sequence[Path], settings: Settings
-) -> None:
-    kind, modality, space = key
-    folder = settings.output_dir / "group"
-    tracer = f"trc-{kind.removeprefix('PET ')}_" if kind.startswith("PET ") else ""
-    parameter = "param-FA_" if modality == "fa" else ""
-    sources = [file_uri(file, settings.output_dir, settings.datasets) for file in files]
-    for name, image in (("mean", average.mean), ("sd", average.sd)):
-        stem = f"{tracer}space-{space}_{parameter}desc-{name}_{SUFFIXES[modality]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(image, folder / f"{stem}.nii.gz")
-        description = f"{'Mean' if name == 'mean' else 'Standard deviation'} of {average.n} images"
-        if modality == "pet":
-            description += ", each divided by its mean in the brain"
-        content = image_sidecar(sources, description=f"{description}.")
-        write_json(folder / f"{stem}.json", {**content, "LeftOut": average.left_out})

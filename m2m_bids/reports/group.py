@@ -29,17 +29,20 @@ class AveragePicture(NamedTuple):
         Kind and space.
     modality : str
         "pet" or "fa".
-    mean, sd : Nifti1Image
-        On one grid.
+    mean, sd : Nifti1Image or None
+        On one grid; None of fewer than two images.
     note : str
-        Number of images, what was left out, how they were scaled.
+        Number of images, how they were scaled.
+    left_out : sequence of str
+        Images that are not in it, and why.
     """
 
     title: str
     modality: str
-    mean: nb.Nifti1Image
-    sd: nb.Nifti1Image
+    mean: nb.Nifti1Image | None
+    sd: nb.Nifti1Image | None
     note: str
+    left_out: Sequence[str] = ()
 
 
 def write_group_report(
@@ -142,17 +145,26 @@ def _definitions(columns: Sequence[Mapping[str, Any]]) -> str:
 def _averages_html(averages: Sequence[AveragePicture], note: str) -> str:
     if not averages:
         return f"<p>{escape(note)}</p>"
-    parts = []
-    for average in averages:
-        pictures = "".join(
-            f"<figure>{_picture(image, average, what)}<figcaption>{what}</figcaption></figure>"
-            for what, image in (("Mean", average.mean), ("Standard deviation", average.sd))
-        )
-        parts.append(
-            f'<h3>{escape(average.title)}</h3><p class="elem-caption">{escape(average.note)}</p>'
-            f'<div class="m2m-panels">{pictures}</div>'
-        )
-    return "".join(parts)
+    return "".join(
+        f'<h3>{escape(average.title)}</h3><p class="elem-caption">{escape(average.note)}</p>'
+        f'{_left_out_html(average.left_out)}<div class="m2m-panels">{_pictures(average)}</div>'
+        for average in averages
+    )
+
+
+def _left_out_html(reasons: Sequence[str]) -> str:
+    if not reasons:
+        return ""
+    items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    return f"<details><summary>{len(reasons)} left out</summary><ul>{items}</ul></details>"
+
+
+def _pictures(average: AveragePicture) -> str:
+    return "".join(
+        f"<figure>{_picture(image, average, what)}<figcaption>{what}</figcaption></figure>"
+        for what, image in (("Mean", average.mean), ("Standard deviation", average.sd))
+        if image is not None
+    )
 
 
 def _picture(image: nb.Nifti1Image, average: AveragePicture, what: str) -> str:

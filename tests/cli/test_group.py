@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nb
 import numpy as np
@@ -11,6 +12,7 @@ from m2m_bids.bids.status import StatusRow, update_status
 from m2m_bids.cli.run import main
 
 RANDOM = np.random.default_rng(1)
+SPACE = "space-MNI152NLin2009aSym"
 GOOD = {
     "brain_dice": 0.92,
     "nmi": 1.12,
@@ -38,6 +40,18 @@ def write_scan(out, subject, status="done", *, modality="pet", reason="n/a", **n
         file.write_text(json.dumps({**content, "warnings": []}))
         (out / f"sub-{subject}.html").write_text("report")
     return row
+
+
+def write_image(out, subject, modality="pet", *, stem=f"{SPACE}_desc-preproc_pet", frames=0):
+    """Write a box of ones; of several frames, if there are any."""
+    data = np.zeros((12, 14, 10), np.float32)
+    data[3:9, 3:11, 2:8] = 1
+    data = np.stack([data] * frames, axis=-1) if frames else data
+    tracer = "trc-18FFDG_" if modality == "pet" else ""
+    folder = out / f"sub-{subject}/ses-M000/{'pet' if modality == 'pet' else 'dwi'}"
+    file = folder / f"sub-{subject}_ses-M000_{tracer}{stem}.nii.gz"
+    nb.Nifti1Image(data, np.diag([2.0, 2, 2, 1])).to_filename(file)
+    return file
 
 
 def write_cohort(out, n_subjects):
@@ -136,6 +150,24 @@ def test_unreadable_numbers_are_told(dataset):
     assert flags.str.contains("its numbers cannot be read").all()
 
 
+def test_damaged_rows_and_numbers_do_not_stop_the_page(dataset):
+    out = dataset[1]
+    rows = [write_scan(out, label) for label in ("01", "02")]
+    rows.append(replace(rows[0], participant_id="sub-O'Neil<b>", scan="sub-O'Neil<b>_pet"))
+    rows.append(write_scan(out, "big", nmi=10**400))
+    rows.append(write_scan(out, "list"))
+    qc_file(rows[-1].scan, out).write_text("[]")
+    update_status(out, rows)
+    write_image(out, "01")
+    write_image(out, "01", stem=f"{SPACE}_desc-two_desc-preproc_pet")
+    assert run(dataset) == 0
+    table = pd.read_csv(out / "group_pet.tsv", sep="\t").set_index("participant_id")
+    assert "cannot be read" in table["flags"]["sub-O'Neil<b>"]
+    assert "cannot be read" in table["flags"]["sub-list"]
+    assert np.isnan(table.nmi["sub-big"])
+    assert table.brain_dice["sub-big"] > 0.5
+
+
 def test_nothing_was_run(dataset, capsys):
     assert run(dataset) == 2
     assert "run the level 'participant' first" in capsys.readouterr().err
@@ -168,6 +200,90 @@ def test_mean_images(dataset):
     assert len(sidecar["LeftOut"]) == 1
     assert "its grid" in sidecar["LeftOut"][0]
     assert "Standard deviation of PET 18FFDG" in (out / "group.html").read_text()
+
+
+def test_static_images_of_dynamic_scans_are_averaged(dataset):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02", "03", "04")])
+    for label in ("01", "02", "03"):
+        write_image(out, label, frames=3)
+    # The first one lacks its static image, and must not tell what the grid is.
+    write_image(out, "02", stem=f"{SPACE}_petref")
+    write_image(out, "03", stem=f"{SPACE}_petref")
+    write_image(out, "04")
+    assert run(dataset) == 0
+    sidecar = json.loads((out / f"group/trc-18FFDG_{SPACE}_desc-mean_pet.json").read_text())
+    assert sidecar["Description"].startswith("Mean of 3 images")
+    assert len(sidecar["LeftOut"]) == 1
+    assert "sub-01" in sidecar["LeftOut"][0]
+    assert "4-D" in sidecar["LeftOut"][0]
+
+
+def test_too_few_images_are_told_with_their_reasons(dataset):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02", "03")])
+    write_image(out, "01", frames=3)
+    write_image(out, "02")
+    write_image(out, "03").write_bytes(b"no image")
+    assert run(dataset) == 0
+    assert not (out / "group").exists()
+    page = (out / "group.html").read_text()
+    assert "1 image; a mean takes two." in page
+    assert "2 left out" in page
+    assert "4-D image" in page
+    assert "not a readable image" in page
+    assert "There are no images in a template" not in page
+
+
+def test_the_grid_is_that_of_most_images(dataset):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02", "03")])
+    files = [write_image(out, label) for label in ("01", "02", "03")]
+    nb.Nifti1Image(np.ones((5, 5, 5), np.float32), np.eye(4)).to_filename(files[0])
+    run(dataset)
+    mean = nb.load(out / f"group/trc-18FFDG_{SPACE}_desc-mean_pet.nii.gz")
+    assert mean.shape == (12, 14, 10)
+
+
+def test_means_never_stop_the_page(dataset, monkeypatch):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02")])
+    for label in ("01", "02"):
+        write_image(out, label)
+
+    def fail(*_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("m2m_bids.quality.averages.scan_brain", fail)
+    assert run(dataset) == 0
+    assert "all images: out of luck" in (out / "group.html").read_text()
+
+
+def test_each_cohort_has_mean_images_of_its_own(dataset):
+    out = dataset[1]
+    target = {"target": "MNI152NLin2009aSym"}
+    rows = [write_scan(out, label) for label in ("01", "02")]
+    rows += [write_scan(out, label, **target) for label in ("03", "04")]
+    rows += [write_scan(out, label, modality="fa") for label in ("01", "02")]
+    rows += [write_scan(out, label, modality="fa", **target) for label in ("03", "04")]
+    update_status(out, rows)
+    for label in ("01", "02", "03", "04"):
+        write_image(out, label)
+        write_image(out, label, "fa", stem=f"{SPACE}_param-FA_desc-preproc_dwimap")
+    run(dataset)
+    assert {file.name for file in (out / "group").glob("*.nii.gz")} == {
+        f"{start}desc-{statistic}{route}_{suffix}.nii.gz"
+        for start, suffix in (
+            (f"trc-18FFDG_{SPACE}_", "pet"),
+            (f"{SPACE}_param-FA_", "dwimap"),
+        )
+        for statistic in ("mean", "sd")
+        for route in ("", "Template")
+    }
+    for file in (out / "group").glob("*desc-mean*.json"):
+        sources = json.loads(file.read_text())["Sources"]
+        people = {source.split("/sub-")[1][:2] for source in sources}
+        assert people == ({"03", "04"} if "Template" in file.name else {"01", "02"})
 
 
 @pytest.mark.slow
