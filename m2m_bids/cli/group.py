@@ -20,7 +20,12 @@ from m2m_bids.bids.naming import parse_name, qc_file
 from m2m_bids.bids.status import StatusRow, read_status
 from m2m_bids.cli.cohort_images import average_scans
 from m2m_bids.quality.cohort import outliers
-from m2m_bids.quality.limits import column_names, definitions, warnings_of
+from m2m_bids.quality.limits import (
+    column_names,
+    definitions,
+    is_within_its_error,
+    warnings_of,
+)
 from m2m_bids.reports.group import write_group_report
 from m2m_bids.settings import Settings
 
@@ -151,7 +156,9 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         if scan["target"] != "T1w":
             scan["kind"] += f" at {scan['target']}"
         found = warnings_of(scan["numbers"], is_same_person=scan["target"] == "T1w")
-        scan["flags"], scan["odd"] = list(found.values()), list(found)
+        is_rejected = row.status == "rigid only" and not is_within_its_error(scan["numbers"])
+        rejected = [f"rigid only: {scan['reason'] or 'no reason is known'}"] if is_rejected else []
+        scan["flags"], scan["odd"] = [*rejected, *found.values()], list(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         LOGGER.debug("", exc_info=True)
         scan["flags"] = [f"its numbers cannot be read ({type(error).__name__}): run it again"]
@@ -204,7 +211,7 @@ def _write_table(
         described[column] = {
             "LongName": _title(column, name),
             "Description": f"{definition.meaning} Good: {definition.good}"
-            f" When to worry: {definition.worry}",
+            f" When to worry: {definition.worry} Flagged: {definition.flagged}.",
             **unit,
         }
     write_json(file.with_suffix(".json"), {**described, "flags": {"Description": FLAGS}})
@@ -230,8 +237,9 @@ def _shown_columns() -> list[dict[str, str]]:
             "name": column,
             **{
                 field: getattr(definitions()[name], field)
-                for field in ("title", "unit", "meaning", "good", "worry")
+                for field in ("title", "unit", "meaning", "good", "worry", "flagged")
             },
+            "limits": [*definitions()[name].limits.values(), *definitions()[name].between],
         }
         for column, name in column_names(are_final=True).items()
     ]

@@ -71,7 +71,8 @@ def write_group_report(
         ``status``, ``reason``, ``decision``, ``report`` (relative link, or None), ``flags`` (list
         of str) and ``numbers`` (by column).
     columns : sequence of mapping
-        For each number ``name``, ``title``, ``unit``, ``meaning``, ``good``, ``worry``.
+        For each number ``name``, ``title``, ``unit``, ``meaning``, ``good``, ``worry``,
+        ``flagged`` (which values are) and ``limits`` (to be drawn).
     averages : sequence of AveragePicture
     averages_note : str
         Said where there are none.
@@ -137,7 +138,8 @@ def _definitions(columns: Sequence[Mapping[str, Any]]) -> str:
         parts.append(
             f"<dt>{escape(column['title'])}{unit} <code>{escape(column['name'])}</code></dt>"
             f"<dd>{escape(column['meaning'])} <em>Good:</em> {escape(column['good'])}"
-            f" <em>Worry:</em> {escape(column['worry'])}</dd>"
+            f" <em>Worry:</em> {escape(column['worry'])}"
+            f" <em>Flagged:</em> {escape(column['flagged'])}.</dd>"
         )
     return f"<dl>{''.join(parts)}</dl>"
 

@@ -10,6 +10,7 @@ import pytest
 from m2m_bids.bids.naming import qc_file
 from m2m_bids.bids.status import StatusRow, update_status
 from m2m_bids.cli.run import main
+from m2m_bids.quality.limits import column_names, definitions
 
 RANDOM = np.random.default_rng(1)
 SPACE = "space-MNI152NLin2009aSym"
@@ -64,6 +65,7 @@ def write_cohort(out, n_subjects):
         write_scan(out, "odd", nmi=1.001),
         write_scan(out, "unknown", nmi=None),
         write_scan(out, "stiff", "rigid only", reason="it adds <b>nothing</b>"),
+        write_scan(out, "still", "rigid only", reason="own error", mean_displacement_mm=0.8),
         write_scan(out, "alone", "skipped", reason="no T1w image"),
         write_scan(out, "torn", "failed", reason="a.nii.gz: truncated <script>alert(1)</script>"),
     ]
@@ -91,11 +93,12 @@ def test_no_scan_is_lost(dataset, capsys):
     assert len(pet) + len(fa) == n_scans
     assert set(pet.status) == {"done", "rigid only", "skipped", "failed"}
     flags = pet.set_index("participant_id")["flags"].dropna()
-    assert "left-right evidence is -0.08 (worry below 0)" in flags["sub-swapped"]
+    assert "left-right evidence is -0.08 (worry below 0.01)" in flags["sub-swapped"]
     assert flags["sub-cut"].startswith("brain outside the field of view is 31 %")
     assert "mutual information is 1, low in this cohort (median 1.1" in flags["sub-odd"]
     assert flags["sub-torn"] == "a.nii.gz: truncated <script>alert(1)</script>"
-    assert {"sub-alone", "sub-unknown", "sub-stiff"}.isdisjoint(flags.index)
+    assert flags["sub-stiff"] == "rigid only: it adds <b>nothing</b>"
+    assert {"sub-alone", "sub-unknown", "sub-still"}.isdisjoint(flags.index)
     data = page_data(out)
     assert [scan["scan"] for scan in data["scans"]] == sorted(
         [*pet.scan, *fa.scan], key=[scan["scan"] for scan in data["scans"]].index
@@ -117,6 +120,18 @@ def test_texts_stay_texts(dataset):
     assert "alert(1)" in page
     assert "<script>alert" not in page
     assert "<b>nothing" not in page
+
+
+def test_limits_are_on_the_page_and_in_the_tables(dataset):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    page = (dataset[1] / "group.html").read_text()
+    described = json.loads((dataset[1] / "group_pet.json").read_text())
+    for column, name in column_names(are_final=True).items():
+        flagged = definitions()[name].flagged
+        assert f"<em>Flagged:</em> {flagged}." in page
+        assert described[column]["Description"].endswith(f"Flagged: {flagged}.")
+    assert described["decision_margin"]["Description"].endswith("between -0.3 and 0.3.")
 
 
 def test_columns_are_described(dataset):
