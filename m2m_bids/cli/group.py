@@ -16,9 +16,9 @@ from m2m_bids.bids.derivatives import (
     write_text,
 )
 from m2m_bids.bids.locks import hold_level
-from m2m_bids.bids.naming import parse_name, qc_file
+from m2m_bids.bids.naming import output_entities, parse_name, qc_file
 from m2m_bids.bids.status import StatusRow, read_status
-from m2m_bids.cli.cohort_images import average_scans
+from m2m_bids.cli.cohort_images import SUFFIXES, average_scans
 from m2m_bids.quality.cohort import outliers
 from m2m_bids.quality.limits import (
     column_names,
@@ -27,6 +27,7 @@ from m2m_bids.quality.limits import (
     warnings_of,
 )
 from m2m_bids.reports.group import write_group_report
+from m2m_bids.reports.html import anchor_of
 from m2m_bids.settings import Settings
 
 LOGGER = logging.getLogger("m2m_bids")
@@ -128,7 +129,6 @@ def _is_selected(row: StatusRow, settings: Settings) -> bool:
 
 def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
     """Say all that is known of a scan; nothing is left out, whatever is missing of it."""
-    report = output_dir / f"{row.participant_id}.html"
     scan: dict[str, Any] = {
         **{name: getattr(row, name) for name in FIXED_COLUMNS if name != "decision"},
         "modality": row.modality,
@@ -137,7 +137,7 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         "decision": "n/a",
         "entities": None,
         "target": "T1w",
-        "report": report.name if report.is_file() else None,
+        "report": _report_link(row, output_dir),
         "flags": [],
         "odd": [],
         "numbers": {},
@@ -163,6 +163,19 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         LOGGER.debug("", exc_info=True)
         scan["flags"] = [f"its numbers cannot be read ({type(error).__name__}): run it again"]
     return scan
+
+
+def _report_link(row: StatusRow, output_dir: Path) -> str | None:
+    """Link to the scan's part of its participant's report; None where there is no report."""
+    report = output_dir / f"{row.participant_id}.html"
+    if not report.is_file():
+        return None
+    try:
+        entities = output_entities(parse_name(row.scan).entities)
+    except ValueError:
+        return report.name
+    scan = [(key, label) for key, label in entities.items() if key != "sub"]
+    return f"{report.name}#{anchor_of(scan, 'summary', SUFFIXES[row.modality])}"
 
 
 def _finite(value: Any) -> float | None:

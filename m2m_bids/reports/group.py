@@ -88,7 +88,8 @@ def write_group_report(
     sections = {
         "In short": summary_html(facts or {}) + _noscript(),
         "Scans to look at": '<div id="flagged"></div>',
-        "Distributions": '<div id="panels" class="m2m-panels"></div>',
+        "Distributions": '<p class="elem-caption">Thick lines are medians, dashed ones limits.</p>'
+        '<div id="panels" class="m2m-panels"></div>',
         "All scans": _table_frame(),
         "Cohort images": _averages_html(averages, averages_note),
         "What the numbers mean": _definitions(columns),
@@ -118,16 +119,23 @@ def _table_frame() -> str:
         '<label>Find <input type="search" id="find" autocomplete="off"></label>'
         '<label>Status <select id="status"><option value="">all</option></select></label>'
         '<label>Kind <select id="kind"><option value="">all</option></select></label>'
+        '<label>Rated <select id="rated"><option value="">all</option></select></label>'
         '<label><input type="checkbox" id="only-flagged"> only those to look at</label>'
         '<button type="button" class="btn btn-primary btn-sm" id="export">Save ratings (TSV)'
-        "</button></form>"
-        '<p id="count" role="status" aria-live="polite"></p>'
-        '<div class="m2m-wide" tabindex="0" role="region" aria-label="Table of all scans">'
+        "</button>"
+        '<label class="btn btn-outline-secondary btn-sm m2m-file">Load ratings (TSV)'
+        '<input type="file" id="import" class="visually-hidden"'
+        ' accept=".tsv,text/tab-separated-values"></label></form>'
+        '<p id="count" role="status" aria-live="polite"></p><p id="loaded" role="status"></p>'
+        '<a class="visually-hidden-focusable" href="#rows">To the first rating</a>'
+        '<div class="m2m-wide m2m-frame" tabindex="0" role="region"'
+        ' aria-label="Table of all scans">'
         '<table class="table table-sm m2m-evaluation m2m-scans" id="scans"></table></div>'
         '<div class="m2m-pages"><button type="button" class="btn btn-outline-secondary btn-sm"'
         ' id="previous">Previous</button> <span id="page"></span> <button type="button"'
         ' class="btn btn-outline-secondary btn-sm" id="next">Next</button></div>'
-        '<p class="elem-caption">Ratings and notes stay in this browser until they are saved.</p>'
+        '<p class="elem-caption">Ratings and notes stay in this browser until they are saved;'
+        " a saved table can be loaded here or by somebody else.</p>"
     )
 
 

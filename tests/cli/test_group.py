@@ -11,6 +11,7 @@ from m2m_bids.bids.naming import qc_file
 from m2m_bids.bids.status import StatusRow, update_status
 from m2m_bids.cli.run import main
 from m2m_bids.quality.limits import column_names, definitions
+from m2m_bids.reports.html import write_fragment, write_subject_report
 
 RANDOM = np.random.default_rng(1)
 SPACE = "space-MNI152NLin2009aSym"
@@ -120,6 +121,24 @@ def test_texts_stay_texts(dataset):
     assert "alert(1)" in page
     assert "<script>alert" not in page
     assert "<b>nothing" not in page
+
+
+def test_links_lead_to_the_part_of_the_scan(dataset):
+    out = dataset[1]
+    rows = [write_scan(out, "01"), write_scan(out, "01", modality="fa")]
+    rows.append(replace(rows[0], scan="sub-01_pet", status="failed", reason="torn"))
+    update_status(out, rows)
+    run(dataset)
+    figures = out / "sub-01/figures"
+    for stem, suffix in (("ses-M000_trc-18FFDG_", "pet"), ("ses-M000_", "dwimap"), ("", "pet")):
+        write_fragment(figures, f"sub-01_{stem}desc-summary_{suffix}", "<p>what it is</p>")
+    report = write_subject_report(out, "01", "run").read_text()
+    links = {scan["scan"]: scan["report"] for scan in page_data(out)["scans"]}
+    assert len(set(links.values())) == 3
+    for link in links.values():
+        page, _, place = link.partition("#")
+        assert page == "sub-01.html"
+        assert f'<div id="{place}" class="part">' in report
 
 
 def test_limits_are_on_the_page_and_in_the_tables(dataset):
@@ -301,61 +320,173 @@ def test_each_cohort_has_mean_images_of_its_own(dataset):
         assert people == ({"03", "04"} if "Template" in file.name else {"01", "02"})
 
 
-@pytest.mark.slow
-def test_page_of_a_thousand_subjects_in_a_browser(dataset, tmp_path):
+@pytest.fixture
+def context():
+    """A browser without a network, whose pages share what they store."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("Chromium is not installed")
-    n_scans = write_cohort(dataset[1], 1000)
-    run(dataset)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        context = browser.new_context(viewport={"width": 1366, "height": 768}, offline=True)
-        page = context.new_page()
-        problems = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("requestfailed", lambda request: problems.append(request.url[:200]))
-        page.goto((dataset[1] / "group.html").as_uri())
-        assert page.inner_text("#count") == f"{n_scans} of {n_scans} scans"
-        assert page.locator("#scans tbody tr").count() == 50
-        # Sorted by reasons to look; the names of scans and reasons are texts.
-        # Sorted by reasons to look.
-        assert "truncated" in page.locator("#scans .m2m-flags").first.inner_text()
-        page.check("#only-flagged")
-        page.fill("#find", "swapped")
-        row = page.locator("#scans tbody tr")
-        assert row.count() == 1
-        row.locator("select").select_option("bad")
-        row.locator("input").fill('left\tand "right" <b>')
-        row.locator("input").blur()
-        with page.expect_download() as download:
-            page.click("#export")
-        saved = download.value.path().read_text().splitlines()
-        assert saved[1].split("\t")[2:5] == [
-            "sub-swapped_ses-M000_trc-18FFDG_pet", "bad", 'left and "right" <b>',
-        ]  # fmt: skip
-        page.reload()
-        page.fill("#find", "swapped")
-        assert page.locator("#scans tbody select").input_value() == "bad"
-        page.fill("#find", "")
-        page.locator('[data-name="nmi"] button').last.focus()
-        page.keyboard.press("Enter")
-        header = page.locator('#scans [data-name="nmi"]')
-        assert header.get_attribute("aria-sort") == "ascending"
-        assert "odd" in page.locator("#scans tbody th").first.inner_text()
-        page.locator('.m2m-panel[data-name="nmi"]').scroll_into_view_if_needed()
-        points = page.locator('.m2m-panel[data-name="nmi"] circle')
-        points.first.wait_for()
-        assert points.count() == n_scans - 3
-        page.evaluate("window.scrollTo(0, 0)")
-        page.screenshot(path=tmp_path / "wide.png")
-        results = axe.Axe().run(page)
-        assert [v["id"] for v in results.response["violations"]] == []
-        page.set_viewport_size({"width": 420, "height": 800})
-        page.screenshot(path=tmp_path / "narrow.png")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 420
+        yield browser.new_context(viewport={"width": 1366, "height": 768}, offline=True)
         browser.close()
+
+
+def rate(page, subject, rating):
+    page.fill("#find", subject)
+    page.locator("#scans tbody button", has_text=rating).click()
+
+
+def pressed(page, subject):
+    page.fill("#find", subject)
+    return page.locator("#scans tbody button[aria-pressed=true]").all_inner_texts()
+
+
+def saved_ratings(page):
+    with page.expect_download() as download:
+        page.click("#export")
+    lines = [line.split("\t") for line in download.value.path().read_text().splitlines()]
+    assert lines[0] == ["participant_id", "session_id", "scan", "rating", "note", "time"]
+    return {line[0]: line[3:5] for line in lines[1:]}
+
+
+@pytest.mark.slow
+def test_ratings_of_two_tabs_are_kept(dataset, context):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    first, second = context.new_page(), context.new_page()
+    for page in (first, second):
+        page.goto((dataset[1] / "group.html").as_uri())
+    rate(first, "swapped", "bad")
+    # Somebody writes a note while another tab rates: the words stay, and nothing is lost.
+    second.fill("#find", "cut")
+    note = second.locator("#scans tbody input")
+    note.press_sequentially("low")
+    rate(first, "odd", "good")
+    note.press_sequentially("er part")
+    note.blur()
+    rate(second, "stiff", "doubtful")
+    expected = {
+        "sub-cut": ["n/a", "lower part"],
+        "sub-odd": ["good", "n/a"],
+        "sub-stiff": ["doubtful", "n/a"],
+        "sub-swapped": ["bad", "n/a"],
+    }
+    assert pressed(first, "stiff") == ["doubtful"]
+    assert saved_ratings(first) == saved_ratings(second) == expected
+    first.reload()
+    assert saved_ratings(first) == expected
+    # A second press takes the rating back.
+    rate(first, "odd", "good")
+    assert pressed(second, "odd") == []
+
+
+@pytest.mark.slow
+def test_ratings_are_loaded_and_filtered(dataset, context, tmp_path):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    page = context.new_page()
+    page.goto((dataset[1] / "group.html").as_uri())
+    rate(page, "swapped", "good")
+    end = "_ses-M000_trc-18FFDG_pet"
+    rows = [
+        f"sub-swapped{end}\tbad\tan older one\t2020-01-01T00:00:00.000Z",
+        f"sub-cut{end}\tbad\t<b>\tn/a",
+        f"sub-odd{end}\tn/a\tseen\t2099-01-01T00:00:00.000Z",
+        f"sub-gone{end}\tbad\tn/a\tn/a",
+        f"sub-stiff{end}\tsplendid\tn/a\tn/a",
+    ]
+    file = tmp_path / "others.tsv"
+    file.write_text("\n".join(["scan\trating\tnote\ttime", *rows]))
+    page.set_input_files("#import", file)
+    page.wait_for_function("document.getElementById('loaded').textContent")
+    assert page.inner_text("#loaded") == (
+        "2 ratings loaded from others.tsv; 1 left out, not newer than what is here; 1 left out, of"
+        " scans that are not here; 1 left out, not one of good, doubtful, bad."
+    )
+    # Rated here later, though the other clock was ahead.
+    rate(page, "odd", "doubtful")
+    page.reload()
+    assert saved_ratings(page) == {
+        "sub-swapped": ["good", "n/a"],
+        "sub-cut": ["bad", "<b>"],
+        "sub-odd": ["doubtful", "seen"],
+    }
+    page.select_option("#rated", "bad")
+    assert "sub-cut" in page.locator("#scans tbody th").inner_text()
+    page.select_option("#rated", "not yet")
+    assert page.inner_text("#count") == "9 of 12 scans; 3 rated"
+    page.select_option("#rated", "")
+    page.locator('#scans [data-name="rating"] button').click()
+    assert page.locator("#scans tbody tr").first.locator("[aria-pressed=true]").count() == 1
+    file.write_text("a\tb\n")
+    page.set_input_files("#import", file)
+    page.wait_for_function("document.getElementById('loaded').textContent.includes('no columns')")
+
+
+@pytest.mark.slow
+def test_the_first_rating_is_a_few_keys_away(dataset, context):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    page = context.new_page()
+    page.goto((dataset[1] / "group.html").as_uri())
+    page.focus("#find")
+    for _ in range(7):
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "To the first rating"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#count").endswith("; 1 rated")
+
+
+@pytest.mark.slow
+def test_page_of_a_thousand_subjects_in_a_browser(dataset, context, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
+    n_scans = write_cohort(dataset[1], 1000)
+    run(dataset)
+    page = context.new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(request.url[:200]))
+    page.goto((dataset[1] / "group.html").as_uri())
+    assert page.inner_text("#count") == f"{n_scans} of {n_scans} scans; 0 rated"
+    assert page.locator("#scans tbody tr").count() == 50
+    # Sorted by reasons to look.
+    assert "truncated" in page.locator("#scans .m2m-flags").first.inner_text()
+    page.check("#only-flagged")
+    page.fill("#find", "swapped")
+    row = page.locator("#scans tbody tr")
+    assert row.count() == 1
+    row.locator("button", has_text="bad").click()
+    row.locator("input").fill('left\tand "right" <b>')
+    row.locator("input").blur()
+    with page.expect_download() as download:
+        page.click("#export")
+    saved = download.value.path().read_text().splitlines()
+    assert saved[1].split("\t")[2:5] == [
+        "sub-swapped_ses-M000_trc-18FFDG_pet", "bad", 'left and "right" <b>',
+    ]  # fmt: skip
+    page.reload()
+    page.fill("#find", "swapped")
+    assert page.locator("#scans tbody [aria-pressed=true]").inner_text() == "bad"
+    page.fill("#find", "")
+    page.locator('[data-name="nmi"] button').last.focus()
+    page.keyboard.press("Enter")
+    header = page.locator('#scans [data-name="nmi"]')
+    assert header.get_attribute("aria-sort") == "ascending"
+    assert "odd" in page.locator("#scans tbody th").first.inner_text()
+    page.locator('.m2m-panel[data-name="nmi"]').scroll_into_view_if_needed()
+    points = page.locator('.m2m-panel[data-name="nmi"] circle')
+    points.first.wait_for()
+    assert points.count() == n_scans - 3
+    page.evaluate("window.scrollTo(0, 0)")
+    page.screenshot(path=tmp_path / "wide.png")
+    results = axe.Axe().run(page)
+    assert [v["id"] for v in results.response["violations"]] == []
+    page.set_viewport_size({"width": 420, "height": 800})
+    page.screenshot(path=tmp_path / "narrow.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
     assert problems == []
