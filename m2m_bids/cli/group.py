@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from m2m_bids.quality.limits import (
 )
 from m2m_bids.reports.group import write_group_report
 from m2m_bids.reports.html import anchor_of
-from m2m_bids.settings import Settings
+from m2m_bids.settings import MODALITIES, Settings
 
 LOGGER = logging.getLogger("m2m_bids")
 REGISTERED = ("done", "rigid only")
@@ -49,6 +50,15 @@ FIXED_COLUMNS = {
     "seconds": "Wall time.",
     "decision": "Transform that was used: m2m, rigid, or affine to a template.",
 }
+# Options that choose scans of the raw dataset, which this level does not look into.
+NOT_FOR_GROUP = (
+    "session_label",
+    "tracer_label",
+    "rec_label",
+    "run_label",
+    "subjects_sessions_tsv",
+    "bids_filter_file",
+)
 FLAGS = "Why the scan should be looked at, separated by semicolons."
 
 
@@ -69,8 +79,14 @@ def run_group(settings: Settings) -> int:
     Raises
     ------
     ValueError
-        If no scan is in ``logs/status.tsv``.
+        If no scan is in ``logs/status.tsv``, or scans are chosen in a way that this level has not.
     """
+    if unused := [name for name in NOT_FOR_GROUP if getattr(settings, name)]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ValueError(
+            f"{options}: the level 'group' chooses scans by --participant-label and --modalities"
+            " only; leave it out"
+        )
     _selected_rows(settings)  # before a folder is made for the lock
     with hold_level("group", [settings.output_dir]):
         _collect(_selected_rows(settings), settings)
@@ -87,27 +103,41 @@ def _selected_rows(settings: Settings) -> list[StatusRow]:
     return rows
 
 
+def _part_of(rows: Sequence[StatusRow], settings: Settings) -> str:
+    """Say which part of all scans is selected; empty of all of them."""
+    if len(rows) == sum(row.modality in MODALITIES for row in read_status(settings.output_dir)):
+        return ""
+    labels = ", ".join(settings.participant_label)
+    people = f"participants {labels}" if labels else "all participants"
+    return f"{people}; {', '.join(settings.modalities)}. The page of all scans is group.html."
+
+
 def _collect(rows: Sequence[StatusRow], settings: Settings) -> None:
-    """Write tables, mean images and the page, and say where they are."""
+    """Write tables, mean images and the page, those of a part beside those of all scans."""
+    part = _part_of(rows, settings)
+    stem = "group_part" if part else "group"
+    if part:  # mean images of another part would stay
+        shutil.rmtree(settings.output_dir / stem, ignore_errors=True)
     write_dataset_files(settings.output_dir, settings.datasets)
     scans = [_scan(row, settings.output_dir) for row in rows]
     _add_outliers(scans)
     written = [
         file
-        for modality in settings.modalities
-        if (file := _write_table(scans, modality, settings.output_dir)) is not None
+        for modality in MODALITIES
+        if (file := _write_table(scans, modality, settings.output_dir / f"{stem}_{modality}.tsv"))
     ]
-    averages = list(average_scans(scans, settings, settings.output_dir / "group"))
+    averages = list(average_scans(scans, settings, settings.output_dir / stem))
     counts = Counter(scan["status"] for scan in scans)
     n_flagged = sum(bool(scan["flags"]) for scan in scans)
     page = write_group_report(
-        settings.output_dir / "group.html",
+        settings.output_dir / f"{stem}.html",
         scans,
         _shown_columns(),
         averages=averages,
         averages_note="There are no images in a template's space. Run the level 'participant'"
         " with --output-spaces MNI152NLin2009aSym:res-2 to have them.",
         facts={
+            **({"A part of the dataset": part} if part else {}),
             "Scans": ", ".join(f"{number} {status}" for status, number in counts.items()),
             "To look at": f"{n_flagged} of {len(scans)}",
             "Participants": len({scan["participant_id"] for scan in scans}),
@@ -196,12 +226,12 @@ def _add_outliers(scans: Sequence[dict[str, Any]]) -> None:
             scan["odd"] += new
 
 
-def _write_table(
-    scans: Sequence[Mapping[str, Any]], modality: str, output_dir: Path
-) -> Path | None:
-    """Write ``group_<modality>.tsv`` and the description of its columns."""
+def _write_table(scans: Sequence[Mapping[str, Any]], modality: str, file: Path) -> Path | None:
+    """Write the table of a modality and the description of its columns; without scans, none."""
     own = [scan for scan in scans if scan["modality"] == modality]
     if not own:
+        for older in (file, file.with_suffix(".json")):
+            older.unlink(missing_ok=True)
         return None
     columns = column_names()
     lines = ["\t".join([*FIXED_COLUMNS, *columns, "flags"])]
@@ -213,7 +243,6 @@ def _write_table(
             _cell("; ".join(scan["flags"])),
         ]
         lines.append("\t".join(cells))
-    file = output_dir / f"group_{modality}.tsv"
     write_text(file, "\n".join(lines) + "\n")
     described: dict[str, dict[str, str]] = {
         name: {"Description": text} for name, text in FIXED_COLUMNS.items()

@@ -164,12 +164,40 @@ def test_columns_are_described(dataset):
     assert ", after rigid alignment" in described["nmi_rigid"]["LongName"]
 
 
-def test_selection(dataset):
-    write_cohort(dataset[1], 3)
+def test_a_part_is_written_beside_all_scans(dataset):
+    out = dataset[1]
+    n_scans = write_cohort(out, 3)
+    run(dataset)
+    before = {file.name: file.read_bytes() for file in out.glob("group*")}
+    assert set(before) == {
+        "group.html",
+        *(f"group_{m}.{e}" for m in ("pet", "fa") for e in ("tsv", "json")),
+    }
+    assert "A part of the dataset" not in (out / "group.html").read_text()
+    run(dataset, "--participant-label", "0001", "cut")
+    assert (out / "group_part_fa.tsv").is_file()
+    (out / "group_part").mkdir()
+    (out / "group_part" / "desc-mean_pet.nii.gz").touch()
     run(dataset, "--participant-label", "0001", "cut", "--modality", "pet")
-    table = pd.read_csv(dataset[1] / "group_pet.tsv", sep="\t")
+    table = pd.read_csv(out / "group_part_pet.tsv", sep="\t")
     assert list(table.participant_id) == ["sub-0001", "sub-cut"]
-    assert not (dataset[1] / "group_fa.tsv").exists()
+    # That of another part is gone.
+    assert not (out / "group_part_fa.tsv").exists()
+    assert not (out / "group_part_fa.json").exists()
+    assert not (out / "group_part").exists()
+    page = (out / "group_part.html").read_text()
+    assert "participants 0001, cut; pet. The page of all scans is group.html." in page
+    assert {name: (out / name).read_bytes() for name in before} == before
+    # What leaves nothing out is no part.
+    run(dataset, "--modality", "pet", "fa")
+    assert len(page_data(out)["scans"]) == n_scans
+
+
+def test_options_of_other_levels_are_refused(dataset, capsys):
+    write_cohort(dataset[1], 1)
+    assert run(dataset, "--session-label", "M000", "--tracer-label", "FDG") == 2
+    assert "--session-label, --tracer-label: the level 'group'" in capsys.readouterr().err
+    assert not (dataset[1] / "group.html").exists()
 
 
 def test_unreadable_numbers_are_told(dataset):

@@ -28,14 +28,14 @@
   const broken = (name) => name.split(/(?<=_)/).flatMap((part) => [part, element("wbr")]);
   const link = (scan) => element(scan.report ? "a" : "span", scan.report ? { href: scan.report } : {}, ...broken(scan.scan));
 
-  // Ratings are kept by the browser, under the path of this page, for all its tabs. Of two ratings of one scan the newer holds.
-  const store = `m2m-bids ratings of ${location.pathname}`;
+  // Ratings are kept by the browser, for all tabs of this page and of pages of a part beside it. Of two of one scan the newer holds.
+  const store = `m2m-bids ratings in ${new URL(".", location.href).pathname}`;
   const names = new Set(scans.map((scan) => scan.scan));
   const ratings = new Map();
   const ratingOf = (scan) => ratings.get(scan.scan) ?? { rating: "", note: "", time: "" };
 
   function merge(name, { rating, note, time }) {
-    const isNewer = names.has(name) && (!ratings.has(name) || String(time) > ratings.get(name).time);
+    const isNewer = !ratings.has(name) || String(time) > ratings.get(name).time;
     if (isNewer) {
       ratings.set(name, { rating: RATINGS.includes(rating) ? rating : "", note: String(note ?? ""), time: String(time ?? "") });
     }
