@@ -89,7 +89,11 @@ def run_group(settings: Settings) -> int:
         )
     _selected_rows(settings)  # before a folder is made for the lock
     with hold_level("group", [settings.output_dir]):
-        _collect(_selected_rows(settings), settings)
+        rows = _selected_rows(settings)
+        found = {row.participant_id.removeprefix("sub-") for row in rows}
+        if missing := [label for label in settings.participant_label if label not in found]:
+            LOGGER.warning("No scan of participants %s is in the table.", ", ".join(missing))
+        _collect(rows, settings)
     return 0
 
 

@@ -164,7 +164,7 @@ def test_columns_are_described(dataset):
     assert ", after rigid alignment" in described["nmi_rigid"]["LongName"]
 
 
-def test_a_part_is_written_beside_all_scans(dataset):
+def test_a_part_is_written_beside_all_scans(dataset, caplog):
     out = dataset[1]
     n_scans = write_cohort(out, 3)
     run(dataset)
@@ -174,7 +174,8 @@ def test_a_part_is_written_beside_all_scans(dataset):
         *(f"group_{m}.{e}" for m in ("pet", "fa") for e in ("tsv", "json")),
     }
     assert "A part of the dataset" not in (out / "group.html").read_text()
-    run(dataset, "--participant-label", "0001", "cut")
+    run(dataset, "--participant-label", "0001", "cut", "absent")
+    assert "No scan of participants absent is in the table." in caplog.text
     assert (out / "group_part_fa.tsv").is_file()
     (out / "group_part").mkdir()
     (out / "group_part" / "desc-mean_pet.nii.gz").touch()

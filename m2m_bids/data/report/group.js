@@ -25,7 +25,7 @@
   // Failed scans first, then those with the most reasons.
   const urgency = (scan) => (scan.status === "failed" ? 1000 : 0) + scan.flags.length;
   // Names break between their entities.
-  const broken = (name) => name.split(/(?<=_)/).flatMap((part) => [part, element("wbr")]);
+  const broken = (name) => name.match(/[^_]+_?|_/g).flatMap((part) => [part, element("wbr")]);
   const link = (scan) => element(scan.report ? "a" : "span", scan.report ? { href: scan.report } : {}, ...broken(scan.scan));
 
   // Ratings are kept by the browser, for all tabs of this page and of pages of a part beside it. Of two of one scan the newer holds.
