@@ -3,34 +3,37 @@
 import json
 import logging
 import shlex
+import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from m2m_bids.bids.derivatives import (
-    file_uri,
-    image_sidecar,
     software_versions,
     write_dataset_files,
     write_json,
     write_text,
 )
 from m2m_bids.bids.locks import hold_level
-from m2m_bids.bids.naming import parse_name, qc_file
+from m2m_bids.bids.naming import output_entities, parse_name, qc_file
 from m2m_bids.bids.status import StatusRow, read_status
 from m2m_bids.bids.tracers import tracer_names
-from m2m_bids.quality.averages import Average, average_images
+from m2m_bids.cli.cohort_images import SUFFIXES, average_scans
 from m2m_bids.quality.cohort import outliers
-from m2m_bids.quality.limits import column_names, definitions, warnings_of
-from m2m_bids.reports.group import AveragePicture, write_group_report
-from m2m_bids.settings import Settings
-from m2m_bids.spatial.images import save_image
+from m2m_bids.quality.limits import (
+    column_names,
+    definitions,
+    is_within_its_error,
+    warnings_of,
+)
+from m2m_bids.reports.group import write_group_report
+from m2m_bids.reports.html import anchor_of
+from m2m_bids.settings import MODALITIES, Settings
 
 LOGGER = logging.getLogger("m2m_bids")
 REGISTERED = ("done", "rigid only")
-SUFFIXES = {"pet": "pet", "fa": "dwimap"}
 STATES = {
     "initial": "before registration",
     "rigid": "after rigid alignment (to a template, affine)",
@@ -48,6 +51,15 @@ FIXED_COLUMNS = {
     "seconds": "Wall time.",
     "decision": "Transform that was used: m2m, rigid, or affine to a template.",
 }
+# Options that choose scans of the raw dataset, which this level does not look into.
+NOT_FOR_GROUP = (
+    "session_label",
+    "tracer_label",
+    "rec_label",
+    "run_label",
+    "subjects_sessions_tsv",
+    "bids_filter_file",
+)
 FLAGS = "Why the scan should be looked at, separated by semicolons."
 
 
@@ -68,11 +80,21 @@ def run_group(settings: Settings) -> int:
     Raises
     ------
     ValueError
-        If no scan is in ``logs/status.tsv``.
+        If no scan is in ``logs/status.tsv``, or scans are chosen in a way that this level has not.
     """
+    if unused := [name for name in NOT_FOR_GROUP if getattr(settings, name)]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ValueError(
+            f"{options}: the level 'group' chooses scans by --participant-label and --modalities"
+            " only; leave it out"
+        )
     _selected_rows(settings)  # before a folder is made for the lock
     with hold_level("group", [settings.output_dir]):
-        _collect(_selected_rows(settings), settings)
+        rows = _selected_rows(settings)
+        found = {row.participant_id.removeprefix("sub-") for row in rows}
+        if missing := [label for label in settings.participant_label if label not in found]:
+            LOGGER.warning("No scan of participants %s is in the table.", ", ".join(missing))
+        _collect(rows, settings)
     return 0
 
 
@@ -86,27 +108,41 @@ def _selected_rows(settings: Settings) -> list[StatusRow]:
     return rows
 
 
+def _part_of(rows: Sequence[StatusRow], settings: Settings) -> str:
+    """Say which part of all scans is selected; empty of all of them."""
+    if len(rows) == sum(row.modality in MODALITIES for row in read_status(settings.output_dir)):
+        return ""
+    labels = ", ".join(settings.participant_label)
+    people = f"participants {labels}" if labels else "all participants"
+    return f"{people}; {', '.join(settings.modalities)}. The page of all scans is group.html."
+
+
 def _collect(rows: Sequence[StatusRow], settings: Settings) -> None:
-    """Write tables, mean images and the page, and say where they are."""
+    """Write tables, mean images and the page, those of a part beside those of all scans."""
+    part = _part_of(rows, settings)
+    stem = "group_part" if part else "group"
+    if part:  # mean images of another part would stay
+        shutil.rmtree(settings.output_dir / stem, ignore_errors=True)
     write_dataset_files(settings.output_dir, settings.datasets)
     scans = [_scan(row, settings.output_dir) for row in rows]
     _add_outliers(scans)
     written = [
         file
-        for modality in settings.modalities
-        if (file := _write_table(scans, modality, settings.output_dir)) is not None
+        for modality in MODALITIES
+        if (file := _write_table(scans, modality, settings.output_dir / f"{stem}_{modality}.tsv"))
     ]
-    averages = list(_averages(scans, settings))
+    averages = list(average_scans(scans, settings, settings.output_dir / stem))
     counts = Counter(scan["status"] for scan in scans)
     n_flagged = sum(bool(scan["flags"]) for scan in scans)
     page = write_group_report(
-        settings.output_dir / "group.html",
+        settings.output_dir / f"{stem}.html",
         scans,
         _shown_columns(),
         averages=averages,
-        averages_note="There are no images in a template's space of two or more scans. Run the"
-        " level 'participant' with --output-spaces MNI152NLin2009aSym:res-2 to have them.",
+        averages_note="There are no images in a template's space. Run the level 'participant'"
+        " with --output-spaces MNI152NLin2009aSym:res-2 to have them.",
         facts={
+            **({"A part of the dataset": part} if part else {}),
             "Scans": ", ".join(f"{number} {status}" for status, number in counts.items()),
             "To look at": f"{n_flagged} of {len(scans)}",
             "Participants": len({scan["participant_id"] for scan in scans}),
@@ -128,14 +164,15 @@ def _is_selected(row: StatusRow, settings: Settings) -> bool:
 
 def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
     """Say all that is known of a scan; nothing is left out, whatever is missing of it."""
-    report = output_dir / f"{row.participant_id}.html"
     scan: dict[str, Any] = {
         **{name: getattr(row, name) for name in FIXED_COLUMNS if name != "decision"},
         "modality": row.modality,
         "kind": row.modality.upper(),
         "reason": "" if row.reason == "n/a" else row.reason,
         "decision": "n/a",
-        "report": report.name if report.is_file() else None,
+        "entities": None,
+        "target": "T1w",
+        "report": _report_link(row, output_dir),
         "flags": [],
         "odd": [],
         "numbers": {},
@@ -144,25 +181,42 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         scan["flags"] = [row.reason] if row.status == "failed" else []
         return scan
     try:
-        if row.modality == "pet":
-            scan["kind"] = " ".join(["PET", *tracer_names(parse_name(row.scan).entities, {})[:1]])
         content = json.loads(qc_file(row.scan, output_dir).read_text(encoding="utf-8"))
+        scan["entities"] = parse_name(row.scan).entities
+        if row.modality == "pet":
+            scan["kind"] = " ".join(["PET", *tracer_names(scan["entities"], {})[:1]])
         scan["numbers"] = {name: _finite(content.get(name)) for name in column_names()}
         scan["decision"] = str(content["decision"])
-        target = content.get("target", "T1w")
-        if target != "T1w":
-            scan["kind"] += f" at {target}"
-        found = warnings_of(scan["numbers"], is_same_person=target == "T1w")
-        scan["flags"], scan["odd"] = list(found.values()), list(found)
+        scan["target"] = content.get("target", "T1w")
+        if scan["target"] != "T1w":
+            scan["kind"] += f" at {scan['target']}"
+        found = warnings_of(scan["numbers"], is_same_person=scan["target"] == "T1w")
+        is_rejected = row.status == "rigid only" and not is_within_its_error(scan["numbers"])
+        rejected = [f"rigid only: {scan['reason'] or 'no reason is known'}"] if is_rejected else []
+        scan["flags"], scan["odd"] = [*rejected, *found.values()], list(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         LOGGER.debug("", exc_info=True)
         scan["flags"] = [f"its numbers cannot be read ({type(error).__name__}): run it again"]
     return scan
 
 
+def _report_link(row: StatusRow, output_dir: Path) -> str | None:
+    """Link to the scan's part of its participant's report; None where there is no report."""
+    report = output_dir / f"{row.participant_id}.html"
+    if not report.is_file():
+        return None
+    try:
+        entities = output_entities(parse_name(row.scan).entities)
+    except ValueError:
+        return report.name
+    scan = [(key, label) for key, label in entities.items() if key != "sub"]
+    return f"{report.name}#{anchor_of(scan, 'summary', SUFFIXES[row.modality])}"
+
+
 def _finite(value: Any) -> float | None:
+    """Return a number that a float can hold, or None for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < float("inf") else None
+    return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
 def _add_outliers(scans: Sequence[dict[str, Any]]) -> None:
@@ -177,12 +231,12 @@ def _add_outliers(scans: Sequence[dict[str, Any]]) -> None:
             scan["odd"] += new
 
 
-def _write_table(
-    scans: Sequence[Mapping[str, Any]], modality: str, output_dir: Path
-) -> Path | None:
-    """Write ``group_<modality>.tsv`` and the description of its columns."""
+def _write_table(scans: Sequence[Mapping[str, Any]], modality: str, file: Path) -> Path | None:
+    """Write the table of a modality and the description of its columns; without scans, none."""
     own = [scan for scan in scans if scan["modality"] == modality]
     if not own:
+        for older in (file, file.with_suffix(".json")):
+            older.unlink(missing_ok=True)
         return None
     columns = column_names()
     lines = ["\t".join([*FIXED_COLUMNS, *columns, "flags"])]
@@ -194,7 +248,6 @@ def _write_table(
             _cell("; ".join(scan["flags"])),
         ]
         lines.append("\t".join(cells))
-    file = output_dir / f"group_{modality}.tsv"
     write_text(file, "\n".join(lines) + "\n")
     described: dict[str, dict[str, str]] = {
         name: {"Description": text} for name, text in FIXED_COLUMNS.items()
@@ -205,7 +258,7 @@ def _write_table(
         described[column] = {
             "LongName": _title(column, name),
             "Description": f"{definition.meaning} Good: {definition.good}"
-            f" When to worry: {definition.worry}",
+            f" When to worry: {definition.worry} Flagged: {definition.flagged}.",
             **unit,
         }
     write_json(file.with_suffix(".json"), {**described, "flags": {"Description": FLAGS}})
@@ -231,63 +284,9 @@ def _shown_columns() -> list[dict[str, str]]:
             "name": column,
             **{
                 field: getattr(definitions()[name], field)
-                for field in ("title", "unit", "meaning", "good", "worry")
+                for field in ("title", "unit", "meaning", "good", "worry", "flagged")
             },
+            "limits": [*definitions()[name].limits.values(), *definitions()[name].between],
         }
         for column, name in column_names(are_final=True).items()
     ]
-
-
-def _averages(scans: Sequence[Mapping[str, Any]], settings: Settings) -> Iterator[AveragePicture]:
-    """Average the images in each template's space, and write mean and standard deviation."""
-    for key, files in sorted(_template_images(scans, settings.output_dir).items()):
-        kind, modality, space = key
-        average = average_images(files, modality)
-        if average is None:
-            continue
-        for reason in average.left_out:
-            LOGGER.warning("left out of the mean image: %s", reason)
-        _save_average(average, key, files, settings)
-        scaled = " each divided by its mean in the brain," if modality == "pet" else ""
-        note = f"{average.n} images,{scaled} {len(average.left_out)} left out."
-        yield AveragePicture(f"{kind} in {space}", modality, average.mean, average.sd, note)
-
-
-def _template_images(
-    scans: Sequence[Mapping[str, Any]], output_dir: Path
-) -> dict[tuple[str, str, str], list[Path]]:
-    """Find registered images in templates' spaces by kind, modality and space."""
-    images: dict[tuple[str, str, str], list[Path]] = defaultdict(list)
-    for scan in scans:
-        if scan["status"] not in REGISTERED:
-            continue
-        modality = scan["modality"]
-        own = parse_name(scan["scan"]).entities
-        folder = qc_file(scan["scan"], output_dir).parent
-        for file in sorted(folder.glob(f"*_space-*_desc-preproc_{SUFFIXES[modality]}.nii.gz")):
-            entities = parse_name(file).entities
-            space = entities.pop("space")
-            parts = [f"{k}-{entities.pop(k)}" for k in ("cohort", "res") if k in entities]
-            is_own = {**entities, "desc": None} == {**own, "desc": None}
-            if is_own and space != "T1w":
-                images[scan["kind"], modality, "_".join([space, *parts])].append(file)
-    return images
-
-
-def _save_average(
-    average: Average, key: tuple[str, str, str], files: Sequence[Path], settings: Settings
-) -> None:
-    kind, modality, space = key
-    folder = settings.output_dir / "group"
-    tracer = f"trc-{kind.removeprefix('PET ')}_" if kind.startswith("PET ") else ""
-    parameter = "param-FA_" if modality == "fa" else ""
-    sources = [file_uri(file, settings.output_dir, settings.datasets) for file in files]
-    for name, image in (("mean", average.mean), ("sd", average.sd)):
-        stem = f"{tracer}space-{space}_{parameter}desc-{name}_{SUFFIXES[modality]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(image, folder / f"{stem}.nii.gz")
-        description = f"{'Mean' if name == 'mean' else 'Standard deviation'} of {average.n} images"
-        if modality == "pet":
-            description += ", each divided by its mean in the brain"
-        content = image_sidecar(sources, description=f"{description}.")
-        write_json(folder / f"{stem}.json", {**content, "LeftOut": average.left_out})

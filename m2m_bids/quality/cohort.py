@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from m2m_bids.quality.limits import column_names, definitions
+from m2m_bids.quality.limits import Definition, column_names, definitions
 
 MIN_SCANS = 8
 """Scans of a kind below which none is called far from the others."""
 MAX_DISTANCE = 3.5
-"""Robust standard deviations from the median beyond which a scan asks for a look."""
+"""Robust standard deviations from the median beyond which a scan of many asks for a look."""
+SMALL_COHORT = 4
+"""Scans of a kind for which that is doubled: the deviation of few is itself uncertain."""
 
 Numbers = Mapping[str, float | None]
 
@@ -26,30 +28,52 @@ def outliers(scans: Sequence[Numbers]) -> list[dict[str, str]]:
     Returns
     -------
     list of dict of str to str
-        For each scan a sentence for each number that is more than 3.5 robust standard deviations
-        (1.4826 times the median absolute deviation) on its worse side of the median; none where
-        fewer than 8 scans have it, or half of all have the same value.
+        For each scan a sentence for each number that is more than 3.5 (1 + 4 / scans) robust
+        standard deviations on its worse side of the median; none where fewer than 8 scans have
+        it. That is 1.4826 times the median absolute deviation, of the logarithm where
+        `Definition.scale` says so, and never less than `Definition.min_spread`.
     """
     flags: list[dict[str, str]] = [{} for _ in scans]
     for column, name in column_names(are_final=True).items():
         definition = definitions()[name]
         values = np.array([_number(scan.get(column)) for scan in scans])
         is_known = np.isfinite(values)
-        if is_known.sum() < MIN_SCANS:
+        n_known = int(is_known.sum())
+        if n_known < MIN_SCANS:
             continue
         median = float(np.median(values[is_known]))
-        spread = 1.4826 * float(np.median(np.abs(values[is_known] - median)))
-        if spread == 0:
-            continue
-        for index in np.flatnonzero(is_known):
-            distance = (values[index] - median) / spread
+        distances = _distances(values, is_known, definition)
+        limit = MAX_DISTANCE * (1 + SMALL_COHORT / n_known)
+        for index in np.flatnonzero(np.abs(distances) > limit):
+            distance = distances[index]
             side = "low" if distance < 0 else "high"
-            if abs(distance) > MAX_DISTANCE and definition.worse in (side, "both"):
+            if definition.worse in (side, "both"):
                 flags[index][column] = (
                     f"{definition.title} is {definition.text(values[index])}, {side} in this"
                     f" cohort (median {median:.3g}, {abs(distance):.1f} robust SD away)"
                 )
     return flags
+
+
+def _distances(values: np.ndarray, is_known: np.ndarray, definition: Definition) -> np.ndarray:
+    """
+    Say how far each value is from the median.
+
+    Returns
+    -------
+    ndarray
+        In robust standard deviations, and in the least that matters: what is nearer to 0 of both.
+        NaN where there is no value.
+    """
+    known = values[is_known]
+    # Logarithms of a thousandth of the least spread at least: what is zero is no less far.
+    tiny = 1e-3 * definition.min_spread
+    scaled = np.log(np.maximum(values, tiny)) if definition.scale == "log" else values
+    step = scaled - np.median(scaled[is_known])
+    spread = 1.4826 * np.median(np.abs(step[is_known]))
+    apart = (values - np.median(known)) / definition.min_spread
+    robust = np.abs(step) / spread if spread > 0 else np.inf
+    return np.sign(apart) * np.minimum(np.abs(apart), robust)
 
 
 def _number(value: object) -> float:

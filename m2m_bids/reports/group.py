@@ -29,17 +29,20 @@ class AveragePicture(NamedTuple):
         Kind and space.
     modality : str
         "pet" or "fa".
-    mean, sd : Nifti1Image
-        On one grid.
+    mean, sd : Nifti1Image or None
+        On one grid; None of fewer than two images.
     note : str
-        Number of images, what was left out, how they were scaled.
+        Number of images, how they were scaled.
+    left_out : sequence of str
+        Images that are not in it, and why.
     """
 
     title: str
     modality: str
-    mean: nb.Nifti1Image
-    sd: nb.Nifti1Image
+    mean: nb.Nifti1Image | None
+    sd: nb.Nifti1Image | None
     note: str
+    left_out: Sequence[str] = ()
 
 
 def write_group_report(
@@ -68,7 +71,8 @@ def write_group_report(
         ``status``, ``reason``, ``decision``, ``report`` (relative link, or None), ``flags`` (list
         of str) and ``numbers`` (by column).
     columns : sequence of mapping
-        For each number ``name``, ``title``, ``unit``, ``meaning``, ``good``, ``worry``.
+        For each number ``name``, ``title``, ``unit``, ``meaning``, ``good``, ``worry``,
+        ``flagged`` (which values are) and ``limits`` (to be drawn).
     averages : sequence of AveragePicture
     averages_note : str
         Said where there are none.
@@ -84,7 +88,8 @@ def write_group_report(
     sections = {
         "In short": summary_html(facts or {}) + _noscript(),
         "Scans to look at": '<div id="flagged"></div>',
-        "Distributions": '<div id="panels" class="m2m-panels"></div>',
+        "Distributions": '<p class="elem-caption">Thick lines are medians, dashed ones limits.</p>'
+        '<div id="panels" class="m2m-panels"></div>',
         "All scans": _table_frame(),
         "Cohort images": _averages_html(averages, averages_note),
         "What the numbers mean": _definitions(columns),
@@ -114,16 +119,23 @@ def _table_frame() -> str:
         '<label>Find <input type="search" id="find" autocomplete="off"></label>'
         '<label>Status <select id="status"><option value="">all</option></select></label>'
         '<label>Kind <select id="kind"><option value="">all</option></select></label>'
+        '<label>Rated <select id="rated"><option value="">all</option></select></label>'
         '<label><input type="checkbox" id="only-flagged"> only those to look at</label>'
         '<button type="button" class="btn btn-primary btn-sm" id="export">Save ratings (TSV)'
-        "</button></form>"
-        '<p id="count" role="status" aria-live="polite"></p>'
-        '<div class="m2m-wide" tabindex="0" role="region" aria-label="Table of all scans">'
+        "</button>"
+        '<label class="btn btn-outline-secondary btn-sm m2m-file">Load ratings (TSV)'
+        '<input type="file" id="import" class="visually-hidden"'
+        ' accept=".tsv,text/tab-separated-values"></label></form>'
+        '<p id="count" role="status" aria-live="polite"></p><p id="loaded" role="status"></p>'
+        '<a class="visually-hidden-focusable" href="#rows">To the first rating</a>'
+        '<div class="m2m-wide m2m-frame" tabindex="0" role="region"'
+        ' aria-label="Table of all scans">'
         '<table class="table table-sm m2m-evaluation m2m-scans" id="scans"></table></div>'
         '<div class="m2m-pages"><button type="button" class="btn btn-outline-secondary btn-sm"'
         ' id="previous">Previous</button> <span id="page"></span> <button type="button"'
         ' class="btn btn-outline-secondary btn-sm" id="next">Next</button></div>'
-        '<p class="elem-caption">Ratings and notes stay in this browser until they are saved.</p>'
+        '<p class="elem-caption">Ratings and notes stay in this browser until they are saved;'
+        " a saved table can be loaded here or by somebody else.</p>"
     )
 
 
@@ -134,7 +146,8 @@ def _definitions(columns: Sequence[Mapping[str, Any]]) -> str:
         parts.append(
             f"<dt>{escape(column['title'])}{unit} <code>{escape(column['name'])}</code></dt>"
             f"<dd>{escape(column['meaning'])} <em>Good:</em> {escape(column['good'])}"
-            f" <em>Worry:</em> {escape(column['worry'])}</dd>"
+            f" <em>Worry:</em> {escape(column['worry'])}"
+            f" <em>Flagged:</em> {escape(column['flagged'])}.</dd>"
         )
     return f"<dl>{''.join(parts)}</dl>"
 
@@ -142,17 +155,26 @@ def _definitions(columns: Sequence[Mapping[str, Any]]) -> str:
 def _averages_html(averages: Sequence[AveragePicture], note: str) -> str:
     if not averages:
         return f"<p>{escape(note)}</p>"
-    parts = []
-    for average in averages:
-        pictures = "".join(
-            f"<figure>{_picture(image, average, what)}<figcaption>{what}</figcaption></figure>"
-            for what, image in (("Mean", average.mean), ("Standard deviation", average.sd))
-        )
-        parts.append(
-            f'<h3>{escape(average.title)}</h3><p class="elem-caption">{escape(average.note)}</p>'
-            f'<div class="m2m-panels">{pictures}</div>'
-        )
-    return "".join(parts)
+    return "".join(
+        f'<h3>{escape(average.title)}</h3><p class="elem-caption">{escape(average.note)}</p>'
+        f'{_left_out_html(average.left_out)}<div class="m2m-panels">{_pictures(average)}</div>'
+        for average in averages
+    )
+
+
+def _left_out_html(reasons: Sequence[str]) -> str:
+    if not reasons:
+        return ""
+    items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    return f"<details><summary>{len(reasons)} left out</summary><ul>{items}</ul></details>"
+
+
+def _pictures(average: AveragePicture) -> str:
+    return "".join(
+        f"<figure>{_picture(image, average, what)}<figcaption>{what}</figcaption></figure>"
+        for what, image in (("Mean", average.mean), ("Standard deviation", average.sd))
+        if image is not None
+    )
 
 
 def _picture(image: nb.Nifti1Image, average: AveragePicture, what: str) -> str:

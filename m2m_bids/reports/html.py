@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -253,6 +253,21 @@ def _embed(figure: Figure, query: Mapping, out_dir: Path) -> str:
     )
 
 
+def anchor_of(scan: Iterable[tuple[str, str]], desc: str, suffix: str) -> str:
+    """
+    Name the place of a scan's figure in the report of its participant.
+
+    Parameters
+    ----------
+    scan : iterable of (str, str)
+        Entities of the figure's name, without the participant and description.
+    desc, suffix : str
+        Of the figure: "summary" for the head of the scan's part.
+    """
+    name = "_".join(f"{key}-{value}" for key, value in scan) or suffix
+    return f"{name}_{desc}_{suffix}"
+
+
 def _expand(section: dict, figures: list[Figure]) -> list[dict]:
     """Reportlets of a section, repeated for each scan under a title where the section says so."""
     suffix = section.get("scans")
@@ -262,14 +277,13 @@ def _expand(section: dict, figures: list[Figure]) -> list[dict]:
     expanded = []
     scans = sorted({figure.scan for figure in figures if figure.entities["suffix"] == suffix})
     for scan in scans:
-        name = "_".join(f"{key}-{value}" for key, value in scan) or suffix
         title = ", ".join(f"{key}-{value}" for key, value in scan) or section["name"]
         is_first = True
         for query in section["reportlets"]:
             bids = {**query["bids"], "suffix": suffix, "scan": scan}
             if not _find(figures, bids):
                 continue
-            anchor = f"{name}_{bids['desc']}_{suffix}"
+            anchor = anchor_of(scan, bids["desc"], suffix)
             expanded.append({
                 **query,
                 "bids": bids,

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nb
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 from m2m_bids.bids.naming import qc_file
 from m2m_bids.bids.status import StatusRow, update_status
 from m2m_bids.cli.run import main
+from m2m_bids.quality.limits import column_names, definitions
+from m2m_bids.reports.html import write_fragment, write_subject_report
 
 RANDOM = np.random.default_rng(1)
+SPACE = "space-MNI152NLin2009aSym"
 GOOD = {
     "brain_dice": 0.92,
     "nmi": 1.12,
@@ -40,6 +44,18 @@ def write_scan(out, subject, status="done", *, modality="pet", reason="n/a", **n
     return row
 
 
+def write_image(out, subject, modality="pet", *, stem=f"{SPACE}_desc-preproc_pet", frames=0):
+    """Write a box of ones; of several frames, if there are any."""
+    data = np.zeros((12, 14, 10), np.float32)
+    data[3:9, 3:11, 2:8] = 1
+    data = np.stack([data] * frames, axis=-1) if frames else data
+    tracer = "trc-18FFDG_" if modality == "pet" else ""
+    folder = out / f"sub-{subject}/ses-M000/{'pet' if modality == 'pet' else 'dwi'}"
+    file = folder / f"sub-{subject}_ses-M000_{tracer}{stem}.nii.gz"
+    nb.Nifti1Image(data, np.diag([2.0, 2, 2, 1])).to_filename(file)
+    return file
+
+
 def write_cohort(out, n_subjects):
     """Write a cohort of good scans, and one of each kind of others."""
     rows = [write_scan(out, f"{number:04}") for number in range(n_subjects)]
@@ -50,6 +66,7 @@ def write_cohort(out, n_subjects):
         write_scan(out, "odd", nmi=1.001),
         write_scan(out, "unknown", nmi=None),
         write_scan(out, "stiff", "rigid only", reason="it adds <b>nothing</b>"),
+        write_scan(out, "still", "rigid only", reason="own error", mean_displacement_mm=0.8),
         write_scan(out, "alone", "skipped", reason="no T1w image"),
         write_scan(out, "torn", "failed", reason="a.nii.gz: truncated <script>alert(1)</script>"),
     ]
@@ -77,11 +94,12 @@ def test_no_scan_is_lost(dataset, capsys):
     assert len(pet) + len(fa) == n_scans
     assert set(pet.status) == {"done", "rigid only", "skipped", "failed"}
     flags = pet.set_index("participant_id")["flags"].dropna()
-    assert "left-right evidence is -0.08 (worry below 0)" in flags["sub-swapped"]
+    assert "left-right evidence is -0.08 (worry below 0.01)" in flags["sub-swapped"]
     assert flags["sub-cut"].startswith("brain outside the field of view is 31 %")
     assert "mutual information is 1, low in this cohort (median 1.1" in flags["sub-odd"]
     assert flags["sub-torn"] == "a.nii.gz: truncated <script>alert(1)</script>"
-    assert {"sub-alone", "sub-unknown", "sub-stiff"}.isdisjoint(flags.index)
+    assert flags["sub-stiff"] == "rigid only: it adds <b>nothing</b>"
+    assert {"sub-alone", "sub-unknown", "sub-still"}.isdisjoint(flags.index)
     data = page_data(out)
     assert [scan["scan"] for scan in data["scans"]] == sorted(
         [*pet.scan, *fa.scan], key=[scan["scan"] for scan in data["scans"]].index
@@ -105,6 +123,36 @@ def test_texts_stay_texts(dataset):
     assert "<b>nothing" not in page
 
 
+def test_links_lead_to_the_part_of_the_scan(dataset):
+    out = dataset[1]
+    rows = [write_scan(out, "01"), write_scan(out, "01", modality="fa")]
+    rows.append(replace(rows[0], scan="sub-01_pet", status="failed", reason="torn"))
+    update_status(out, rows)
+    run(dataset)
+    figures = out / "sub-01/figures"
+    for stem, suffix in (("ses-M000_trc-18FFDG_", "pet"), ("ses-M000_", "dwimap"), ("", "pet")):
+        write_fragment(figures, f"sub-01_{stem}desc-summary_{suffix}", "<p>what it is</p>")
+    report = write_subject_report(out, "01", "run").read_text()
+    links = {scan["scan"]: scan["report"] for scan in page_data(out)["scans"]}
+    assert len(set(links.values())) == 3
+    for link in links.values():
+        page, _, place = link.partition("#")
+        assert page == "sub-01.html"
+        assert f'<div id="{place}" class="part">' in report
+
+
+def test_limits_are_on_the_page_and_in_the_tables(dataset):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    page = (dataset[1] / "group.html").read_text()
+    described = json.loads((dataset[1] / "group_pet.json").read_text())
+    for column, name in column_names(are_final=True).items():
+        flagged = definitions()[name].flagged
+        assert f"<em>Flagged:</em> {flagged}." in page
+        assert described[column]["Description"].endswith(f"Flagged: {flagged}.")
+    assert described["decision_margin"]["Description"].endswith("between -0.3 and 0.3.")
+
+
 def test_columns_are_described(dataset):
     write_cohort(dataset[1], 2)
     run(dataset)
@@ -116,12 +164,41 @@ def test_columns_are_described(dataset):
     assert ", after rigid alignment" in described["nmi_rigid"]["LongName"]
 
 
-def test_selection(dataset):
-    write_cohort(dataset[1], 3)
+def test_a_part_is_written_beside_all_scans(dataset, caplog):
+    out = dataset[1]
+    n_scans = write_cohort(out, 3)
+    run(dataset)
+    before = {file.name: file.read_bytes() for file in out.glob("group*")}
+    assert set(before) == {
+        "group.html",
+        *(f"group_{m}.{e}" for m in ("pet", "fa") for e in ("tsv", "json")),
+    }
+    assert "A part of the dataset" not in (out / "group.html").read_text()
+    run(dataset, "--participant-label", "0001", "cut", "absent")
+    assert "No scan of participants absent is in the table." in caplog.text
+    assert (out / "group_part_fa.tsv").is_file()
+    (out / "group_part").mkdir()
+    (out / "group_part" / "desc-mean_pet.nii.gz").touch()
     run(dataset, "--participant-label", "0001", "cut", "--modality", "pet")
-    table = pd.read_csv(dataset[1] / "group_pet.tsv", sep="\t")
+    table = pd.read_csv(out / "group_part_pet.tsv", sep="\t")
     assert list(table.participant_id) == ["sub-0001", "sub-cut"]
-    assert not (dataset[1] / "group_fa.tsv").exists()
+    # That of another part is gone.
+    assert not (out / "group_part_fa.tsv").exists()
+    assert not (out / "group_part_fa.json").exists()
+    assert not (out / "group_part").exists()
+    page = (out / "group_part.html").read_text()
+    assert "participants 0001, cut; pet. The page of all scans is group.html." in page
+    assert {name: (out / name).read_bytes() for name in before} == before
+    # What leaves nothing out is no part.
+    run(dataset, "--modality", "pet", "fa")
+    assert len(page_data(out)["scans"]) == n_scans
+
+
+def test_options_of_other_levels_are_refused(dataset, capsys):
+    write_cohort(dataset[1], 1)
+    assert run(dataset, "--session-label", "M000", "--tracer-label", "FDG") == 2
+    assert "--session-label, --tracer-label: the level 'group'" in capsys.readouterr().err
+    assert not (dataset[1] / "group.html").exists()
 
 
 def test_unreadable_numbers_are_told(dataset):
@@ -134,6 +211,24 @@ def test_unreadable_numbers_are_told(dataset):
     run(dataset)
     flags = pd.read_csv(out / "group_pet.tsv", sep="\t")["flags"]
     assert flags.str.contains("its numbers cannot be read").all()
+
+
+def test_damaged_rows_and_numbers_do_not_stop_the_page(dataset):
+    out = dataset[1]
+    rows = [write_scan(out, label) for label in ("01", "02")]
+    rows.append(replace(rows[0], participant_id="sub-O'Neil<b>", scan="sub-O'Neil<b>_pet"))
+    rows.append(write_scan(out, "big", nmi=10**400))
+    rows.append(write_scan(out, "list"))
+    qc_file(rows[-1].scan, out).write_text("[]")
+    update_status(out, rows)
+    write_image(out, "01")
+    write_image(out, "01", stem=f"{SPACE}_desc-two_desc-preproc_pet")
+    assert run(dataset) == 0
+    table = pd.read_csv(out / "group_pet.tsv", sep="\t").set_index("participant_id")
+    assert "cannot be read" in table["flags"]["sub-O'Neil<b>"]
+    assert "cannot be read" in table["flags"]["sub-list"]
+    assert np.isnan(table.nmi["sub-big"])
+    assert table.brain_dice["sub-big"] > 0.5
 
 
 def test_nothing_was_run(dataset, capsys):
@@ -170,61 +265,257 @@ def test_mean_images(dataset):
     assert "Standard deviation of PET 18FFDG" in (out / "group.html").read_text()
 
 
-@pytest.mark.slow
-def test_page_of_a_thousand_subjects_in_a_browser(dataset, tmp_path):
+def test_static_images_of_dynamic_scans_are_averaged(dataset):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02", "03", "04")])
+    for label in ("01", "02", "03"):
+        write_image(out, label, frames=3)
+    # The first one lacks its static image, and must not tell what the grid is.
+    write_image(out, "02", stem=f"{SPACE}_petref")
+    write_image(out, "03", stem=f"{SPACE}_petref")
+    write_image(out, "04")
+    assert run(dataset) == 0
+    sidecar = json.loads((out / f"group/trc-18FFDG_{SPACE}_desc-mean_pet.json").read_text())
+    assert sidecar["Description"].startswith("Mean of 3 images")
+    assert len(sidecar["LeftOut"]) == 1
+    assert "sub-01" in sidecar["LeftOut"][0]
+    assert "4-D" in sidecar["LeftOut"][0]
+
+
+def test_too_few_images_are_told_with_their_reasons(dataset):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02", "03")])
+    write_image(out, "01", frames=3)
+    write_image(out, "02")
+    write_image(out, "03").write_bytes(b"no image")
+    assert run(dataset) == 0
+    assert not (out / "group").exists()
+    page = (out / "group.html").read_text()
+    assert "1 image; a mean takes two." in page
+    assert "2 left out" in page
+    assert "4-D image" in page
+    assert "not a readable image" in page
+    assert "There are no images in a template" not in page
+
+
+def test_the_grid_is_that_of_most_images(dataset):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02", "03")])
+    files = [write_image(out, label) for label in ("01", "02", "03")]
+    nb.Nifti1Image(np.ones((5, 5, 5), np.float32), np.eye(4)).to_filename(files[0])
+    run(dataset)
+    mean = nb.load(out / f"group/trc-18FFDG_{SPACE}_desc-mean_pet.nii.gz")
+    assert mean.shape == (12, 14, 10)
+
+
+def test_means_never_stop_the_page(dataset, monkeypatch):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02")])
+    for label in ("01", "02"):
+        write_image(out, label)
+
+    def fail(*_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("m2m_bids.quality.averages.scan_brain", fail)
+    assert run(dataset) == 0
+    assert "all images: out of luck" in (out / "group.html").read_text()
+
+
+def test_each_cohort_has_mean_images_of_its_own(dataset):
+    out = dataset[1]
+    target = {"target": "MNI152NLin2009aSym"}
+    rows = [write_scan(out, label) for label in ("01", "02")]
+    rows += [write_scan(out, label, **target) for label in ("03", "04")]
+    rows += [write_scan(out, label, modality="fa") for label in ("01", "02")]
+    rows += [write_scan(out, label, modality="fa", **target) for label in ("03", "04")]
+    update_status(out, rows)
+    for label in ("01", "02", "03", "04"):
+        write_image(out, label)
+        write_image(out, label, "fa", stem=f"{SPACE}_param-FA_desc-preproc_dwimap")
+    run(dataset)
+    assert {file.name for file in (out / "group").glob("*.nii.gz")} == {
+        f"{start}desc-{statistic}{route}_{suffix}.nii.gz"
+        for start, suffix in (
+            (f"trc-18FFDG_{SPACE}_", "pet"),
+            (f"{SPACE}_param-FA_", "dwimap"),
+        )
+        for statistic in ("mean", "sd")
+        for route in ("", "Template")
+    }
+    for file in (out / "group").glob("*desc-mean*.json"):
+        sources = json.loads(file.read_text())["Sources"]
+        people = {source.split("/sub-")[1][:2] for source in sources}
+        assert people == ({"03", "04"} if "Template" in file.name else {"01", "02"})
+
+
+@pytest.fixture
+def context():
+    """A browser without a network, whose pages share what they store."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("Chromium is not installed")
-    n_scans = write_cohort(dataset[1], 1000)
-    run(dataset)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        context = browser.new_context(viewport={"width": 1366, "height": 768}, offline=True)
-        page = context.new_page()
-        problems = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("requestfailed", lambda request: problems.append(request.url[:200]))
-        page.goto((dataset[1] / "group.html").as_uri())
-        assert page.inner_text("#count") == f"{n_scans} of {n_scans} scans"
-        assert page.locator("#scans tbody tr").count() == 50
-        # Sorted by reasons to look; the names of scans and reasons are texts.
-        # Sorted by reasons to look.
-        assert "truncated" in page.locator("#scans .m2m-flags").first.inner_text()
-        page.check("#only-flagged")
-        page.fill("#find", "swapped")
-        row = page.locator("#scans tbody tr")
-        assert row.count() == 1
-        row.locator("select").select_option("bad")
-        row.locator("input").fill('left\tand "right" <b>')
-        row.locator("input").blur()
-        with page.expect_download() as download:
-            page.click("#export")
-        saved = download.value.path().read_text().splitlines()
-        assert saved[1].split("\t")[2:5] == [
-            "sub-swapped_ses-M000_trc-18FFDG_pet", "bad", 'left and "right" <b>',
-        ]  # fmt: skip
-        page.reload()
-        page.fill("#find", "swapped")
-        assert page.locator("#scans tbody select").input_value() == "bad"
-        page.fill("#find", "")
-        page.locator('[data-name="nmi"] button').last.focus()
-        page.keyboard.press("Enter")
-        header = page.locator('#scans [data-name="nmi"]')
-        assert header.get_attribute("aria-sort") == "ascending"
-        assert "odd" in page.locator("#scans tbody th").first.inner_text()
-        page.locator('.m2m-panel[data-name="nmi"]').scroll_into_view_if_needed()
-        points = page.locator('.m2m-panel[data-name="nmi"] circle')
-        points.first.wait_for()
-        assert points.count() == n_scans - 3
-        page.evaluate("window.scrollTo(0, 0)")
-        page.screenshot(path=tmp_path / "wide.png")
-        results = axe.Axe().run(page)
-        assert [v["id"] for v in results.response["violations"]] == []
-        page.set_viewport_size({"width": 420, "height": 800})
-        page.screenshot(path=tmp_path / "narrow.png")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 420
+        yield browser.new_context(viewport={"width": 1366, "height": 768}, offline=True)
         browser.close()
+
+
+def rate(page, subject, rating):
+    page.fill("#find", subject)
+    page.locator("#scans tbody button", has_text=rating).click()
+
+
+def pressed(page, subject):
+    page.fill("#find", subject)
+    return page.locator("#scans tbody button[aria-pressed=true]").all_inner_texts()
+
+
+def saved_ratings(page):
+    with page.expect_download() as download:
+        page.click("#export")
+    lines = [line.split("\t") for line in download.value.path().read_text().splitlines()]
+    assert lines[0] == ["participant_id", "session_id", "scan", "rating", "note", "time"]
+    return {line[0]: line[3:5] for line in lines[1:]}
+
+
+@pytest.mark.slow
+def test_ratings_of_two_tabs_are_kept(dataset, context):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    first, second = context.new_page(), context.new_page()
+    for page in (first, second):
+        page.goto((dataset[1] / "group.html").as_uri())
+    rate(first, "swapped", "bad")
+    # Somebody writes a note while another tab rates: the words stay, and nothing is lost.
+    second.fill("#find", "cut")
+    note = second.locator("#scans tbody input")
+    note.press_sequentially("low")
+    rate(first, "odd", "good")
+    note.press_sequentially("er part")
+    note.blur()
+    rate(second, "stiff", "doubtful")
+    expected = {
+        "sub-cut": ["n/a", "lower part"],
+        "sub-odd": ["good", "n/a"],
+        "sub-stiff": ["doubtful", "n/a"],
+        "sub-swapped": ["bad", "n/a"],
+    }
+    assert pressed(first, "stiff") == ["doubtful"]
+    assert saved_ratings(first) == saved_ratings(second) == expected
+    first.reload()
+    assert saved_ratings(first) == expected
+    # A second press takes the rating back.
+    rate(first, "odd", "good")
+    assert pressed(second, "odd") == []
+
+
+@pytest.mark.slow
+def test_ratings_are_loaded_and_filtered(dataset, context, tmp_path):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    page = context.new_page()
+    page.goto((dataset[1] / "group.html").as_uri())
+    rate(page, "swapped", "good")
+    end = "_ses-M000_trc-18FFDG_pet"
+    rows = [
+        f"sub-swapped{end}\tbad\tan older one\t2020-01-01T00:00:00.000Z",
+        f"sub-cut{end}\tbad\t<b>\tn/a",
+        f"sub-odd{end}\tn/a\tseen\t2099-01-01T00:00:00.000Z",
+        f"sub-gone{end}\tbad\tn/a\tn/a",
+        f"sub-stiff{end}\tsplendid\tn/a\tn/a",
+    ]
+    file = tmp_path / "others.tsv"
+    file.write_text("\n".join(["scan\trating\tnote\ttime", *rows]))
+    page.set_input_files("#import", file)
+    page.wait_for_function("document.getElementById('loaded').textContent")
+    assert page.inner_text("#loaded") == (
+        "2 ratings loaded from others.tsv; 1 left out, not newer than what is here; 1 left out, of"
+        " scans that are not here; 1 left out, not one of good, doubtful, bad."
+    )
+    # Rated here later, though the other clock was ahead.
+    rate(page, "odd", "doubtful")
+    page.reload()
+    assert saved_ratings(page) == {
+        "sub-swapped": ["good", "n/a"],
+        "sub-cut": ["bad", "<b>"],
+        "sub-odd": ["doubtful", "seen"],
+    }
+    page.select_option("#rated", "bad")
+    assert "sub-cut" in page.locator("#scans tbody th").inner_text()
+    page.select_option("#rated", "not yet")
+    assert page.inner_text("#count") == "9 of 12 scans; 3 rated"
+    page.select_option("#rated", "")
+    page.locator('#scans [data-name="rating"] button').click()
+    assert page.locator("#scans tbody tr").first.locator("[aria-pressed=true]").count() == 1
+    file.write_text("a\tb\n")
+    page.set_input_files("#import", file)
+    page.wait_for_function("document.getElementById('loaded').textContent.includes('no columns')")
+
+
+@pytest.mark.slow
+def test_the_first_rating_is_a_few_keys_away(dataset, context):
+    write_cohort(dataset[1], 2)
+    run(dataset)
+    page = context.new_page()
+    page.goto((dataset[1] / "group.html").as_uri())
+    page.focus("#find")
+    for _ in range(7):
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "To the first rating"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#count").endswith("; 1 rated")
+
+
+@pytest.mark.slow
+def test_page_of_a_thousand_subjects_in_a_browser(dataset, context, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
+    n_scans = write_cohort(dataset[1], 1000)
+    run(dataset)
+    page = context.new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(request.url[:200]))
+    page.goto((dataset[1] / "group.html").as_uri())
+    assert page.inner_text("#count") == f"{n_scans} of {n_scans} scans; 0 rated"
+    assert page.locator("#scans tbody tr").count() == 50
+    # Sorted by reasons to look.
+    assert "truncated" in page.locator("#scans .m2m-flags").first.inner_text()
+    page.check("#only-flagged")
+    page.fill("#find", "swapped")
+    row = page.locator("#scans tbody tr")
+    assert row.count() == 1
+    row.locator("button", has_text="bad").click()
+    row.locator("input").fill('left\tand "right" <b>')
+    row.locator("input").blur()
+    with page.expect_download() as download:
+        page.click("#export")
+    saved = download.value.path().read_text().splitlines()
+    assert saved[1].split("\t")[2:5] == [
+        "sub-swapped_ses-M000_trc-18FFDG_pet", "bad", 'left and "right" <b>',
+    ]  # fmt: skip
+    page.reload()
+    page.fill("#find", "swapped")
+    assert page.locator("#scans tbody [aria-pressed=true]").inner_text() == "bad"
+    page.fill("#find", "")
+    page.locator('[data-name="nmi"] button').last.focus()
+    page.keyboard.press("Enter")
+    header = page.locator('#scans [data-name="nmi"]')
+    assert header.get_attribute("aria-sort") == "ascending"
+    assert "odd" in page.locator("#scans tbody th").first.inner_text()
+    page.locator('.m2m-panel[data-name="nmi"]').scroll_into_view_if_needed()
+    points = page.locator('.m2m-panel[data-name="nmi"] circle')
+    points.first.wait_for()
+    assert points.count() == n_scans - 3
+    page.evaluate("window.scrollTo(0, 0)")
+    page.screenshot(path=tmp_path / "wide.png")
+    results = axe.Axe().run(page)
+    assert [v["id"] for v in results.response["violations"]] == []
+    page.set_viewport_size({"width": 420, "height": 800})
+    page.screenshot(path=tmp_path / "narrow.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
     assert problems == []

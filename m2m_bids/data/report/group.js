@@ -3,7 +3,7 @@
 (() => {
   const { scans, columns } = JSON.parse(document.getElementById("data").textContent);
   const PAGE_SIZE = 50;
-  const RATINGS = ["", "good", "doubtful", "bad"];
+  const RATINGS = ["good", "doubtful", "bad"];
   const SVG = "http://www.w3.org/2000/svg";
   const byId = (id) => document.getElementById(id);
 
@@ -24,44 +24,108 @@
   const shown = (value) => (typeof value === "number" ? String(Number(value.toPrecision(4))) : value ?? "-");
   // Failed scans first, then those with the most reasons.
   const urgency = (scan) => (scan.status === "failed" ? 1000 : 0) + scan.flags.length;
-  const link = (scan) => (scan.report ? element("a", { href: scan.report }, scan.scan) : scan.scan);
+  // Names break between their entities.
+  const broken = (name) => name.match(/[^_]+_?|_/g).flatMap((part) => [part, element("wbr")]);
+  const link = (scan) => element(scan.report ? "a" : "span", scan.report ? { href: scan.report } : {}, ...broken(scan.scan));
 
-  // Ratings are kept by the browser, under the path of this page.
-  const store = `m2m-bids ratings of ${location.pathname}`;
-  let ratings = {};
-  try {
-    ratings = JSON.parse(localStorage.getItem(store)) ?? {};
-  } catch {
-    // A browser may keep no storage for files: ratings then last as long as the page.
+  // Ratings are kept by the browser, for all tabs of this page and of pages of a part beside it. Of two of one scan the newer holds.
+  const store = `m2m-bids ratings in ${new URL(".", location.href).pathname}`;
+  const names = new Set(scans.map((scan) => scan.scan));
+  const ratings = new Map();
+  const ratingOf = (scan) => ratings.get(scan.scan) ?? { rating: "", note: "", time: "" };
+
+  function merge(name, { rating, note, time }) {
+    const isNewer = !ratings.has(name) || String(time) > ratings.get(name).time;
+    if (isNewer) {
+      ratings.set(name, { rating: RATINGS.includes(rating) ? rating : "", note: String(note ?? ""), time: String(time ?? "") });
+    }
+    return isNewer;
   }
 
-  function rate(scan, change) {
-    ratings[scan.scan] = { ...ratings[scan.scan], ...change, time: new Date().toISOString() };
+  function readStore() {
     try {
-      localStorage.setItem(store, JSON.stringify(ratings));
+      for (const [name, known] of Object.entries(JSON.parse(localStorage.getItem(store)) ?? {})) merge(name, known);
+    } catch {
+      // A browser may keep no storage for files: ratings then last as long as the page.
+    }
+  }
+
+  function writeStore() {
+    try {
+      localStorage.setItem(store, JSON.stringify(Object.fromEntries(ratings)));
     } catch {
       // As above.
     }
   }
 
+  function rate(scan, change) {
+    readStore(); // another tab may have rated since
+    const known = ratingOf(scan);
+    // Newer than what it replaces, also if that was rated where the clock is ahead.
+    const time = new Date(Math.max(Date.now(), (Date.parse(known.time) || 0) + 1)).toISOString();
+    ratings.set(scan.scan, { ...known, ...change, time });
+    writeStore();
+    showCount();
+  }
+
+  // What brings the ratings of the rows on this page of the table up to date.
+  let shownRatings = [];
+
   function ratingCells(scan) {
-    const known = ratings[scan.scan] ?? {};
-    const choice = element("select", { "aria-label": `Rating of ${scan.scan}` });
-    for (const rating of RATINGS) choice.append(element("option", { value: rating }, rating || "-"));
-    choice.value = known.rating ?? "";
-    choice.addEventListener("change", () => rate(scan, { rating: choice.value }));
+    const buttons = RATINGS.map((rating) => element("button", { type: "button", "data-rating": rating, "aria-label": `${rating}: ${scan.scan}` }, rating));
     const note = element("input", { "aria-label": `Note on ${scan.scan}`, type: "text" });
-    note.value = known.note ?? "";
+    const show = () => {
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.rating === ratingOf(scan).rating));
+      if (document.activeElement !== note) note.value = ratingOf(scan).note;
+    };
+    for (const button of buttons) {
+      button.addEventListener("click", () => {
+        rate(scan, { rating: button.getAttribute("aria-pressed") === "true" ? "" : button.dataset.rating });
+        show();
+      });
+    }
     note.addEventListener("change", () => rate(scan, { note: note.value }));
-    return [element("td", {}, choice), element("td", {}, note)];
+    show();
+    shownRatings.push(show);
+    return [element("td", { class: "m2m-rating" }, ...buttons), element("td", {}, note)];
+  }
+
+  function showOthers() {
+    readStore();
+    // Rows stay while somebody writes in one.
+    if (byId("scans").contains(document.activeElement)) shownRatings.forEach((show) => show());
+    else draw();
+    showCount();
+  }
+
+  async function loadRatings(file) {
+    const clean = (value) => (value === undefined || value === "n/a" ? "" : value);
+    const [first, ...lines] = (await file.text()).replace(/^\uFEFF/, "").split(/\r?\n/).filter(Boolean).map((line) => line.split("\t"));
+    const place = Object.fromEntries((first ?? []).map((name, index) => [name, index]));
+    if (place.scan === undefined || place.rating === undefined) {
+      byId("loaded").textContent = `${file.name} has no columns 'scan' and 'rating': choose a table that was saved here.`;
+      return;
+    }
+    const numbers = { loaded: 0, older: 0, absent: 0, unclear: 0 };
+    for (const cells of lines) {
+      const [name, rating, note, time] = ["scan", "rating", "note", "time"].map((column) => clean(cells[place[column]]));
+      if (!names.has(name)) numbers.absent += 1;
+      else if (rating && !RATINGS.includes(rating)) numbers.unclear += 1;
+      else numbers[merge(name, { rating, note, time }) ? "loaded" : "older"] += 1;
+    }
+    writeStore();
+    const words = { older: "not newer than what is here", absent: "of scans that are not here", unclear: `not one of ${RATINGS.join(", ")}` };
+    const rest = Object.entries(words).filter(([key]) => numbers[key]).map(([key, text]) => `; ${numbers[key]} left out, ${text}`);
+    byId("loaded").textContent = `${numbers.loaded} ratings loaded from ${file.name}${rest.join("")}.`;
+    draw();
   }
 
   function saveRatings() {
     const clean = (value) => String(value ?? "").replace(/\s+/g, " ").trim() || "n/a";
     const rows = [["participant_id", "session_id", "scan", "rating", "note", "time"]];
     for (const scan of scans) {
-      const known = ratings[scan.scan];
-      if (known && (known.rating || known.note)) {
+      const known = ratingOf(scan);
+      if (known.rating || known.note) {
         rows.push([scan.participant_id, scan.session_id, scan.scan, known.rating, known.note, known.time].map(clean));
       }
     }
@@ -73,6 +137,8 @@
 
   // The table: all scans that are chosen, sorted, a page at a time.
   const fields = [
+    { name: "rating", title: "rating", value: (scan) => ratingOf(scan).rating || null },
+    { name: "note", title: "note", value: (scan) => ratingOf(scan).note || null },
     { name: "scan", title: "scan", value: (scan) => scan.scan },
     { name: "status", title: "status", value: (scan) => scan.status },
     { name: "flags", title: "why to look", value: urgency },
@@ -87,9 +153,11 @@
     const words = byId("find").value.toLowerCase().split(/\s+/).filter(Boolean);
     const status = byId("status").value;
     const kind = byId("kind").value;
+    const rated = byId("rated").value;
     return scans.filter((scan) => {
       const content = [scan.scan, scan.status, scan.reason, ...scan.flags].join(" ").toLowerCase();
       return (!status || scan.status === status) && (!kind || scan.kind === kind)
+        && (!rated || (ratingOf(scan).rating || "not yet") === rated)
         && (!byId("only-flagged").checked || scan.flags.length > 0)
         && words.every((word) => content.includes(word));
     });
@@ -107,7 +175,7 @@
   }
 
   function header() {
-    const row = element("tr", {}, ...["rating", "note"].map((title) => element("th", { scope: "col" }, title)));
+    const row = element("tr");
     for (const { name, title } of fields) {
       const button = element("button", { type: "button" }, title);
       button.addEventListener("click", () => {
@@ -139,11 +207,17 @@
     const nPages = Math.max(1, Math.ceil(rows.length / PAGE_SIZE));
     page = Math.min(Math.max(page, 0), nPages - 1);
     const part = rows.slice(page * PAGE_SIZE, (page + 1) * PAGE_SIZE);
-    byId("scans").replaceChildren(header(), element("tbody", {}, ...part.map(tableRow)));
-    byId("count").textContent = `${rows.length} of ${scans.length} scans`;
+    shownRatings = [];
+    byId("scans").replaceChildren(header(), element("tbody", { id: "rows", tabindex: "-1" }, ...part.map(tableRow)));
+    showCount();
     byId("page").textContent = `page ${page + 1} of ${nPages}`;
     byId("previous").disabled = page === 0;
     byId("next").disabled = page === nPages - 1;
+  }
+
+  function showCount() {
+    const nRated = scans.filter((scan) => ratingOf(scan).rating).length;
+    byId("count").textContent = `${chosen().length} of ${scans.length} scans; ${nRated} rated`;
   }
 
   function drawFlagged() {
@@ -186,6 +260,9 @@
         drawn("line", { class: "m2m-median", x1: x(median), x2: x(median), y1: middle - 16, y2: middle + 16 }),
         drawn("text", { x: 2, y: middle + 4 }, kind.slice(0, 18)),
       );
+      for (const limit of column.limits.filter((value) => low <= value && value <= high)) {
+        svg.append(drawn("line", { class: "m2m-limit", x1: x(limit), x2: x(limit), y1: middle - 20, y2: middle + 20 }, drawn("title", {}, `limit: ${shown(limit)}`)));
+      }
       own.forEach((scan, number) => {
         const value = scan.numbers[column.name];
         // Spread by number, so that equal values are seen apart.
@@ -226,13 +303,21 @@
 
   for (const status of [...new Set(scans.map((scan) => scan.status))]) byId("status").append(element("option", {}, status));
   for (const kind of kinds) byId("kind").append(element("option", {}, kind));
-  for (const id of ["find", "status", "kind", "only-flagged"]) {
+  for (const rating of ["not yet", ...RATINGS]) byId("rated").append(element("option", {}, rating));
+  for (const id of ["find", "status", "kind", "rated", "only-flagged"]) {
     byId(id).addEventListener("input", () => { page = 0; draw(); });
   }
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("previous").addEventListener("click", () => { page -= 1; draw(); });
   byId("next").addEventListener("click", () => { page += 1; draw(); });
   byId("export").addEventListener("click", saveRatings);
+  byId("import").addEventListener("change", async () => {
+    const [file] = byId("import").files;
+    if (file) await loadRatings(file);
+    byId("import").value = ""; // so that the same file can be chosen again
+  });
+  window.addEventListener("storage", ({ key }) => { if (key === store) showOthers(); });
+  readStore();
   drawFlagged();
   drawPanels();
   draw();
