@@ -12,12 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from m2m_bids.bids.labels import LabelFile, find_subject_labels
 
 if TYPE_CHECKING:
     import nibabel as nb
+    import numpy as np
 
     from m2m_bids.bids.query import Scan
 
@@ -343,6 +342,7 @@ def _find_pair(
 def _grid_problem(file: Path, t1w: Path) -> str:
     """Say how the grid of an image differs from that of the T1w; nothing if it does not."""
     import nibabel as nb
+    import numpy as np
 
     from m2m_bids.spatial.images import READ_ERRORS
 
@@ -367,8 +367,9 @@ def _x(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _ras_grid(image: "nb.spatialimages.SpatialImage") -> tuple[tuple[int, ...], np.ndarray]:
+def _ras_grid(image: "nb.spatialimages.SpatialImage") -> tuple[tuple[int, ...], "np.ndarray"]:
     """Shape and affine of an image as if its axes were reordered to RAS+."""
+    import numpy as np
     from nibabel.orientations import inv_ornt_aff, io_orientation
 
     shape = image.shape[:3]

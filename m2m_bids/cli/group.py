@@ -18,7 +18,7 @@ from m2m_bids.bids.derivatives import (
 )
 from m2m_bids.bids.locks import hold_level
 from m2m_bids.bids.naming import output_entities, parse_name, qc_file
-from m2m_bids.bids.status import StatusRow, read_status
+from m2m_bids.bids.status import REGISTERED, StatusRow, read_status
 from m2m_bids.bids.tracers import tracer_names
 from m2m_bids.cli.cohort_images import SUFFIXES, average_scans
 from m2m_bids.quality.cohort import outliers
@@ -33,7 +33,6 @@ from m2m_bids.reports.html import anchor_of
 from m2m_bids.settings import MODALITIES, Settings
 
 LOGGER = logging.getLogger("m2m_bids")
-REGISTERED = ("done", "rigid only")
 STATES = {
     "initial": "before registration",
     "rigid": "after rigid alignment (to a template, affine)",
