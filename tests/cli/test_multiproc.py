@@ -108,6 +108,57 @@ def test_no_process_outlives_the_main_one(tmp_path):
     wait_until(lambda: not is_alive(worker))
 
 
+LATE = """
+import os, signal, sys, time
+from pathlib import Path
+from m2m_bids.cli.multiproc import SturdyMultiProcPlugin
+
+class LateFolder(str):
+    \"\"\"An argument of a worker's initialiser that it waits for.\"\"\"
+    def __reduce__(self):
+        return wait, (str(self),)
+
+def wait(folder):
+    Path(folder, "waits").touch()
+    while not Path(folder, "go").exists():
+        time.sleep(0.05)
+    return folder
+
+if __name__ == "__main__":
+    folder = {folder!r}
+    plugin = SturdyMultiProcPlugin({{"n_procs": 1, "memory_gb": 1, "n_gpu_procs": 0,
+                                    "mp_context": "forkserver"}})
+    plugin._cwd = LateFolder(folder)
+    pool = plugin._new_pool(1)
+    pool.submit(Path.touch, Path(folder, "ran"))
+    while not (Path(folder, "waits").exists() and pool._call_queue._reader.poll()):
+        time.sleep(0.05)
+    print(*pool._processes, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux")
+def test_a_process_that_starts_when_the_main_one_is_gone_does_nothing(tmp_path):
+    """Work lies in its queue, but nobody is there for whom it would be done."""
+    script = tmp_path / "parent.py"
+    script.write_text(LATE.format(folder=str(tmp_path)))
+    command = [sys.executable, str(script)]
+    # A file: the worker would hold a pipe open.
+    with (tmp_path / "pid").open("w") as stream:
+        parent = subprocess.run(command, cwd=tmp_path, stdout=stream, timeout=300)
+    assert parent.returncode == -signal.SIGKILL
+    worker = int((tmp_path / "pid").read_text())
+    assert is_alive(worker)
+    (tmp_path / "go").touch()
+    try:
+        wait_until(lambda: not is_alive(worker), limit_s=120)
+    finally:
+        if is_alive(worker):
+            os.kill(worker, signal.SIGKILL)
+    assert not (tmp_path / "ran").exists()
+
+
 def wait_until(condition, limit_s=60):
     end = time.monotonic() + limit_s
     while not condition():
