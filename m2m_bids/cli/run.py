@@ -131,8 +131,10 @@ def _run(settings: Settings) -> int:
         names = dict.fromkeys(settings.modalities, shown)
         sys.stdout.write(dry_run_table(scans, settings, names) + "\n")
         return 0
+    from m2m_bids.bids.derivatives import check_maker
     from m2m_bids.bids.locks import empty_work_folder, hold_participants
 
+    check_maker(settings.output_dir)
     participants = {scan.subject for scan in scans if not scan.reason}
     with hold_participants((settings.output_dir, settings.work_dir), participants):
         if settings.clean_workdir and settings.work_dir.is_dir():
