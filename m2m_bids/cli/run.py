@@ -409,7 +409,8 @@ def _report(
     without_scans = rows_without_scans(settings, scans)
     update_status(settings.output_dir, without_scans)
     if settings.purge_workdir_on_success:
-        purge_finished(settings, scans, rows)
+        held = {scan.subject for scan in scans if scan.name in request_of}
+        purge_finished(settings, scans, rows, held)
     sys.stdout.write(closing_text(settings, [*rows, *without_scans], reports) + "\n")
     return 1 if any(row.status == "failed" for row in rows) else 0
 

@@ -709,3 +709,16 @@ def test_clean_workdir_spares_other_runs(main, tmp_path):
     code, _, _, started = main("-w", work, "--clean-workdir")
     assert len(started) == 3
     assert not (work / "m2m_bids_wf").exists()
+
+
+def test_purge_spares_participants_that_are_left_out(main, bids_dir, tmp_path):
+    """This run holds no lock of theirs; another one that has it may be at work on them."""
+    folders = [tmp_path / "work" / "m2m_bids_wf" / f"sub_{label}_wf" for label in (1, 2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for scan in scans_of(bids_dir).values():
+        finish(scan, tmp_path / "out")
+    (bids_dir / "sub-2/anat/sub-2_T1w.nii.gz").unlink()
+    with locked(tmp_path / "work" / ".sub-2.lock"):
+        main("-w", tmp_path / "work", "--purge-workdir-on-success")
+    assert [folder.exists() for folder in folders] == [False, True]
