@@ -42,6 +42,21 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
         self._lost: list[int] = []
         self._alone: int | None = None
 
+    def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
+        """Run all nodes; end their processes if the run is interrupted, before its locks go."""
+        try:
+            super().run(graph, config, updatehash=updatehash)
+        except KeyboardInterrupt:
+            self._end_processes()
+            raise
+
+    def _end_processes(self) -> None:
+        processes = multiprocessing.active_children()
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
     def _new_pool(self, n_processes: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             max_workers=n_processes,

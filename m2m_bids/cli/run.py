@@ -23,6 +23,7 @@ from m2m_bids.cli.environment import (
     count_gpus,
     name_a_home,
     prepare_environment,
+    termination_interrupts,
 )
 from m2m_bids.cli.parser import parse_args
 from m2m_bids.cli.plugins import choose_plugin, start_plugin
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if no scan failed, 1 if one did, 2 if nothing could be started, 130 if interrupted.
+        0 if no scan failed, 1 if one did, 2 if nothing could be started, 130 if interrupted, by
+        Ctrl-C or SIGTERM.
     """
     name_a_home()
     settings = parse_args(argv)
@@ -61,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     LOGGER.setLevel(min(level, logging.INFO))
     try:
-        return _run(settings)
+        with termination_interrupts():
+            return _run(settings)
     except (ValueError, OSError) as error:
         LOGGER.debug("", exc_info=True)
         return _stop(f"{error}{_advice(error, settings)}")

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import signal
+from pathlib import Path
 
 import nibabel as nb
 import numpy as np
@@ -655,6 +657,13 @@ def test_unexpected_errors_leave_their_traceback_in_a_file(main, monkeypatch, tm
     assert line.endswith(f"Please report it with {file}.")
     assert line.isprintable()
     assert "Traceback" in file.read_text()
+
+
+def test_termination_is_told_as_an_interruption(main, monkeypatch):
+    monkeypatch.setattr(module, "find_scans", lambda _: signal.raise_signal(signal.SIGTERM))
+    code, _, err, started = main()
+    assert (code, started) == (130, [])
+    assert err == "m2m-bids: interrupted; the same command goes on from here\n"
 
 
 def test_a_full_disk_is_told(main, monkeypatch, tmp_path):
