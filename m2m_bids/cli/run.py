@@ -20,13 +20,12 @@ from m2m_bids.cli.dry_run import (
 from m2m_bids.cli.environment import (
     available_memory_gb,
     configure_nipype,
-    count_gpus,
     name_a_home,
     prepare_environment,
     termination_interrupts,
 )
 from m2m_bids.cli.parser import parse_args
-from m2m_bids.cli.plugins import choose_plugin, start_plugin
+from m2m_bids.cli.plugins import choose_plugin, count_run_gpus, start_plugin
 from m2m_bids.cli.purge import purge_finished
 from m2m_bids.settings import Settings
 
@@ -125,7 +124,7 @@ def _run(settings: Settings) -> int:
 
         return run_evaluation(settings)
     # First, so that a missing GPU is told within seconds.
-    n_gpus = count_gpus(settings.device) if settings.transform == "m2m" else 0
+    n_gpus = count_run_gpus(settings) if settings.transform == "m2m" else 0
     scans = find_scans(settings)
     weights, sha256 = _find_weights(settings)
     _find_templates(settings)

@@ -1,6 +1,7 @@
 """Nipype's SLURM plugins with what an app needs: resources, killed jobs, waiting for the end."""
 
 import hashlib
+import itertools
 import logging
 import re
 import shlex
@@ -38,13 +39,20 @@ def resource_args(node: Any, given: str) -> str:
     str
         Further arguments.
     """
-    names = {word.partition("=")[0] for word in shlex.split(given)}
+    words = shlex.split(given)
+    words += ["=".join(pair) for pair in itertools.pairwise(words) if "=" not in pair[0]]
+
+    def is_given(pattern: str) -> bool:
+        return any(re.fullmatch(pattern, word) for word in words)
+
     wanted = []
-    if not names & {"-c", "--cpus-per-task"}:
+    if not is_given(r"-c.*|--cpus-per-(task|gpu)=.*"):
         wanted.append(f"--cpus-per-task={node.n_procs}")
-    if not names & {"--mem", "--mem-per-cpu", "--mem-per-gpu"}:
+    if not is_given(r"--mem(-per-cpu|-per-gpu)?=.*"):
         wanted.append(f"--mem={round(1000 * node.mem_gb)}M")
-    if node.is_gpu_node() and not names & {"-G", "--gpus", "--gres", "--gpus-per-task"}:
+    if node.is_gpu_node() and not is_given(
+        r"-G.*|--gpus(-per-(node|task|socket))?=.*|--(gres|tres-per-\w+)=.*gpu.*"
+    ):
         wanted.append("--gpus=1")
     return " ".join(wanted)
 

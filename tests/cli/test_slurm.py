@@ -54,6 +54,11 @@ def node(*, gpu=False, n_procs=4, mem_gb=2.5):
         ("--mem-per-cpu=1G", True, "--cpus-per-task=4 --gpus=1"),
         ("--cpus-per-task=1 --gres=gpu:a100:1 --mem=1G", True, ""),
         ("--comment='-c is --mem'", False, "--cpus-per-task=4 --mem=2500M"),
+        ("-c4 -G1 --mem 9G", True, ""),
+        ("--cpus-per-gpu=4 --gpus-per-node=1", True, "--mem=2500M"),
+        ("--gres gpu:1 --mem-bind=local", True, "--cpus-per-task=4 --mem=2500M"),
+        ("--gres=tmp:1 -C gpu", True, "--cpus-per-task=4 --mem=2500M --gpus=1"),
+        ("--tres-per-task=gres/gpu:1 --mem-per-gpu=9G", True, "--cpus-per-task=4"),
     ],
 )
 def test_nodes_ask_for_what_they_declare(given, gpu, expected):
