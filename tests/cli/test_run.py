@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-from pathlib import Path
 
 import nibabel as nb
 import numpy as np
