@@ -121,13 +121,7 @@ def write_dataset_files(out_dir: Path, datasets: Mapping[str, Path]) -> None:
     ValueError
         If the folder holds the dataset of another application.
     """
-    file = out_dir / "dataset_description.json"
-    maker = _described_maker(file)
-    if maker not in (None, "m2m-bids"):
-        raise ValueError(
-            f"{file}: the output folder holds a dataset made by {maker}. Give an output folder "
-            "that is empty or was written by m2m-bids."
-        )
+    check_maker(out_dir)
     description = {
         "Name": "m2m-bids: PET and FA registered to T1w",
         "BIDSVersion": BIDS_VERSION,
@@ -136,8 +130,26 @@ def write_dataset_files(out_dir: Path, datasets: Mapping[str, Path]) -> None:
         "HowToAcknowledge": "Please cite the works listed in logs/CITATION.md.",
         "DatasetLinks": {name: path.absolute().as_uri() for name, path in datasets.items()},
     }
-    write_json(file, description)
+    write_json(out_dir / "dataset_description.json", description)
     write_text(out_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
+
+
+def check_maker(out_dir: Path) -> None:
+    """
+    Refuse an output folder of another application, before anything is written to it.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds the dataset of another application.
+    """
+    file = out_dir / "dataset_description.json"
+    maker = _described_maker(file)
+    if maker not in (None, "m2m-bids"):
+        raise ValueError(
+            f"{file}: the output folder holds a dataset made by {maker}. Give an output folder "
+            "that is empty or was written by m2m-bids."
+        )
 
 
 def _code_url() -> dict[str, str]:

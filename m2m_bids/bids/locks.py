@@ -20,6 +20,7 @@ _UNFINISHED = re.compile(
     r"\.[0-9a-f]{32}(\..+)?|\..+\.[0-9a-f]{32}|\..+\.[a-z0-9_]{8}\.tmp"
     r"|\.m2m-bids-sub-.+|\.sub-.+\.part"
 )
+_UNKNOWN = "another process"
 # Of a run, beside its locks.
 _OTHER_OPEN_FILES = 1024
 
@@ -30,12 +31,14 @@ def locked(file: Path, what: str = "") -> Iterator[None]:
     Hold an exclusive lock; wait for another process that has it.
 
     The kernel gives a lock up with its process, however that ends. Where the file system has no
-    locks, the block is entered with a warning.
+    locks, the block is entered with a warning; so it is where another machine has written that
+    it holds the lock, and the file system gives it all the same.
 
     Parameters
     ----------
     file : Path
-        Stands for the lock: made, with its folder, and removed at the end.
+        Stands for the lock: made, with its folder. It names the process that holds it, and stays,
+        empty, at the end: two files of one name in turn would be two locks.
     what : str
         What is locked, to log that it is waited for; by default nothing is logged.
     """
@@ -44,8 +47,8 @@ def locked(file: Path, what: str = "") -> Iterator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
-        stream.close()
+        with contextlib.suppress(OSError), stream:  # its folder may be gone
+            stream.truncate(0)
 
 
 @contextlib.contextmanager
@@ -120,43 +123,67 @@ def remove_all_unfinished(folder: Path) -> None:
 
 def empty_work_folder(folder: Path, own: Iterable[str]) -> None:
     """
-    Remove the content of a work folder.
+    Remove the content of a work folder, but for the files of locks.
 
     Parameters
     ----------
     folder : Path
     own : iterable of str
-        Names of locks in it that this process holds, which stay.
+        Names of locks in it that this process holds.
 
     Raises
     ------
     ValueError
         If another run holds a lock in it; then nothing is removed.
     """
-    content = [path for path in folder.iterdir() if path.name not in set(own)]
+    own = set(own)
+    content = list(folder.iterdir())
     for path in content:
-        if path.name.endswith(".lock") and is_held(path):
+        if path.suffix == ".lock" and path.name not in own and (holder := holder_of(path)):
             raise ValueError(
-                f"--clean-workdir: another run works in {folder} ({path.name}). Wait for it, or"
-                " give another --work-dir."
+                f"--clean-workdir: another run works in {folder}: {path.name} is held by {holder}."
+                " Wait for it, or give another --work-dir; if it was killed and runs no more,"
+                f" remove {path}."
             )
     for path in content:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
+        elif path.suffix != ".lock":
             path.unlink(missing_ok=True)
 
 
 def is_held(file: Path) -> bool:
-    """Tell whether a process holds a lock."""
-    with contextlib.suppress(FileNotFoundError), file.open() as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-    return False
+    """Tell whether a process holds a lock, or may hold it, see `holder_of`."""
+    return bool(holder_of(file))
+
+
+def holder_of(file: Path) -> str:
+    """
+    Name the process that holds a lock, or may hold it; empty where there is none.
+
+    What the lock's file says counts where the file system cannot tell: it has no locks, or gives
+    one that another machine has written to hold.
+    """
+    try:
+        # Not to write: NFS gives exclusive locks to files that are open for it.
+        with file.open("r+", encoding="utf-8") as stream:
+            holder = stream.read()
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return holder or _UNKNOWN
+            except OSError:
+                return holder
+            return holder if _is_elsewhere(holder) else ""
+    except FileNotFoundError:
+        return ""
+    except OSError:  # of another user, who may be at it
+        return _UNKNOWN
+
+
+def _is_elsewhere(holder: str) -> bool:
+    """Tell whether the content of a lock's file names another machine."""
+    return bool(holder) and not holder.endswith(f" on {socket.gethostname()}")
 
 
 def _remove(*paths: Path) -> None:
@@ -185,20 +212,24 @@ def _allow_open_files(n_locks: int) -> None:
 
 
 def _open_locked(file: Path, what: str) -> IO[str]:
-    """Open and lock a file; one that its holder has removed meanwhile is made again."""
-    while True:
-        stream = file.open("a+", encoding="utf-8")
-        try:
-            _lock(stream, what)
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): never run twice at once.", file, error)
-            return stream
-        if _is_current(stream, file):
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-            stream.flush()
-            return stream
-        stream.close()
+    """Open and lock a file; write into it who has it."""
+    stream = file.open("a+", encoding="utf-8")
+    try:
+        _lock(stream, what)
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): never run twice at once.", file, error)
+    stream.seek(0)
+    if _is_elsewhere(holder := stream.read()):
+        logger.warning(
+            "%s: %s has not given it up. It was killed, or it still runs and locks of this file"
+            " system do not reach from one machine to another: then never run twice at once.",
+            *(file, holder),
+        )
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+    stream.flush()
+    os.fsync(stream.fileno())  # for other machines
+    return stream
 
 
 def _lock(stream: IO[str], what: str) -> None:
@@ -208,13 +239,6 @@ def _lock(stream: IO[str], what: str) -> None:
     except BlockingIOError:
         if what:
             stream.seek(0)
-            holder = stream.read().strip() or "another process"
+            holder = stream.read() or _UNKNOWN
             logger.warning("waiting for another run (%s) that works on %s", holder, what)
         fcntl.flock(stream, fcntl.LOCK_EX)
-
-
-def _is_current(stream: IO[str], file: Path) -> bool:
-    """Tell whether an open file is still the one of its name."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(stream.fileno()), file.stat())
-    return False

@@ -4,8 +4,11 @@ import configparser
 import ctypes
 import logging
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +28,24 @@ def name_a_home() -> None:
         Path.home()
     except RuntimeError:
         os.environ["HOME"] = "/nonexistent"
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Take SIGTERM, by which batch systems and containers end a process, for Ctrl-C; once."""
+
+    def interrupt(_: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(on_interrupt):  # shells start what is in the background without
+            raise KeyboardInterrupt
+        on_interrupt(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def prepare_environment(settings: Settings) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2m_bids import __version__
-from m2m_bids.cli.environment import configure_nipype, count_gpus, prepare_environment
+from m2m_bids.cli.environment import configure_nipype, prepare_environment
 from m2m_bids.cli.evaluation_plan import (
     Labels,
     PlannedMethod,
@@ -16,6 +16,7 @@ from m2m_bids.cli.evaluation_plan import (
     choose_methods,
     choose_pairs,
 )
+from m2m_bids.cli.plugins import count_run_gpus
 from m2m_bids.cli.prepare import empty_work_folder, prepare_images, usable_scans
 from m2m_bids.settings import Settings
 
@@ -52,7 +53,7 @@ def run_evaluation(settings: Settings) -> int:
     ValueError
         If the cohort or the options do not allow it.
     """
-    n_gpus = count_gpus(settings.device)
+    n_gpus = count_run_gpus(settings)
     scans = usable_scans(settings)
     if settings.dry_run:
         sys.stdout.write(_dry_run_text(_plan(settings, scans)) + "\n")

@@ -96,8 +96,16 @@ class DaskPlugin(SturdyMultiProcPlugin):
         """All workers, whatever the number: Dask runs anew what a killed one has left."""
         return self._client.get_executor(pure=False, retries=0)
 
+    def _end_processes(self) -> None:
+        """Take nodes back; a worker that is not of this run ends the one that it is at."""
+        self.pool.shutdown(wait=False)
+        self._close()
+
     def _postrun_check(self) -> None:
         super()._postrun_check()
+        self._close()
+
+    def _close(self) -> None:
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()

@@ -7,6 +7,7 @@ import os
 import sys
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import Any
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
@@ -40,6 +41,21 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
         self._jobs: dict[int, tuple[Any, bool]] = {}
         self._lost: list[int] = []
         self._alone: int | None = None
+
+    def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
+        """Run all nodes; end their processes if the run is interrupted, before its locks go."""
+        try:
+            super().run(graph, config, updatehash=updatehash)
+        except KeyboardInterrupt:
+            self._end_processes()
+            raise
+
+    def _end_processes(self) -> None:
+        processes = multiprocessing.active_children()
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
 
     def _new_pool(self, n_processes: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
@@ -108,3 +124,6 @@ def _initialise_worker(cwd: str) -> None:
         fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
         fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if wait([parent.sentinel], timeout=0):
+            # It ended while this process started, which is told by no signal.
+            os._exit(1)

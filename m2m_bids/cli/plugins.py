@@ -21,6 +21,7 @@ _OWN = {
     "SLURMGraph": "m2m_bids.cli.slurm:SLURMGraphPlugin",
 }
 _ON_THIS_MACHINE = ("MultiProc", "Dask")
+_IN_JOBS = ("SLURM", "SLURMGraph")
 
 
 def read_plugin_file(file: Path) -> dict[str, Any]:
@@ -52,6 +53,24 @@ def read_plugin_file(file: Path) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise ValueError(f"--use-plugin {file}: plugin_args must be a table, found {arguments!r}")
     return {"plugin": content["plugin"], "plugin_args": arguments}
+
+
+def count_run_gpus(settings: Settings) -> int:
+    """
+    Count the GPUs of a run.
+
+    Jobs of SLURM may see others than the host that submits them: there a GPU that is asked for by
+    name is taken to be one for each job, which looks for it.
+
+    Raises
+    ------
+    ValueError
+        If a GPU of this machine is named and there is none, or not so many.
+    """
+    name = read_plugin_file(settings.plugin_file)["plugin"] if settings.plugin_file else ""
+    if name in _IN_JOBS and settings.device.startswith("cuda"):
+        return 1
+    return count_gpus(settings.device)
 
 
 def choose_plugin(

@@ -87,8 +87,10 @@ def prepare_images(
     dict of str to str
         Why a scan failed, by its name; empty if none did.
     """
+    from m2m_bids.bids.derivatives import check_maker
     from m2m_bids.bids.locks import hold_participants, remove_unfinished
 
+    check_maker(settings.output_dir)
     participants = {scan.subject for scan in scans}
     with hold_participants((settings.output_dir, settings.work_dir), participants):
         for label in participants:

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 from m2m_bids.settings import Settings
@@ -15,13 +15,16 @@ LOGGER = logging.getLogger("m2m_bids")
 
 
 def purge_finished(
-    settings: Settings, scans: "Sequence[Scan]", rows: "Sequence[StatusRow]"
+    settings: Settings,
+    scans: "Sequence[Scan]",
+    rows: "Sequence[StatusRow]",
+    held: Container[str],
 ) -> None:
     """
-    Remove the intermediate results of each participant none of whose scans has failed.
+    Remove the intermediate results of each held participant none of whose scans has failed.
 
-    Those of the others stay, so that the same command goes on from them; so do caches, and what
-    else is in the work folder.
+    Those of the others stay, so that the same command, or another run that is at work on them,
+    goes on from them; so do caches, and what else is in the work folder.
 
     Parameters
     ----------
@@ -30,6 +33,8 @@ def purge_finished(
         All scans of the run.
     rows : sequence of StatusRow
         What became of each, in the same order.
+    held : container of str
+        Labels of the participants that other runs are kept off.
     """
     from m2m_bids.workflows.base import WORKFLOW_NAME, single_subject_wf_name
 
@@ -38,6 +43,6 @@ def purge_finished(
     }
     for subject in dict.fromkeys(scan.subject for scan in scans):
         folder = settings.work_dir / WORKFLOW_NAME / single_subject_wf_name(subject)
-        if subject not in failed and folder.is_dir():
+        if subject in held and subject not in failed and folder.is_dir():
             shutil.rmtree(folder)
             LOGGER.info("removed %s", folder)

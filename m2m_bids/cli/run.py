@@ -20,12 +20,12 @@ from m2m_bids.cli.dry_run import (
 from m2m_bids.cli.environment import (
     available_memory_gb,
     configure_nipype,
-    count_gpus,
     name_a_home,
     prepare_environment,
+    termination_interrupts,
 )
 from m2m_bids.cli.parser import parse_args
-from m2m_bids.cli.plugins import choose_plugin, start_plugin
+from m2m_bids.cli.plugins import choose_plugin, count_run_gpus, start_plugin
 from m2m_bids.cli.purge import purge_finished
 from m2m_bids.settings import Settings
 
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if no scan failed, 1 if one did, 2 if nothing could be started, 130 if interrupted.
+        0 if no scan failed, 1 if one did, 2 if nothing could be started, 130 if interrupted, by
+        Ctrl-C or SIGTERM.
     """
     name_a_home()
     settings = parse_args(argv)
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     LOGGER.setLevel(min(level, logging.INFO))
     try:
-        return _run(settings)
+        with termination_interrupts():
+            return _run(settings)
     except (ValueError, OSError) as error:
         LOGGER.debug("", exc_info=True)
         return _stop(f"{error}{_advice(error, settings)}")
@@ -122,7 +124,7 @@ def _run(settings: Settings) -> int:
 
         return run_evaluation(settings)
     # First, so that a missing GPU is told within seconds.
-    n_gpus = count_gpus(settings.device) if settings.transform == "m2m" else 0
+    n_gpus = count_run_gpus(settings) if settings.transform == "m2m" else 0
     scans = find_scans(settings)
     weights, sha256 = _find_weights(settings)
     _find_templates(settings)
@@ -131,8 +133,10 @@ def _run(settings: Settings) -> int:
         names = dict.fromkeys(settings.modalities, shown)
         sys.stdout.write(dry_run_table(scans, settings, names) + "\n")
         return 0
+    from m2m_bids.bids.derivatives import check_maker
     from m2m_bids.bids.locks import empty_work_folder, hold_participants
 
+    check_maker(settings.output_dir)
     participants = {scan.subject for scan in scans if not scan.reason}
     with hold_participants((settings.output_dir, settings.work_dir), participants):
         if settings.clean_workdir and settings.work_dir.is_dir():
@@ -407,7 +411,8 @@ def _report(
     without_scans = rows_without_scans(settings, scans)
     update_status(settings.output_dir, without_scans)
     if settings.purge_workdir_on_success:
-        purge_finished(settings, scans, rows)
+        held = {scan.subject for scan in scans if scan.name in request_of}
+        purge_finished(settings, scans, rows, held)
     sys.stdout.write(closing_text(settings, [*rows, *without_scans], reports) + "\n")
     return 1 if any(row.status == "failed" for row in rows) else 0
 

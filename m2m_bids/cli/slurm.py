@@ -1,5 +1,7 @@
 """Nipype's SLURM plugins with what an app needs: resources, killed jobs, waiting for the end."""
 
+import hashlib
+import itertools
 import logging
 import re
 import shlex
@@ -16,6 +18,7 @@ from nipype.pipeline.plugins.tools import report_crash
 LOGGER = logging.getLogger("m2m_bids")
 # One question to the controller for all jobs, no more often than this, however many there are.
 POLL_S = 5.0
+_COMMENTS = ("--me", "--noheader", "--format=%A|%k")
 _WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"})
 
@@ -36,15 +39,71 @@ def resource_args(node: Any, given: str) -> str:
     str
         Further arguments.
     """
-    names = {word.partition("=")[0] for word in shlex.split(given)}
+    words = shlex.split(given)
+    words += ["=".join(pair) for pair in itertools.pairwise(words) if "=" not in pair[0]]
+
+    def is_given(pattern: str) -> bool:
+        return any(re.fullmatch(pattern, word) for word in words)
+
     wanted = []
-    if not names & {"-c", "--cpus-per-task"}:
+    if not is_given(r"-c.*|--cpus-per-(task|gpu)=.*"):
         wanted.append(f"--cpus-per-task={node.n_procs}")
-    if not names & {"--mem", "--mem-per-cpu", "--mem-per-gpu"}:
+    if not is_given(r"--mem(-per-cpu|-per-gpu)?=.*"):
         wanted.append(f"--mem={round(1000 * node.mem_gb)}M")
-    if node.is_gpu_node() and not names & {"-G", "--gpus", "--gres", "--gpus-per-task"}:
+    if node.is_gpu_node() and not is_given(
+        r"-G.*|--gpus(-per-(node|task|socket))?=.*|--(gres|tres-per-\w+)=.*gpu.*"
+    ):
         wanted.append("--gpus=1")
     return " ".join(wanted)
+
+
+class RunJobs:
+    """
+    Jobs of a run in SLURM's queue, known by their comments.
+
+    A comment names the folder in the work folder that a node and all of its participant (or of
+    its evaluation) share, and the run. Of such a folder one run alone has the lock.
+    """
+
+    def __init__(self) -> None:
+        self.run = f"-{time.time_ns()}"
+
+    def argument(self, node: Any) -> str:
+        """Give the argument of sbatch that marks a node's job; the last of its kind counts."""
+        return f"--comment={_mark(node)}{self.run}"
+
+    def cancel_own(self) -> None:
+        """Take the jobs of this run out of the queue."""
+        jobs = _comments(_ask("squeue", *_COMMENTS) or "")
+        cancel(job for job, comment in jobs.items() if comment.endswith(self.run))
+
+    def cancel_left(self, nodes: Iterable[Any]) -> None:
+        """Cancel jobs of nodes that an earlier run left in the queue, and wait for their end."""
+        marks = {_mark(node) for node in nodes}
+        while left := [
+            job for job, comment in _queued().items() if comment.rpartition("-")[0] in marks
+        ]:
+            LOGGER.warning("cancelling SLURM jobs that an earlier run has left: %d", len(left))
+            cancel(left)
+            time.sleep(POLL_S)
+
+
+def _mark(node: Any) -> str:
+    """Name the folder in the work folder that a node shares with all of its participant."""
+    folder = Path(node.base_dir, *node.fullname.split(".")[:2]).resolve()
+    return f"m2m-bids-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+
+
+def _queued() -> dict[str, str]:
+    """Comments of this user's jobs that have not ended, by number; waits for the controller."""
+    while (answer := _ask("squeue", *_COMMENTS)) is None:
+        time.sleep(POLL_S)
+    return _comments(answer)
+
+
+def _comments(answer: str) -> dict[str, str]:
+    jobs = (line.partition("|") for line in answer.splitlines())
+    return {job: comment for job, _, comment in jobs}
 
 
 def ended_as(job: int) -> str:
@@ -95,19 +154,22 @@ class SLURMPlugin(_SLURMPlugin):
         self._submitted: dict[int, float] = {}
         self._queue: set[int] = set()
         self._asked = 0.0
+        self._jobs = RunJobs()
 
     def run(self, graph, config, updatehash=False):
         """Run all nodes; take their jobs out of the queue if the run is interrupted."""
+        self._jobs.cancel_left(graph.nodes())
         try:
             super().run(graph, config, updatehash=updatehash)
         except KeyboardInterrupt:
-            cancel(self._pending)
+            self._jobs.cancel_own()
             raise
 
     def _submit_batchtask(self, scriptfile, node):
         own = node.plugin_args.get("sbatch_args", "")
         more = resource_args(node, f"{self._sbatch_args or ''} {own}")
-        node.plugin_args = {**node.plugin_args, "sbatch_args": f"{own} {more}"}
+        mark = self._jobs.argument(node)
+        node.plugin_args = {**node.plugin_args, "sbatch_args": f"{own} {more} {mark}"}
         taskid = super()._submit_batchtask(scriptfile, node)
         self._submitted[taskid] = time.monotonic()
         return taskid
@@ -148,23 +210,32 @@ class SLURMGraphPlugin(_SLURMGraphPlugin):
         known = {name: value for name, value in plugin_args.items() if name != "status_callback"}
         super().__init__(plugin_args={**known, "dont_resubmit_completed_jobs": True})
         self._callback = callback
-        # By which the jobs of this run are found in the queue.
-        self._mark = f"m2m-bids-{time.time_ns()}"
-        self._sbatch_args += f" --comment={self._mark} --kill-on-invalid-dep=yes"
+        self._jobs = RunJobs()
+        self._sbatch_args += " --kill-on-invalid-dep=yes"
 
     def run(self, graph, config, updatehash=False):
         """Submit all nodes, and wait until none is left in the queue."""
+        self._jobs.cancel_left(graph.nodes())
         for node in graph.nodes():
             own = (node.plugin_args or {}).get("sbatch_args", "")
             more = resource_args(node, f"{self._sbatch_args} {own}")
-            node.plugin_args = {**(node.plugin_args or {}), "sbatch_args": f" {own} {more}"}
-        super().run(graph, config, updatehash=updatehash)
+            args = f" {own} {more} {self._jobs.argument(node)}"
+            node.plugin_args = {**(node.plugin_args or {}), "sbatch_args": args}
+        try:
+            super().run(graph, config, updatehash=updatehash)
+        except KeyboardInterrupt:
+            self._jobs.cancel_own()
+            raise
 
     def _submit_graph(self, pyfiles, dependencies, nodes):
         super()._submit_graph(pyfiles, dependencies, nodes)
         names = [_job_name(index, node) for index, node in enumerate(nodes)]
         states = self._wait(dict(zip(names, nodes, strict=True)))
-        missing = [index for index, node in enumerate(nodes) if not is_done(node)]
+        missing = [
+            index
+            for index, node in enumerate(nodes)
+            if not is_done(node) or _has_failed(states.get(names[index]))
+        ]
         for index in missing:
             node, script = nodes[index], Path(pyfiles[index])
             if _crashed(node) or set(dependencies[index]) & set(missing):
@@ -179,27 +250,22 @@ class SLURMGraphPlugin(_SLURMGraphPlugin):
     def _wait(self, nodes: dict[str, Any]) -> dict[str, str]:
         """Follow jobs to their end; return the last known state of each."""
         states: dict[str, str] = {}
-        try:
-            while True:
-                found = self._states()
-                for name, state in found.items():
-                    self._tell(nodes[name], states.get(name, ""), state)
-                states.update(found)
-                if not any(state in _WAITING | _RUNNING for state in found.values()):
-                    return states
-                time.sleep(POLL_S)
-        except KeyboardInterrupt:
-            jobs = _ask("squeue", "--me", "--noheader", "--format=%A|%k") or ""
-            cancel(line.split("|")[0] for line in jobs.split() if line.endswith(self._mark))
-            raise
+        while True:
+            found = self._states()
+            for name, state in found.items():
+                self._tell(nodes[name], states.get(name, ""), state)
+            states.update(found)
+            if not any(state in _WAITING | _RUNNING for state in found.values()):
+                return states
+            time.sleep(POLL_S)
 
     def _states(self) -> dict[str, str]:
         """State of each job of this run, those that ended lately too, by name."""
         arguments = ("--me", "--noheader", "--states=all", "--format=%j|%T|%k")
         while (answer := _ask("squeue", *arguments)) is None:
             time.sleep(POLL_S)
-        jobs = (line.split("|") for line in answer.splitlines())
-        return {name: state for name, state, comment in jobs if comment == self._mark}
+        jobs = (line.split("|", 2) for line in answer.splitlines())
+        return {name: state for name, state, comment in jobs if comment.endswith(self._jobs.run)}
 
     def _tell(self, node: Any, before: str, state: str) -> None:
         """Pass what became of a job on to the status callback."""
@@ -211,8 +277,13 @@ class SLURMGraphPlugin(_SLURMGraphPlugin):
             self._callback(node, "end" if state == "COMPLETED" else "exception")
 
 
+def _has_failed(state: str | None) -> bool:
+    """Tell whether a job ended badly, perhaps before it began; None of one that was not needed."""
+    return state is not None and state not in _WAITING | _RUNNING | {"COMPLETED"}
+
+
 def is_done(node: Any) -> bool:
-    """Tell whether a node has run to its end: its hash lies beside its results."""
+    """Tell whether a node has run to its end, once: its hash lies beside its results."""
     return any(
         not file.name.endswith("_unfinished.json")
         for file in Path(node.output_dir()).glob("_0x*.json")

@@ -39,7 +39,8 @@ def run_training(settings: Settings) -> int:
     ValueError
         If the cohort, the options or an earlier training in the same folder do not allow it.
     """
-    count_gpus(settings.device)
+    if not settings.prepare_only:
+        count_gpus(settings.device)
     scans = usable_scans(settings)
     if not settings.dry_run and _is_first_process():
         empty_work_folder(settings, scans)

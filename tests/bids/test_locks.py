@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -7,8 +10,10 @@ import time
 import pytest
 
 from m2m_bids.bids.locks import (
+    empty_work_folder,
     hold_level,
     hold_participants,
+    holder_of,
     is_held,
     level_lock,
     locked,
@@ -56,7 +61,7 @@ def test_a_killed_process_gives_its_lock_up(holder, caplog):
     process.kill()
     thread.join(10)
     assert entered.is_set()
-    assert not file.exists()
+    assert file.read_text() == ""
 
 
 def test_only_one_at_a_time(tmp_path):
@@ -77,13 +82,76 @@ def test_only_one_at_a_time(tmp_path):
         thread.join()
     assert len(most) == 80
     assert max(most) == 1
-    assert os.listdir(tmp_path / "folder") == []
+    assert os.listdir(tmp_path / "folder") == ["x.lock"]
 
 
-def test_file_that_stayed_is_not_held(tmp_path):
-    (tmp_path / "x.lock").write_text("process 1 on elsewhere")
-    assert not is_held(tmp_path / "x.lock")
+def test_the_file_of_a_lock_stays(tmp_path):
+    """Another machine may have it open, or remember it, when it is given up."""
+    file = tmp_path / "x.lock"
+    with locked(file):
+        first = file.stat().st_ino
+        assert file.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert (file.stat().st_ino, file.read_text()) == (first, "")
+    with locked(file):
+        assert file.stat().st_ino == first
+
+
+def test_file_that_stayed_is_not_held(tmp_path, caplog):
+    """A process of this machine was killed."""
+    file = tmp_path / "x.lock"
+    file.write_text(f"process 1 on {socket.gethostname()}")
+    assert not is_held(file)
     assert not is_held(tmp_path / "y.lock")
+    with locked(file):
+        assert is_held(file)
+    assert not caplog.records
+
+
+def test_locks_that_do_not_reach_other_machines(tmp_path, caplog):
+    """The file system gives a lock that another machine says it has."""
+    file = tmp_path / ".sub-01.lock"
+    file.write_text("process 1 on elsewhere")
+    assert holder_of(file) == "process 1 on elsewhere"
+    with pytest.raises(ValueError, match=rf"held by process 1 on elsewhere\..* remove {file}\."):
+        empty_work_folder(tmp_path, own=[])
+    with locked(file):
+        pass
+    (line,) = caplog.messages
+    assert line.startswith(f"{file}: process 1 on elsewhere has not given it up.")
+    assert not is_held(file)
+    empty_work_folder(tmp_path, own=[])
+    assert file.exists()
+
+
+def test_file_systems_without_locks(tmp_path, caplog, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    file = tmp_path / "x.lock"
+    with locked(file):
+        assert is_held(file)
+    assert "No locks available" in caplog.text
+    assert not is_held(file)
+
+
+def test_exclusive_locks_of_nfs(holder, monkeypatch):
+    """They are given to files that are open for writing, as to locks of fcntl."""
+    process, file = holder
+    real = fcntl.flock
+
+    def flock(stream, how):
+        if fcntl.fcntl(stream, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert holder_of(file) == f"process {process.pid} on {socket.gethostname()}"
+
+
+def test_a_lock_that_cannot_be_asked_for_counts_as_held(tmp_path):
+    (tmp_path / "x.lock").mkdir()
+    assert holder_of(tmp_path / "x.lock") == "another process"
 
 
 def test_participants_are_held_in_each_folder(tmp_path):
@@ -97,7 +165,7 @@ def test_participants_are_held_in_each_folder(tmp_path):
             "work/.sub-02.lock",
         ]
         assert all(is_held(tmp_path / file) for file in held)
-    assert not list(tmp_path.rglob("*.lock"))
+    assert not any(map(is_held, tmp_path.rglob("*.lock")))
 
 
 MANY = """
@@ -131,7 +199,7 @@ def test_levels_do_not_wait_for_each_other(tmp_path):
     with hold_level("evaluate", [work, out]), hold_level("group", [out]):
         held = [level_lock("evaluate", work), level_lock("evaluate", out), out / ".group.lock"]
         assert all(is_held(file) for file in held)
-    assert not list(tmp_path.rglob("*.lock"))
+    assert not any(map(is_held, held))
 
 
 def test_what_killed_runs_left_in_a_folder_is_removed(tmp_path):

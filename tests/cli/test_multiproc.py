@@ -108,6 +108,109 @@ def test_no_process_outlives_the_main_one(tmp_path):
     wait_until(lambda: not is_alive(worker))
 
 
+LATE = """
+import os, signal, sys, time
+from pathlib import Path
+from m2m_bids.cli.multiproc import SturdyMultiProcPlugin
+
+class LateFolder(str):
+    \"\"\"An argument of a worker's initialiser that it waits for.\"\"\"
+    def __reduce__(self):
+        return wait, (str(self),)
+
+def wait(folder):
+    Path(folder, "waits").touch()
+    while not Path(folder, "go").exists():
+        time.sleep(0.05)
+    return folder
+
+if __name__ == "__main__":
+    folder = {folder!r}
+    plugin = SturdyMultiProcPlugin({{"n_procs": 1, "memory_gb": 1, "n_gpu_procs": 0,
+                                    "mp_context": "forkserver"}})
+    plugin._cwd = LateFolder(folder)
+    pool = plugin._new_pool(1)
+    pool.submit(Path.touch, Path(folder, "ran"))
+    while not (Path(folder, "waits").exists() and pool._call_queue._reader.poll()):
+        time.sleep(0.05)
+    print(*pool._processes, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux")
+def test_a_process_that_starts_when_the_main_one_is_gone_does_nothing(tmp_path):
+    """Work lies in its queue, but nobody is there for whom it would be done."""
+    script = tmp_path / "parent.py"
+    script.write_text(LATE.format(folder=str(tmp_path)))
+    command = [sys.executable, str(script)]
+    # A file: the worker would hold a pipe open.
+    with (tmp_path / "pid").open("w") as stream:
+        parent = subprocess.run(command, cwd=tmp_path, stdout=stream, timeout=300)
+    assert parent.returncode == -signal.SIGKILL
+    worker = int((tmp_path / "pid").read_text())
+    assert is_alive(worker)
+    (tmp_path / "go").touch()
+    try:
+        wait_until(lambda: not is_alive(worker), limit_s=120)
+    finally:
+        if is_alive(worker):
+            os.kill(worker, signal.SIGKILL)
+    assert not (tmp_path / "ran").exists()
+
+
+SLEEPER = """
+import os, sys, time
+from pathlib import Path
+from nipype import Node, Workflow
+from nipype.interfaces.utility import Function
+from m2m_bids.bids.locks import locked
+from m2m_bids.cli.multiproc import SturdyMultiProcPlugin
+from m2m_bids.cli.environment import termination_interrupts
+from m2m_bids.cli.progress import Progress
+
+def sleep(file):
+    import os, time
+    from pathlib import Path
+    Path(file).write_text(str(os.getpid()))
+    time.sleep(600)
+    return file
+
+if __name__ == "__main__":
+    folder = Path({folder!r})
+    workflow = Workflow("w", base_dir=folder / "work")
+    node = Node(Function(["file"], ["out"], sleep), name="sleep")
+    node.inputs.file = str(folder / "worker")
+    workflow.add_nodes([node])
+    progress = Progress(["w.sleep"])
+    plugin = SturdyMultiProcPlugin({{"n_procs": 1, "memory_gb": 1, "n_gpu_procs": 0,
+                                    "mp_context": "forkserver", "status_callback": progress}})
+    try:
+        with termination_interrupts(), locked(folder / "x.lock"):
+            with progress.watching(sys.stderr):
+                workflow.run(plugin)
+    except KeyboardInterrupt:
+        worker = Path("/proc", (folder / "worker").read_text())
+        print("interrupted", worker.exists(), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_processes_end_with_a_run_that_is_terminated(tmp_path):
+    """When its locks are free again: another run may begin."""
+    script, worker = tmp_path / "script.py", tmp_path / "worker"
+    script.write_text(SLEEPER.format(folder=str(tmp_path)))
+    with (tmp_path / "out").open("w") as stream:
+        main = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stdout=stream)
+    wait_until(lambda: worker.is_file() and worker.read_text(), limit_s=300)
+    main.send_signal(signal.SIGTERM)
+    try:
+        assert main.wait(timeout=120) == 0
+    finally:
+        main.kill()
+    assert (tmp_path / "out").read_text().endswith("\ninterrupted False\n")
+
+
 def wait_until(condition, limit_s=60):
     end = time.monotonic() + limit_s
     while not condition():

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from m2m_bids.cli import environment, plugins
-from m2m_bids.cli.plugins import choose_plugin, start_plugin
+from m2m_bids.cli.plugins import choose_plugin, count_run_gpus, start_plugin
 from m2m_bids.settings import Settings
 
 
@@ -67,6 +67,16 @@ def test_every_gpu_is_a_slot(settings, gpus):
     assert (chosen["n_gpu_procs"], chosen["gpus"]) == (4, ("0", "1", "2", "3"))
     named = choose_plugin(settings(nprocs=8, device="cuda:2"), print, use_gpu=True)["plugin_args"]
     assert (named["n_gpu_procs"], named["gpus"]) == (1, ("0,1,2",))
+
+
+@pytest.mark.parametrize("plugin", ["SLURM", "SLURMGraph"])
+def test_gpus_of_jobs_are_not_looked_for_where_they_are_submitted(settings, gpus, plugin):
+    gpus(0)
+    file = f"plugin: {plugin}"
+    assert count_run_gpus(settings(file, device="cuda")) == 1
+    assert [count_run_gpus(settings(file, device=device)) for device in ("auto", "cpu")] == [0, 0]
+    with pytest.raises(ValueError, match="PyTorch sees 0 GPUs here"):
+        count_run_gpus(settings("plugin: MultiProc", device="cuda"))
 
 
 def test_plugin_file_goes_first(settings):

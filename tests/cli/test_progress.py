@@ -1,9 +1,12 @@
+import io
+import signal
 from types import SimpleNamespace
 
 import pytest
 from nipype.pipeline import engine as pe
 
 from m2m_bids.cli import progress as module
+from m2m_bids.cli.environment import termination_interrupts
 from m2m_bids.cli.progress import Progress, crash_reasons
 from m2m_bids.interfaces.preprocessing import ConformT1w
 
@@ -163,3 +166,30 @@ def test_crash_files_are_read_as_nipype_writes_them(tmp_path):
     assert list(reasons) == ["sub_01_wf.conform_t1w"]
     assert reasons["sub_01_wf.conform_t1w"].startswith(f"{tmp_path}/sub-01_T1w.nii.gz: not a read")
     assert progress.elapsed_s("sub_01_wf") >= 0
+
+
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN])
+def on_interrupt(request):
+    """What a shell sets for processes in the foreground, and in the background."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_termination_interrupts_once(on_interrupt):
+    before = signal.getsignal(signal.SIGTERM)
+    with termination_interrupts():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_termination_ends_a_run(on_interrupt):
+    """As Ctrl-C does; Nipype alone takes it for the failure of one node."""
+    progress = Progress()
+    with termination_interrupts(), progress.watching(io.StringIO()):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            report(progress, (f"{PET_WF}.next", "start"))

@@ -19,7 +19,8 @@ def work(tmp_path):
     return folder
 
 
-def test_only_participants_without_failure_are_purged(work, tmp_path):
+def test_only_held_participants_without_failure_are_purged(work, tmp_path):
+    """No scan of the third was to be registered: another run may be at work on it."""
     (tmp_path / "bids").mkdir()
     settings = Settings(bids_dir=tmp_path / "bids", output_dir=tmp_path / "out", work_dir=work)
     became = [
@@ -27,10 +28,11 @@ def test_only_participants_without_failure_are_purged(work, tmp_path):
         ("1", "failed"),
         ("2+", "rigid only"),
         ("2+", "skipped"),
+        ("3", "skipped"),
         ("4", "done"),
     ]
     scans = [SimpleNamespace(subject=subject) for subject, _ in became]
     rows = [SimpleNamespace(status=status) for _, status in became]
-    purge_finished(settings, scans, rows)
+    purge_finished(settings, scans, rows, {"1", "2+", "4"})
     left = {file.relative_to(work).as_posix() for file in Path(work).glob("*/*")}
     assert left == {"m2m_bids_wf/sub_1_wf", "m2m_bids_wf/sub_3_wf", "caches/xdg"}

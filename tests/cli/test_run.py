@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 
 import nibabel as nb
 import numpy as np
@@ -658,6 +659,13 @@ def test_unexpected_errors_leave_their_traceback_in_a_file(main, monkeypatch, tm
     assert "Traceback" in file.read_text()
 
 
+def test_termination_is_told_as_an_interruption(main, monkeypatch):
+    monkeypatch.setattr(module, "find_scans", lambda _: signal.raise_signal(signal.SIGTERM))
+    code, _, err, started = main()
+    assert (code, started) == (130, [])
+    assert err == "m2m-bids: interrupted; the same command goes on from here\n"
+
+
 def test_a_full_disk_is_told(main, monkeypatch, tmp_path):
     def fail(settings):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -681,14 +689,19 @@ def test_images_larger_than_mem_are_left_out(main, bids_dir, tmp_path):
     assert f"skipped: sub-1_trc-FDG_pet: {pet}: 32.0 GB of voxels by its header" in out
 
 
+def changes(folder):
+    """Times of the last change of files, but for those of locks."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock"]
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
 def test_a_second_run_leaves_reports_alone(main, bids_dir, tmp_path):
     for scan in scans_of(bids_dir).values():
         finish(scan, tmp_path / "out")
     main()
-    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    before = changes(tmp_path / "out")
     assert main()[0] == 0
-    after = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*") if f.is_file()}
-    assert after == before
+    assert changes(tmp_path / "out") == before
     (tmp_path / "out" / "sub-2.html").unlink()
     main()
     assert (tmp_path / "out" / "sub-2.html").is_file()
@@ -705,3 +718,16 @@ def test_clean_workdir_spares_other_runs(main, tmp_path):
     code, _, _, started = main("-w", work, "--clean-workdir")
     assert len(started) == 3
     assert not (work / "m2m_bids_wf").exists()
+
+
+def test_purge_spares_participants_that_are_left_out(main, bids_dir, tmp_path):
+    """This run holds no lock of theirs; another one that has it may be at work on them."""
+    folders = [tmp_path / "work" / "m2m_bids_wf" / f"sub_{label}_wf" for label in (1, 2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for scan in scans_of(bids_dir).values():
+        finish(scan, tmp_path / "out")
+    (bids_dir / "sub-2/anat/sub-2_T1w.nii.gz").unlink()
+    with locked(tmp_path / "work" / ".sub-2.lock"):
+        main("-w", tmp_path / "work", "--purge-workdir-on-success")
+    assert [folder.exists() for folder in folders] == [False, True]

@@ -2,14 +2,24 @@
 
 import subprocess
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
+import networkx as nx
 import pytest
 from nipype import Node
 from nipype.interfaces.utility import IdentityInterface
 
 from m2m_bids.cli import slurm
-from m2m_bids.cli.slurm import SLURMGraphPlugin, SLURMPlugin, ended_as, is_done, resource_args
+from m2m_bids.cli.slurm import (
+    RunJobs,
+    SLURMGraphPlugin,
+    SLURMPlugin,
+    ended_as,
+    is_done,
+    resource_args,
+)
 
 
 @pytest.fixture
@@ -44,6 +54,11 @@ def node(*, gpu=False, n_procs=4, mem_gb=2.5):
         ("--mem-per-cpu=1G", True, "--cpus-per-task=4 --gpus=1"),
         ("--cpus-per-task=1 --gres=gpu:a100:1 --mem=1G", True, ""),
         ("--comment='-c is --mem'", False, "--cpus-per-task=4 --mem=2500M"),
+        ("-c4 -G1 --mem 9G", True, ""),
+        ("--cpus-per-gpu=4 --gpus-per-node=1", True, "--mem=2500M"),
+        ("--gres gpu:1 --mem-bind=local", True, "--cpus-per-task=4 --mem=2500M"),
+        ("--gres=tmp:1 -C gpu", True, "--cpus-per-task=4 --mem=2500M --gpus=1"),
+        ("--tres-per-task=gres/gpu:1 --mem-per-gpu=9G", True, "--cpus-per-task=4"),
     ],
 )
 def test_nodes_ask_for_what_they_declare(given, gpu, expected):
@@ -113,17 +128,97 @@ def test_a_graph_is_followed_to_its_end(programs, monkeypatch):
 
 def test_other_jobs_are_not_followed(programs):
     plugin = SLURMGraphPlugin({})
-    programs(squeue=f"j0_a|RUNNING|{plugin._mark}\nj0_a|FAILED|m2m-bids-1\nother|RUNNING|(null)\n")
+    programs(
+        squeue=f"j0_a|RUNNING|m2m-bids-ab{plugin._jobs.run}\n"
+        "j0_a|FAILED|m2m-bids-ab-1\nother|RUNNING|(null)\nother|RUNNING|of a|b\n"
+    )
     assert plugin._states() == {"j0_a": "RUNNING"}
 
 
-def test_an_interrupted_graph_is_taken_out_of_the_queue(programs, monkeypatch):
-    plugin = SLURMGraphPlugin({})
-    asked = programs(squeue=f"7|{plugin._mark}\n8|(null)\n", scancel="")
-    monkeypatch.setattr(plugin, "_states", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+def in_folder(made, folder, workflow="sub_01_wf"):
+    """Place a node in a participant's folder of a work folder."""
+    made.base_dir, made._hierarchy = str(folder), f"m2m_bids_wf.{workflow}.scan_wf"
+    return made
+
+
+@pytest.mark.parametrize("plugin", [SLURMPlugin, SLURMGraphPlugin])
+def test_an_interrupted_run_is_taken_out_of_the_queue(programs, monkeypatch, tmp_path, plugin):
+    """Also where a job is in the queue whose number is not known yet."""
+    started = plugin({})
+    mark = started._jobs.argument(in_folder(node(), tmp_path)).partition("=")[2]
+    asked = programs(squeue=f"7|{mark}\n8|(null)\n9|{mark.rpartition('-')[0]}-1\n", scancel="")
+    monkeypatch.setattr(started._jobs, "cancel_left", lambda nodes: None)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plugin.__base__, "run", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        plugin._wait({})
+        started.run(nx.DiGraph(), {})
     assert asked[-1] == ("scancel", "7")
+
+
+@pytest.mark.parametrize("plugin", [SLURMPlugin, SLURMGraphPlugin])
+def test_jobs_that_a_killed_run_has_left_are_cancelled(monkeypatch, tmp_path, plugin):
+    """They would write into the folders of the nodes that run again; those of others go on."""
+    marks = [
+        RunJobs().argument(in_folder(node(), folder, workflow)).partition("=")[2]
+        for folder, workflow in (
+            (tmp_path, "sub_01_wf"),
+            (tmp_path, "sub_02_wf"),
+            (tmp_path / "other", "sub_01_wf"),
+        )
+    ]
+    queue = {str(number): mark for number, mark in enumerate(marks)} | {"3": "(null)"}
+    answers = [queue, queue, {job: queue[job] for job in "123"}]
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        text = ""
+        if command[0] == "squeue":
+            text = "".join(f"{job}|{mark}\n" for job, mark in answers.pop(0).items())
+        return SimpleNamespace(returncode=0, stdout=text, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: None)
+    monkeypatch.setattr(plugin.__base__, "run", lambda *_, **__: asked.append("run"))
+    graph = nx.DiGraph()
+    graph.add_node(in_folder(node(), tmp_path))
+    plugin({}).run(graph, {})
+    done = [command for command in asked if command[0] != "squeue"]
+    assert done == [("scancel", "0"), ("scancel", "0"), "run"]
+
+
+def test_jobs_are_marked(monkeypatch, tmp_path):
+    """After a comment of the plugin file: of two, sbatch takes the last."""
+    marked = in_folder(node(), tmp_path)
+    marked.plugin_args = {}
+    plugin = SLURMPlugin({"sbatch_args": "--comment=mine"})
+    monkeypatch.setattr(SLURMPlugin.__base__, "_submit_batchtask", lambda *_: 3)
+    plugin._submit_batchtask("script.sh", marked)
+    assert marked.plugin_args["sbatch_args"].endswith(f" {plugin._jobs.argument(marked)}")
+
+
+def test_a_job_that_was_cancelled_before_it_began_is_not_done(monkeypatch, tmp_path):
+    """An earlier result, of other inputs, lies in its node's folder."""
+    earlier = in_folder(node(), tmp_path)
+    folder = Path(earlier.output_dir())
+    folder.mkdir(parents=True)
+    (folder / "_0x12.json").touch()
+    plugin = SLURMGraphPlugin({})
+    monkeypatch.setattr(SLURMGraphPlugin.__base__, "_submit_graph", lambda *_: None)
+    monkeypatch.setattr(slurm, "report_crash", lambda *_, **__: None)
+    monkeypatch.setattr(slurm, "_crashed", lambda _: False)
+    for states, fails in (
+        ({}, False),
+        ({"j0_n": "COMPLETED"}, False),
+        ({"j0_n": "CANCELLED"}, True),
+    ):
+        monkeypatch.setattr(plugin, "_wait", lambda _, states=states: states)
+        expected = pytest.raises(RuntimeError, match="1 of 1") if fails else nullcontext()
+        with expected:
+            plugin._submit_graph([str(tmp_path / "n.py")], {0: []}, [earlier])
 
 
 def test_done_is_what_has_its_hash(tmp_path):

@@ -157,11 +157,11 @@ class App(NamedTuple):
         }
 
     def everything(self):
-        """Times of change and content of all files of the output folder."""
+        """Times of change and content of all files of the output folder, but for locks."""
         return {
             str(file.relative_to(self.out)): (file.stat().st_mtime_ns, file.read_bytes())
             for file in sorted(self.out.rglob("*"))
-            if file.is_file()
+            if file.is_file() and file.suffix != ".lock"
         }
 
 
