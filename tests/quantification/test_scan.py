@@ -111,6 +111,36 @@ def test_frames_are_scaled_one_by_one(moved, labels):
     assert "ReferenceRegion" in found.facts["preprocSUVRSmoothed"]
 
 
+@pytest.mark.parametrize("duration", [[0], 0, [-1]])
+def test_duration_of_a_volume_does_not_weigh_it(moved, labels, duration):
+    _, image, seen = moved
+    metadata = {**METADATA, "FrameTimesStart": [0], "FrameDuration": duration}
+    found = quantify(image, labels, seen, Quantification("freesurfer", metadata))
+    plain = quantify(image, labels, seen, Quantification("freesurfer", METADATA))
+    assert found.regional.statistics == plain.regional.statistics
+    assert found.times is None
+    remark = "FrameDuration has a value that is not positive"
+    assert found.facts["stat"]["TimingRemarks"] == [remark]
+
+
+def test_frames_of_unusable_durations_count_alike(moved, labels):
+    _, image, seen = moved
+    data = np.asarray(image.dataobj)
+    frames = nb.Nifti1Image(np.stack([data, 2 * data], -1), image.affine)
+    metadata = {**METADATA, "FrameTimesStart": [0, 60], "FrameDuration": [60, -50]}
+    found = quantify(frames, labels, seen, Quantification("freesurfer", metadata))
+    means = found.regional.frame_means.mean(axis=0)
+    assert [row.mean for row in found.regional.statistics] == pytest.approx(means)
+    remark = "FrameDuration has a value that is not positive"
+    assert found.facts["stat"]["TimingRemarks"] == [remark]
+    # Durations weigh frames whatever is known of their starts.
+    metadata = {**METADATA, "FrameTimesStart": None}
+    found = quantify(frames, labels, seen, Quantification("freesurfer", metadata))
+    one = found.regional.frame_means[0]
+    expected = one * (300 + 2 * 100) / 400
+    assert [row.mean for row in found.regional.statistics] == pytest.approx(expected)
+
+
 def test_nothing_is_made_up(moved, labels):
     _, image, seen = moved
     scan = Quantification("freesurfer", {}, weight=60, weight_units="kg", suvr_region="brainstem")

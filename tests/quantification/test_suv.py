@@ -89,7 +89,14 @@ def test_units():
             {"ImageDecayCorrectionTime": 60, "TracerRadionuclide": "Xx9"},
             "TracerRadionuclide is 'Xx9'",
         ),
-        ({"ImageDecayCorrected": False}, "FrameTimesStart does not have one number"),
+        (
+            {"ImageDecayCorrected": False, "FrameTimesStart": None},
+            "not corrected for decay, and FrameTimesStart is missing",
+        ),
+        (
+            {"ImageDecayCorrected": False, "FrameTimesStart": [0], "FrameDuration": [0]},
+            "not corrected for decay, and FrameDuration has a value that is not positive",
+        ),
     ],
 )
 def test_reasons_why_there_is_none(change, reason):
