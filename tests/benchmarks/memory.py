@@ -105,7 +105,7 @@ def static(folder: Path, shape: tuple[int, ...], size_mm: float):
     return StaticReference(
         in_file=node.inputs.in_file,
         sidecar=node.inputs.sidecar,
-        kind="mean",
+        kind="twa",
         frame_xfms=[str(file) for file in xfms],
     )
 
