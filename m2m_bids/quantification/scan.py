@@ -211,7 +211,12 @@ def suv_factors(scan: Quantification, n_frames: int) -> tuple[np.ndarray, dict[s
     except NoSUVError as error:
         raise NoSUVError(f"{error} ({scan.weight_source})") from error
     scale = suv_scale(scan.metadata, weight_kg, n_frames)
+    corrected = {}
+    if not scan.metadata["ImageDecayCorrected"]:
+        start = scan.metadata["InjectionStart"]
+        corrected = {"ImageDecayCorrected": True, "ImageDecayCorrectionTime": start}
     return scale.factors, {
+        **corrected,
         "Units": "g/mL",
         "BodyWeight": weight_kg,
         "BodyWeightUnits": "kg",

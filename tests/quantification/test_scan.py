@@ -141,6 +141,17 @@ def test_frames_of_unusable_durations_count_alike(moved, labels):
     assert [row.mean for row in found.regional.statistics] == pytest.approx(expected)
 
 
+def test_suv_of_frames_that_were_not_corrected_for_decay_is(moved, labels):
+    _, image, seen = moved
+    metadata = {
+        **{**METADATA, "FrameTimesStart": [60], "FrameDuration": [300]},
+        **{"ImageDecayCorrected": False, "InjectionStart": 30},
+    }
+    scan = Quantification("freesurfer", metadata, weight="60", weight_units="kg")
+    said = quantify(image, labels, seen, scan).facts["preprocSUV"]
+    assert (said["ImageDecayCorrected"], said["ImageDecayCorrectionTime"]) == (True, 30)
+
+
 def test_nothing_is_made_up(moved, labels):
     _, image, seen = moved
     scan = Quantification("freesurfer", {}, weight=60, weight_units="kg", suvr_region="brainstem")
