@@ -569,10 +569,16 @@ def _add_quantification(
         scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
     )
     registered = ("best_xfm", "best_inverse_xfm", "m2m_xfms")
-    on_t1w = scan_wf.get_node("frames_wf" if scan.modality == "pet" else "registration_wf")
+    is_pet = scan.modality == "pet"
+    on_t1w = scan_wf.get_node("frames_wf" if is_pet else "registration_wf")
+    native = {"out_file": "native_file"}
+    if is_pet:
+        native |= {"frames_file": "frames_file", "frame_xfms": "frame_xfms"}
     scan_wf.connect([
         (on_t1w, quantification_wf, [("outputnode.preproc", "inputnode.preproc")]),
-        (reference_wf, quantification_wf, [("outputnode.out_file", "inputnode.native_file")]),
+        (reference_wf, quantification_wf, [
+            (f"outputnode.{output}", f"inputnode.{field}") for output, field in native.items()
+        ]),
         (registration_wf, quantification_wf, [
             (f"outputnode.{field}", f"inputnode.{field}") for field in registered
         ]),
