@@ -290,7 +290,7 @@ def _add_report(workflow: Workflow, modality: Literal["pet", "fa"], template: st
     )
     anatomy = [("t1w_file", "t1w_file"), ("mask_file", "mask_file"), ("dseg_file", "dseg_file")]
     workflow.connect([
-        (inputnode, draw_registration, [("native_file", "native_file"), *anatomy]),
+        (inputnode, draw_registration, [("moving_file", "native_file"), *anatomy]),
         (inputnode, measure_scan, [
             ("moving_file", "moving_file"), ("template2anat", "template2anat"), *anatomy,
         ]),

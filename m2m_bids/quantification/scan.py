@@ -241,8 +241,11 @@ def _suvr(
         raise NoReferenceError(scan.suvr_reason)
     voxel_mm3 = float(abs(np.linalg.det(image.affine[:3, :3])))
     means = reference_mean(np.asanyarray(image.dataobj), reference, is_seen, voxel_mm3)
-    return 1 / means, {
+    without = np.flatnonzero(means <= 0).tolist()
+    factors = np.divide(1, means, out=np.full(len(means), np.nan), where=means > 0)
+    return factors, {
         "Units": "unitless",
+        **({"FramesWithoutSUVR": without} if without else {}),
         "ReferenceRegion": reference.description,
         "ReferenceRegionMean": means.tolist(),
         "ReferenceRegionVolume": float(np.count_nonzero(reference.mask & is_seen) * voxel_mm3),
@@ -261,9 +264,8 @@ def _reference_of_mask(mask: nb.Nifti1Image, label: int | None, grid: nb.Nifti1I
 
 def _scaled(image: nb.Nifti1Image, factors: np.ndarray) -> nb.Nifti1Image:
     """Multiply each frame by its factor."""
-    data = np.asanyarray(image.dataobj) * factors.astype(np.float32).reshape(
-        (-1,) if len(image.shape) > 3 else ()
-    )
+    scale = factors.astype(np.float32).reshape((-1,) if len(image.shape) > 3 else ())
+    data = np.multiply(np.asanyarray(image.dataobj), scale, dtype=np.float32)
     header = image.header.copy()
     header.set_data_dtype(np.float32)
-    return nb.Nifti1Image(data.astype(np.float32), image.affine, header)
+    return nb.Nifti1Image(data, image.affine, header)

@@ -33,6 +33,8 @@ _BECQUEREL = {"bq": 1.0, "ci": 3.7e10}
 _PREFIXES = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9}
 _GRAMS = {"kg": 1e3, "kilogram": 1e3, "kilograms": 1e3, "g": 1.0, "gram": 1.0, "grams": 1.0}
 _MAX_WEIGHT_KG = 700.0
+# As DICOM has it, and converters that copy it.
+_DICOM_BQ_ML = "BQML"
 _ELEMENTS = {
     "oxygen": "O",
     "nitrogen": "N",
@@ -169,10 +171,12 @@ def concentration_bq_ml(units: Any) -> float:
 
     Examples
     --------
-    >>> [concentration_bq_ml(name) for name in ("Bq/mL", "kBq/ml", "MBq/L", "nCi/cc", "Bq/cm3")]
+    >>> [concentration_bq_ml(name) for name in ("Bq/mL", "kBq/ml", "MBq/L", "nCi/cc", "BQML")]
     [1.0, 1000.0, 1000.0, 37.0, 1.0]
     """
     text = re.sub(r"\s", "", str(units)).replace("^", "")
+    if text == _DICOM_BQ_ML:
+        return 1.0
     if text.lower() in ("g/ml", "suv", "suvbw"):
         raise NoSUVError(f"the scan is of SUV already (Units {units})")
     activity, _, volume = text.partition("/")

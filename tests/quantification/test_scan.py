@@ -141,6 +141,24 @@ def test_frames_of_unusable_durations_count_alike(moved, labels):
     assert [row.mean for row in found.regional.statistics] == pytest.approx(expected)
 
 
+def test_frames_without_a_reference_have_no_suvr(moved, labels):
+    """As the first one of a scan that begins with the injection; the others have theirs."""
+    _, image, seen = moved
+    data = np.asarray(image.dataobj)
+    frames = nb.Nifti1Image(np.stack([-0.1 * data, data], -1), image.affine)
+    scan = Quantification("freesurfer", METADATA, suvr_region="cerebellar-grey", smooth_fwhm_mm=6)
+    found = quantify(frames, labels, seen, scan)
+    alone = quantify(image, labels, seen, scan)
+    for name in ("preprocSUVR", "preprocSUVRSmoothed"):
+        ratio = found.images[name].get_fdata()
+        assert np.isnan(ratio[..., 0]).all()
+        np.testing.assert_allclose(ratio[..., 1], alone.images[name].get_fdata(), rtol=1e-6)
+    said = found.facts["preprocSUVR"]
+    assert said["FramesWithoutSUVR"] == [0]
+    assert said["ReferenceRegionMean"][0] < 0
+    assert "FramesWithoutSUVR" not in alone.facts["preprocSUVR"]
+
+
 def test_suv_of_frames_that_were_not_corrected_for_decay_is(moved, labels):
     _, image, seen = moved
     metadata = {

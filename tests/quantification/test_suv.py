@@ -67,6 +67,7 @@ def test_units():
     assert kilo.factors == pytest.approx(1e3 * suv_scale(SCAN, 70).factors)
     assert [activity_bq(unit) for unit in ("Bq", "GBq", "µCi")] == [1, 1e9, 3.7e4]
     assert concentration_bq_ml("MBq/mL") == 1e6
+    assert concentration_bq_ml("Bq/cm3") == concentration_bq_ml("BQML") == 1
 
 
 @pytest.mark.parametrize(
