@@ -140,7 +140,7 @@ def alignment(folder: Path, shape: tuple[int, ...], size_mm: float):
     )
 
 
-def quantification(folder: Path, t1w: int, n_frames: int):
+def quantification(folder: Path, t1w: int, n_frames: int, smooth_fwhm_mm: float | None = None):
     from m2m_bids.interfaces.quantification import QuantifyScan
     from m2m_bids.spatial.itk import write_affine
 
@@ -159,7 +159,7 @@ def quantification(folder: Path, t1w: int, n_frames: int):
         xfm=str(write_affine(np.eye(4), folder / "xfm.txt")),
         scan={
             **{"scheme": "freesurfer", "metadata": metadata, "weight": 60, "weight_units": "kg"},
-            "suvr_region": "whole-cerebellum",
+            **{"suvr_region": "whole-cerebellum", "smooth_fwhm_mm": smooth_fwhm_mm},
         },
     )
 
@@ -198,7 +198,9 @@ def made() -> dict[str, list[tuple]]:
         "static_reference": [(static, *case) for case in frames],
         "align_frames": [(alignment, *case) for case in frames],
         "correct_pv": [(correction, *case) for case in pvc],
-        "quantify_scan": [(quantification, *case) for case in ((64, 1), (128, 12), (192, 12))],
+        "quantify_scan": [
+            (quantification, *case) for case in ((64, 1), (128, 12), (192, 12), (128, 12, 8.0))
+        ],
         "synthstrip": [(synthstrip, n) for n in (192, 256)],
     }
 

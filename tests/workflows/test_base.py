@@ -242,6 +242,12 @@ def test_what_is_registered_of_pet_is_not_what_is_written(settings, scan, modali
         ("quantification_wf", "inputnode.native_file"): "outputnode.out_file",
         ("T1w_res_native_wf", "inputnode.moving_file"): "outputnode.out_file",
     }
+    if modality == "pet":
+        # Which a correction for partial volume effects takes.
+        expected |= {
+            ("quantification_wf", f"inputnode.{field}"): f"outputnode.{field}"
+            for field in ("frames_file", "frame_xfms")
+        }
     assert {key: given[key] for key in expected} == expected
 
 
