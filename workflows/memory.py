@@ -125,8 +125,8 @@ def _n_values(file: Path) -> int:
 def _n_frames(file: Path) -> int:
     """Count frames by a header; one where it cannot be read."""
     try:
-        return math.prod(nb.load(file).shape[3:])
-    except (OSError, nb.filebasedimages.ImageFileError):
+        return math.prod(max(0, int(size)) for size in nb.load(file).shape[3:])
+    except READ_ERRORS:
         return 1
 
 
