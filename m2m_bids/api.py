@@ -557,9 +557,9 @@ def register_files(
     moving = load_image(moving_file)
     moving.set_filename(str(moving_file))  # messages name it
     if modality == "pet":
-        moving = corrected_reference(moving, sidecar or {}, random_seed=random_seed).image
+        static, moving, _ = corrected_reference(moving, sidecar or {}, random_seed=random_seed)
     else:
-        moving = clean_fa(require_3d(moving, moving_file))
+        static = moving = clean_fa(require_3d(moving, moving_file))
     brain = extract_brain(fixed, synthstrip_model=synthstrip_model, random_seed=random_seed)
     fixed = correct_bias_field(fixed, brain.mask)
     rigid = register_rigid(moving, fixed, brain.mask, random_seed=random_seed).fixed2moving
@@ -578,7 +578,7 @@ def register_files(
         objections = deformation.quality.objections()
         if not objections:
             chain = (rigid, deformation.field)
-    return RegisteredImage(resample(moving, chain, fixed), chain, rigid, deformation, objections)
+    return RegisteredImage(resample(static, chain, fixed), chain, rigid, deformation, objections)
 
 
 def images_on_grid(

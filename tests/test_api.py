@@ -436,6 +436,14 @@ def test_rigid_files(files, pair):
     np.testing.assert_allclose(result.moved.get_fdata(), expected.get_fdata(), atol=1e-4)
 
 
+def test_noise_below_zero_stays_in_what_is_moved(files, pair):
+    below = nb.Nifti1Image(pair[0].get_fdata(dtype=np.float32) - 0.5, pair[0].affine)
+    below.to_filename(files[0])
+    moved = register_files(*files, modality="pet", transform="rigid").moved
+    expected = resample(below, (RIGID,), pair[1])
+    np.testing.assert_allclose(moved.get_fdata(), expected.get_fdata(), atol=1e-4)
+
+
 def test_frames_of_files_are_corrected_for_motion(files, pair, monkeypatch):
     """As the app does: the second frame comes back to the pose of the first."""
     moving = pair[0]

@@ -14,7 +14,7 @@ ALLOWED = {
     "bids": {"spatial"},
     "preprocessing": {"spatial"},
     "evaluation": {"spatial"},
-    "quantification": {"spatial"},
+    "quantification": {"preprocessing", "spatial"},
     "quality": {"preprocessing", "spatial"},
     "simulation": {"registration", "spatial"},
     "reports": {"spatial"},

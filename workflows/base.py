@@ -362,7 +362,10 @@ def _add_scan(
         name="registration_wf",
     )
     scan_wf.connect([
-        (reference_wf, registration_wf, [("outputnode.out_file", "inputnode.moving_file")]),
+        (reference_wf, registration_wf, [
+            (f"outputnode.{_registered(scan)}", "inputnode.moving_file"),
+            ("outputnode.out_file", "inputnode.native_file"),
+        ]),
     ])  # fmt: skip
     fields = ("t1w_file", "mask_file", "dseg_file", "template2anat")
     workflow.connect([
@@ -566,10 +569,16 @@ def _add_quantification(
         scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
     )
     registered = ("best_xfm", "best_inverse_xfm", "m2m_xfms")
-    on_t1w = scan_wf.get_node("frames_wf" if scan.modality == "pet" else "registration_wf")
+    is_pet = scan.modality == "pet"
+    on_t1w = scan_wf.get_node("frames_wf" if is_pet else "registration_wf")
+    native = {"out_file": "native_file"}
+    if is_pet:
+        native |= {"frames_file": "frames_file", "frame_xfms": "frame_xfms"}
     scan_wf.connect([
         (on_t1w, quantification_wf, [("outputnode.preproc", "inputnode.preproc")]),
-        (reference_wf, quantification_wf, [("outputnode.out_file", "inputnode.native_file")]),
+        (reference_wf, quantification_wf, [
+            (f"outputnode.{output}", f"inputnode.{field}") for output, field in native.items()
+        ]),
         (registration_wf, quantification_wf, [
             (f"outputnode.{field}", f"inputnode.{field}") for field in registered
         ]),
@@ -607,7 +616,9 @@ def _add_images(
         scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
     )
     scan_wf.connect([
-        (reference_wf, images_wf, [("outputnode.out_file", "inputnode.moving_file")]),
+        (reference_wf, images_wf, [
+            (f"outputnode.{_registered(scan)}", "inputnode.moving_file"),
+        ]),
         (registration_wf, images_wf, [("outputnode.rigid_xfm", "inputnode.rigid_xfm")]),
     ])  # fmt: skip
     fields = ("t1w_file", "mask_file", "dseg_file", "template2anat")
@@ -616,6 +627,11 @@ def _add_images(
             (f"outputnode.{field}", f"images_wf.inputnode.{field}") for field in fields
         ]),
     ])  # fmt: skip
+
+
+def _registered(scan: Scan) -> str:
+    """Name what registration is to see of a scan's reference: of PET a copy not negative."""
+    return "registered_file" if scan.modality == "pet" else "out_file"
 
 
 def _nested(workflow: Workflow) -> Iterator[Workflow]:

@@ -19,16 +19,19 @@ class Need(NamedTuple):
     Attributes
     ----------
     fixed : float
-        Whatever the size of images is, to which the larger one of the two others is added.
+        Whatever the size of images is, to which the largest one of the others is added.
     of_t1w : float
         For each million voxels of the T1w.
     of_scan : float
         For each million values of the scan, of all its volumes.
+    of_frames : float
+        For each million voxels of the T1w, in each frame of the scan.
     """
 
     fixed: float
     of_t1w: float = 0.0
     of_scan: float = 0.0
+    of_frames: float = 0.0
 
 
 # By two sizes of images each, with tests/benchmarks/memory.py and SLURM's accounting;
@@ -48,9 +51,12 @@ MEASURED = {
     "measure_scan": Need(0.24, of_t1w=0.014),
     "place_labels": Need(0.11, of_t1w=0.016),
     "quantify_scan": Need(0.12, of_t1w=0.018),
+    "quantify_scan, PET": Need(0.12, of_t1w=0.018, of_frames=0.0126),
+    "quantify_scan, PET, smoothed": Need(0.12, of_t1w=0.018, of_frames=0.0268),
     "static_reference": Need(0.12, of_scan=0.004),
     "estimate_motion": Need(0.32, of_scan=0.0024),
-    "correct_pv": Need(0.18, of_t1w=0.0255, of_scan=0.018),
+    "align_frames": Need(0.18, of_scan=0.009),
+    "correct_pv": Need(0.18, of_t1w=0.0255, of_scan=0.0155),
     "fit_tensor": Need(0.28, of_scan=0.0112),
     "fit_tensor, raw": Need(0.43, of_scan=0.0112),
 }
@@ -80,8 +86,8 @@ def declare_memory(
     t1w_files = list(t1w_files)
     default = N_VOXELS / MILLION
     t1w = max(map(_millions, t1w_files), default=default)
-    of_scans = {
-        id(node): _millions(file)
+    scans = {
+        id(node): file
         for name, file in scan_files.items()
         for node in workflow.get_node(name)._get_all_nodes()
     }
@@ -91,14 +97,21 @@ def declare_memory(
             largest = max((_millions(file, count) for file in t1w_files), default=default)
             node._mem_gb = MARGIN * (SYNTHSTRIP.fixed + SYNTHSTRIP.of_t1w * largest)
         elif need := MEASURED.get(_kind(node)):
-            scan = of_scans.get(id(node), 0)
-            node._mem_gb = MARGIN * (need.fixed + max(need.of_t1w * t1w, need.of_scan * scan))
+            parts = [need.of_t1w * t1w]
+            if file := scans.get(id(node)):
+                parts += [need.of_scan * _millions(file), need.of_frames * t1w * _n_frames(file)]
+            node._mem_gb = MARGIN * (need.fixed + max(parts))
 
 
 def _kind(node: Any) -> str:
-    """Name a step; one that corrects motion before it fits tensors takes more."""
-    is_raw = getattr(node.inputs, "is_raw", Undefined)
-    return f"{node.name}, raw" if isdefined(is_raw) and is_raw else node.name
+    """Name a step; raw diffusion, frames of PET and their smoothing take more."""
+    name = node.name.replace("quantify_corrected", "quantify_scan")
+    is_raw, scan = (getattr(node.inputs, field, Undefined) for field in ("is_raw", "scan"))
+    if isdefined(is_raw) and is_raw:
+        name += ", raw"
+    if isdefined(scan) and scan["is_pet"]:
+        name += ", PET, smoothed" if scan["smooth_fwhm_mm"] else ", PET"
+    return name
 
 
 def _uses_synthstrip(node: Any) -> bool:
@@ -107,6 +120,14 @@ def _uses_synthstrip(node: Any) -> bool:
 
 def _n_values(file: Path) -> int:
     return math.prod(max(0, int(size)) for size in nb.load(file).shape)
+
+
+def _n_frames(file: Path) -> int:
+    """Count frames by a header; one where it cannot be read."""
+    try:
+        return math.prod(max(0, int(size)) for size in nb.load(file).shape[3:])
+    except READ_ERRORS:
+        return 1
 
 
 def _millions(file: Path, count: Callable[[Path], int] = _n_values) -> float:

@@ -13,7 +13,7 @@ from m2m_bids.interfaces.reports import MotionFigure
 _KINDS = {
     "auto": "averaged over time, weighted by their duration where that was known",
     "twa": "averaged over time, weighted by their duration",
-    "sum": "summed",
+    "sum": "averaged over time and, for registration, summed",
 }
 
 
@@ -49,7 +49,9 @@ def init_pet_reference_wf(
     Outputs
     -------
     out_file
-        3-D image.
+        3-D image, in the units of the scan.
+    registered_file
+        What registration is to see of it: not negative.
     method
         How it was made.
     frames_file
@@ -67,7 +69,7 @@ def init_pet_reference_wf(
     outputnode = pe.Node(
         niu.IdentityInterface(
             fields=[
-                *("out_file", "method", "frames_file", "frame_xfms"),
+                *("out_file", "registered_file", "method", "frames_file", "frame_xfms"),
                 *("motion_file", "motion_description"),
             ]
         ),
@@ -79,7 +81,9 @@ def init_pet_reference_wf(
     workflow.connect([
         (inputnode, static_reference, [("in_file", "in_file")]),
         (inputnode, outputnode, [("in_file", "frames_file")]),
-        (static_reference, outputnode, [("out_file", "out_file"), ("method", "method")]),
+        (static_reference, outputnode, [
+            (field, field) for field in ("out_file", "registered_file", "method")
+        ]),
     ])  # fmt: skip
     if not has_motion_correction:
         outputnode.inputs.frame_xfms = []
@@ -175,7 +179,7 @@ def _description(kind: str, has_motion_correction: bool) -> str:
     return f"""\
 #### PET
 
-Frames, where there were several, {aligned} and {used}; in that static image negative and not
-finite voxels were set to zero. Each frame was brought to the T1w from its own grid in one
-interpolation.
+Frames, where there were several, {aligned} and {used}; for registration,
+negative voxels of that static image were set to zero. Each frame was brought to the T1w from its
+own grid in one interpolation.
 """

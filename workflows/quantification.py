@@ -23,11 +23,14 @@ from m2m_bids.interfaces.quantification import (
     QuantifyScan,
     ResampleCorrected,
 )
+from m2m_bids.interfaces.registration import ResampleFrames
 from m2m_bids.interfaces.reports import SUVRFigure
 
 INPUTS = (
     "preproc",
     "native_file",
+    "frames_file",
+    "frame_xfms",
     "t1w_file",
     "mask_file",
     "dseg_file",
@@ -75,7 +78,9 @@ def init_quantification_wf(
     preproc
         Scan on the grid of the T1w, 3-D or 4-D.
     native_file
-        Scan on its native grid, as it was registered.
+        Static image on the native grid.
+    frames_file, frame_xfms
+        As `init_pet_reference_wf` gives them, for a correction for partial volume effects.
     t1w_file, mask_file, dseg_file
         As `init_anatomical_wf` gives them.
     best_xfm, best_inverse_xfm, m2m_xfms
@@ -147,10 +152,12 @@ def _add_correction(
     output_dir: Path,
     datasets: dict[str, Path],
 ) -> None:
-    """Correct for partial volume effects on the native grid, and measure the result too."""
+    """Correct all frames for partial volume effects on the native grid; measure them too."""
     inputnode, place_labels, save_quantification = (
         workflow.get_node(name) for name in ("inputnode", "place_labels", "save_quantification")
     )
+    # Like resample_frames of the scan, but on its own grid; of a 3-D scan it is the static image.
+    align_frames = pe.Node(ResampleFrames(), name="align_frames", mem_gb=2)
     correct_pv = pe.Node(
         CorrectPartialVolume(
             scheme=plan.scheme,
@@ -166,9 +173,14 @@ def _add_correction(
         name="save_corrected",
     )
     workflow.connect([
-        (inputnode, correct_pv, [
-            ("native_file", "in_file"), ("best_inverse_xfm", "inverse_xfm"),
+        (inputnode, align_frames, [
+            ("frames_file", "in_file"),
+            ("frame_xfms", "frame_xfms"),
+            ("native_file", "static_file"),
+            ("native_file", "reference_file"),
         ]),
+        (inputnode, correct_pv, [("best_inverse_xfm", "inverse_xfm")]),
+        (align_frames, correct_pv, [("out_file", "in_file")]),
         (place_labels, correct_pv, [("out_file", "label_file"), ("reason", "labels_reason")]),
         (correct_pv, save_quantification, [("reason", "pvc_reason")]),
         (save_corrected, save_quantification, [("out_files", "waits_for")]),
@@ -293,7 +305,8 @@ kernel of {options.smooth_fwhm_mm:g} mm full width at half maximum.
             "rbv": "region-based voxelwise correction [@thomas2011]",
         }[plan.pvc]
         text += f"""
-Partial volume effects were corrected by {method} on the native grid, with labels carried there as
-fractions of voxels, and a Gaussian point spread function of {width} mm.
+Partial volume effects were corrected by {method} on the native grid, in every frame of a dynamic
+scan after its alignment, with labels carried there as fractions of voxels, and a Gaussian point
+spread function of {width} mm.
 """
     return text

@@ -148,7 +148,9 @@ def init_registration_wf(
     Inputs
     ------
     moving_file
-        Static image, native grid.
+        Static image, native grid, as it is registered: not negative.
+    native_file
+        The same as it is brought to the T1w.
     t1w_file, mask_file, dseg_file, template2anat
         As `init_anatomical_wf` gives them.
 
@@ -179,7 +181,10 @@ def init_registration_wf(
     workflow.__desc__ = _TO_TEMPLATE.format(template) if template else _TO_T1W
     inputnode = pe.Node(
         niu.IdentityInterface(
-            fields=["moving_file", "t1w_file", "mask_file", "dseg_file", "template2anat"]
+            fields=[
+                *("moving_file", "native_file"),
+                *("t1w_file", "mask_file", "dseg_file", "template2anat"),
+            ]
         ),
         name="inputnode",
     )
@@ -194,7 +199,7 @@ def init_registration_wf(
         (inputnode, register_rigid, [
             ("moving_file", "moving_file"), ("t1w_file", "fixed_file"), ("mask_file", "mask_file"),
         ]),
-        (inputnode, resample_rigid, [("moving_file", "in_file"), ("t1w_file", "reference_file")]),
+        (inputnode, resample_rigid, [("native_file", "in_file"), ("t1w_file", "reference_file")]),
         (register_rigid, resample_rigid, [("xfm", "xfm")]),
         (register_rigid, outputnode, [
             ("xfm", "rigid_xfm"),
@@ -251,7 +256,7 @@ def _add_deformable_step(
             ("dseg_file", "dseg_file"),
             ("template2anat", "template2anat"),
         ]),
-        (inputnode, resample_m2m, [("moving_file", "in_file"), ("t1w_file", "reference_file")]),
+        (inputnode, resample_m2m, [("native_file", "in_file"), ("t1w_file", "reference_file")]),
         (register_rigid, register_m2m, [
             ("xfm", "rigid_xfm"), ("inverse_xfm", "rigid_inverse_xfm"),
         ]),

@@ -63,6 +63,31 @@ BIDSIGNORE = (
     "group*",
     "*_pvc-*",
 )
+# Fields of a source that are untrue of what is made of it: how it came about, and its grid.
+_OF_THE_SOURCE_ALONE = (
+    "Density",
+    "Description",
+    "ImageOrientationPatientDICOM",
+    "RawSources",
+    "Resolution",
+    "SkullStripped",
+    "SliceThickness",
+    "Sources",
+    "SpacingBetweenSlices",
+    "SpatialReference",
+)
+# Fields that have a value for each frame: those of BIDS, and those of dcm2niix.
+_OF_FRAMES = (
+    "DecayCorrectionFactor",
+    "DecayFactor",
+    "FrameDuration",
+    "FrameReferenceTime",
+    "FrameTimesStart",
+    "PromptRate",
+    "RandomRate",
+    "ScatterFraction",
+    "SinglesRate",
+)
 _PACKAGES = (
     "antspyx",
     "nibabel",
@@ -264,11 +289,7 @@ def software_versions() -> dict[str, str]:
 
 def without_frames(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what metadata say of frames, for a static image of a dynamic scan."""
-    return {
-        name: value
-        for name, value in metadata.items()
-        if name not in ("FrameTimesStart", "FrameDuration")
-    }
+    return {name: value for name, value in metadata.items() if name not in _OF_FRAMES}
 
 
 def image_sidecar(
@@ -299,7 +320,7 @@ def image_sidecar(
     resolution : str, optional
         What its ``res`` means, in words; needed in names with ``res-``.
     source_metadata : mapping, optional
-        Fields of the source's sidecar that stay true (tracer, units, frames).
+        Fields of the source's sidecar, of which those are kept that stay true.
 
     Returns
     -------
@@ -316,7 +337,9 @@ def image_sidecar(
         sidecar["SpatialReference"] = spatial_reference
     if is_skull_stripped is not None:
         sidecar["SkullStripped"] = is_skull_stripped
-    sidecar.update(source_metadata or {})
+    for name, value in (source_metadata or {}).items():
+        if name not in _OF_THE_SOURCE_ALONE:
+            sidecar[name] = value
     if provenance is not None:
         sidecar.update(provenance.to_sidecar())
     return sidecar

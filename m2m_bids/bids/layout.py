@@ -18,29 +18,6 @@ logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = (".nii", ".nii.gz")
 FILTER_KEYS = ("t1w", "pet", "fa")
-# What PET processing and the sidecars of its outputs use; none of it is required.
-PET_METADATA = (
-    "AcquisitionMode",
-    "BodyPart",
-    "BodyWeight",
-    "BodyWeightUnits",
-    "FrameDuration",
-    "FrameTimesStart",
-    "ImageDecayCorrected",
-    "ImageDecayCorrectionTime",
-    "InjectedRadioactivity",
-    "InjectedRadioactivityUnits",
-    "InjectionStart",
-    "Manufacturer",
-    "ManufacturersModelName",
-    "ModeOfAdministration",
-    "PatientWeight",
-    "ScanStart",
-    "TimeZero",
-    "TracerName",
-    "TracerRadionuclide",
-    "Units",
-)
 # Keys of fMRIPrep's filter files that have no meaning here, so that one file can serve both.
 _FOREIGN_FILTER_KEYS = {"t2w", "flair", "bold", "sbref", "fmap", "roi", "dwi"}
 IGNORED_FOLDERS = (
@@ -229,7 +206,6 @@ def group_by_folder(files: Sequence[Path]) -> dict[Path, list[tuple[ParsedName, 
 def read_sidecar(
     file: Path,
     sidecars: Mapping[Path, Sequence[tuple[ParsedName, Path]]],
-    keys: Sequence[str],
 ) -> dict[str, Any]:
     """
     Read the metadata of an image from its JSON sidecars, by the BIDS inheritance principle.
@@ -243,8 +219,11 @@ def read_sidecar(
         The image.
     sidecars : mapping
         JSON files of the dataset, from `group_by_folder`.
-    keys : sequence of str
-        Names of the fields to return.
+
+    Returns
+    -------
+    dict
+        All fields that have a value or a list of values.
 
     Raises
     ------
@@ -261,7 +240,7 @@ def read_sidecar(
         ]
         for _, sidecar in sorted(applicable):
             metadata.update(read_json_object(sidecar))
-    known = {key: metadata[key] for key in keys if metadata.get(key) is not None}
+    known = {key: value for key, value in metadata.items() if value is not None}
     for key in [key for key, value in known.items() if not _is_plain(value)]:
         logger.warning("%s: its %s is neither a value nor a list of values: not used", file, key)
         del known[key]

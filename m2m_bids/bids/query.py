@@ -22,7 +22,6 @@ from m2m_bids.bids.diffusion import (
 )
 from m2m_bids.bids.layout import (
     IMAGE_EXTENSIONS,
-    PET_METADATA,
     QueryError,
     find_files,
     group_by_folder,
@@ -429,7 +428,7 @@ def _add_metadata(scans: Sequence[Scan], layout: "BIDSLayout") -> list[Scan]:
     complete = []
     for scan in scans:
         try:
-            metadata = read_sidecar(scan.file, sidecars, PET_METADATA)
+            metadata = read_sidecar(scan.file, sidecars)
             complete.append(replace(scan, sidecar=metadata))
         except ValueError as error:
             complete.append(replace(scan, reason=scan.reason or str(error)))

@@ -158,7 +158,8 @@ def quantities(scan: "Scan", settings: Settings) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Texts under "regions" and, of PET, "SUV", "SUVR" and, if it is asked for, "PVC".
+        Texts under "regions" and, of PET, "SUV", "SUVR", if it is asked for "PVC", and "timing"
+        where the times of frames cannot be used as they are given.
     """
     from m2m_bids.bids.quantification import plan_quantification
 
@@ -185,7 +186,21 @@ def quantities(scan: "Scan", settings: Settings) -> dict[str, str]:
         described["PVC"] = f"{plan.pvc}, {widths} mm"
         if plan.pvc_reason:
             described["PVC"] = f"none: {plan.pvc_reason}"
+    if remarks := _timing_remarks(scan):
+        described["timing"] = f"not used: {remarks}"
     return described
+
+
+def _timing_remarks(scan: "Scan") -> str:
+    """Say what of the times of frames that the sidecar gives cannot be used."""
+    from m2m_bids.quantification.statistics import acquired_timing
+
+    timing = acquired_timing(scan.sidecar, n_frames=1)
+    remarks = {
+        "FrameTimesStart": timing.starts_remark,
+        "FrameDuration": timing.durations_remark,
+    }
+    return "; ".join(text for name, text in remarks.items() if text and name in scan.sidecar)
 
 
 def _suv(scan: "Scan", plan: "QuantificationPlan") -> str:

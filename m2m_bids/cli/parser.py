@@ -311,8 +311,8 @@ def _add_registration(group: argparse._ArgumentGroup) -> None:
         "--pet-reference",
         metavar="{auto,twa,sum,frame:N}",
         help="static image of a dynamic PET scan: 'twa' is the mean weighted by the frames' "
-        "durations, 'auto' that or, where they cannot be used, the plain mean; frames count from "
-        "0 (default: auto)",
+        "durations, 'auto' that or, where they cannot be used, the plain mean; 'sum' registers "
+        "the sum of the frames and writes what 'auto' does; frames count from 0 (default: auto)",
     )
     group.add_argument(
         "--hmc-off",

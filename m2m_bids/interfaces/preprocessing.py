@@ -285,7 +285,8 @@ class _StaticReferenceInputSpec(BaseInterfaceInputSpec):
 
 
 class _StaticReferenceOutputSpec(TraitedSpec):
-    out_file = File(desc="3-D image, not negative")
+    out_file = File(desc="3-D image, in the units of the scan")
+    registered_file = File(desc="what registration is to see of it: not negative")
     method = traits.Str(desc="how it was made from the frames")
 
 
@@ -311,8 +312,12 @@ class StaticReference(SimpleInterface):
                 for file in (inputs.frame_xfms if isdefined(inputs.frame_xfms) else [])
             ],
         )
-        out_file = save_image(reference.image, Path(runtime.cwd) / "petref.nii")
-        self._results.update(out_file=str(out_file), method=reference.method)
+        folder = Path(runtime.cwd)
+        self._results.update(
+            out_file=str(save_image(reference.image, folder / "petref.nii")),
+            registered_file=str(save_image(reference.registered, folder / "registered.nii")),
+            method=reference.method,
+        )
         return runtime
 
 
@@ -382,7 +387,12 @@ class _FitTensorInputSpec(BaseInterfaceInputSpec):
     random_seed = traits.Int(0, usedefault=True, desc="seed of ANTs")
 
 
-class _FitTensorOutputSpec(_StaticReferenceOutputSpec):
+class _FAOutputSpec(TraitedSpec):
+    out_file = File(desc="FA map, 3-D, not negative")
+    method = traits.Str(desc="how it was made")
+
+
+class _FitTensorOutputSpec(_FAOutputSpec):
     md_file = File(desc="mean diffusivity, mm^2/s")
     ad_file = File(desc="axial diffusivity, mm^2/s")
     rd_file = File(desc="radial diffusivity, mm^2/s")
@@ -429,7 +439,7 @@ class CleanFA(SimpleInterface):
     """Bring an FA map into [0, 1] and mask what is no brain."""
 
     input_spec = _CleanFAInputSpec
-    output_spec = _StaticReferenceOutputSpec
+    output_spec = _FAOutputSpec
 
     def _run_interface(self, runtime):
         from m2m_bids.preprocessing.diffusion import clean_fa

@@ -141,7 +141,20 @@ class ResampleCorrected(ResampleImage):
     input_spec = _ResampleCorrectedInputSpec
 
     def _run_interface(self, runtime):
-        return super()._run_interface(runtime) if isdefined(self.inputs.in_file) else runtime
+        from m2m_bids.spatial.images import load_image
+        from m2m_bids.spatial.itk import read_chain
+        from m2m_bids.spatial.resampling import resample_frames
+
+        if not isdefined(self.inputs.in_file):
+            return runtime
+        image = load_image(self.inputs.in_file)
+        if image.ndim == 3:
+            return super()._run_interface(runtime)
+        chains = [read_chain(*self.inputs.xfm)] * image.shape[3]
+        reference = load_image(self.inputs.reference_file)
+        out_file = resample_frames(image, chains, reference, Path(runtime.cwd) / "frames.nii.gz")
+        self._results["out_file"] = str(out_file)
+        return runtime
 
 
 class _QuantifyScanInputSpec(BaseInterfaceInputSpec):

@@ -9,6 +9,7 @@ from nipype.interfaces.base import (
     InputMultiObject,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
 )
 
@@ -151,7 +152,9 @@ class _ResampleFramesInputSpec(BaseInterfaceInputSpec):
         exists=True, mandatory=True, desc="static image of the scan on the reference grid"
     )
     reference_file = File(exists=True, mandatory=True, desc="image on whose grid the output is")
-    xfm = File(exists=True, mandatory=True, desc="ITK transform: reference to static image points")
+    xfm = File(
+        exists=True, desc="ITK transform: reference to static image points; none on its grid"
+    )
 
 
 class _ResampleFramesOutputSpec(TraitedSpec):
@@ -176,7 +179,7 @@ class ResampleFrames(SimpleInterface):
         if not is_dynamic(image):
             self._results["out_file"] = inputs.static_file
             return runtime
-        chain = read_chain(inputs.xfm)
+        chain = read_chain(inputs.xfm) if isdefined(inputs.xfm) else ()
         # Outermost first: points go from the reference grid to the static image, then the frame.
         chains = [(*read_chain(file), *chain) for file in inputs.frame_xfms or []]
         out_file = resample_frames(

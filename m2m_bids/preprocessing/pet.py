@@ -20,14 +20,18 @@ class StaticReference(NamedTuple):
     Attributes
     ----------
     image : Nifti1Image, shape (I, J, K)
-        float32, finite and not negative, in the units of the scan.
+        float32, finite, in the units of the scan. Noise is below zero where it is: without it,
+        means of what is faint would be too large.
+    registered : Nifti1Image, shape (I, J, K)
+        What registration is to see: float32, finite and not negative, in any unit.
     method : str
         How it came about: ``3-D image``, ``mean of N frames, weighted by duration``,
-        ``mean of N frames, unweighted`` with the reason, ``sum of N frames`` or
-        ``frame I of N, from 0``; with ``, aligned`` where frames were.
+        ``mean of N frames, unweighted`` with the reason, or ``frame I of N, from 0``; with
+        ``; registered by their sum`` or ``, aligned`` where that is so.
     """
 
     image: nb.Nifti1Image
+    registered: nb.Nifti1Image
     method: str
 
 
@@ -77,13 +81,15 @@ def static_reference(
     Parameters
     ----------
     image : Nifti1Image, shape (I, J, K) or (I, J, K, T)
-        PET scan; negative voxels (reconstruction noise) and those not finite count as 0.
+        PET scan; voxels that are not finite count as 0, and in registration those that are
+        negative (reconstruction noise).
     timing : FrameTiming, optional
         Timing of the frames.
     kind : str
         ``twa`` for the mean weighted by duration, which is the activity averaged over the scan;
-        ``sum`` for the sum of the frames; ``frame:N`` for one of them, from 0; ``auto`` for
-        ``twa`` where the durations can be used, else the plain mean.
+        ``frame:N`` for one of the frames, from 0; ``auto`` for ``twa`` where the durations can be
+        used, else the plain mean; ``sum`` for the same, registered by the sum of the frames, which
+        is no activity itself.
     reference2frames : sequence of ndarray, shape (4, 4), length T, optional
         Maps of points of the reference to points of each frame, RAS+ mm; without any, frames are
         taken as they are.
@@ -101,44 +107,47 @@ def static_reference(
     """
     image = as_frames(image)
     if image.ndim == 3:
-        data, method = _positive(np.asarray(image.dataobj)), "3-D image"
+        data, method = _finite(np.asarray(image.dataobj)), "3-D image"
+        registered = np.maximum(data, 0)
     else:
         weights, method = _weights(image, image.shape[3], timing, kind)
-        data = np.zeros(image.shape[:3], dtype=np.float32)
+        data, registered = np.zeros((2, *image.shape[:3]), dtype=np.float32)
         for index in np.flatnonzero(weights):
-            data += np.float32(weights[index]) * _aligned_frame(image, index, reference2frames)
+            frame = _aligned_frame(image, index, reference2frames)
+            weight = np.float32(weights[index])
+            data += weight * frame
+            registered += np.float32(1 if kind == "sum" else weight) * np.maximum(frame, 0)
+        method += "; registered by their sum" if kind == "sum" else ""
         method += ", aligned" if len(reference2frames) else ""
-    if not data.any():
+    if not registered.any():
         raise ImageError(
             f"{name_of(image)}: no finite positive voxel ({method}), expected PET activity. "
             "Check the reconstruction, or leave this scan out."
         )
-    return StaticReference(nb.Nifti1Image(data, image.affine), method)
+    volumes = (nb.Nifti1Image(values, image.affine) for values in (data, registered))
+    return StaticReference(*volumes, method)
 
 
-def _positive(data: np.ndarray) -> np.ndarray:
-    """Return float32 values, what is negative or not finite set to 0."""
-    data = data.astype(np.float32)
-    return np.where(np.isfinite(data) & (data > 0), data, np.float32(0))
+def _finite(data: np.ndarray) -> np.ndarray:
+    """Return float32 values, what is not finite set to 0."""
+    return np.nan_to_num(data.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _aligned_frame(
     image: nb.Nifti1Image, index: int, reference2frames: Sequence[np.ndarray]
 ) -> np.ndarray:
     """Return one frame on the grid of the scan, in the pose of the reference."""
-    data = np.asarray(image.dataobj)[..., index]
+    data = _finite(np.asarray(image.dataobj)[..., index])
     if not len(reference2frames) or np.array_equal(reference2frames[index], np.eye(4)):
-        return _positive(data)
-    frame = nb.Nifti1Image(_positive(data), image.affine)
-    return _positive(np.asarray(resample(frame, reference2frames[index], frame).dataobj))
+        return data
+    frame = nb.Nifti1Image(data, image.affine)
+    return np.asarray(resample(frame, reference2frames[index], frame).dataobj)
 
 
 def _weights(
     image: nb.Nifti1Image, n_frames: int, timing: FrameTiming | None, kind: str
 ) -> tuple[np.ndarray, str]:
     """Return the weight of each frame, and the method in words."""
-    if kind == "sum":
-        return np.ones(n_frames), f"sum of {n_frames} frames"
     if found := re.fullmatch(r"frame:(\d+)", kind):
         index = int(found[1])
         if index >= n_frames:

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# Starts and durations may each be rounded to seconds.
+_OVERLAP_S = 1.0
+
 
 class FrameTiming(NamedTuple):
     """
@@ -15,7 +18,8 @@ class FrameTiming(NamedTuple):
     starts_s : ndarray, shape (T,), or None
         Starts of the frames, seconds; None where they cannot be used.
     durations_s : ndarray, shape (T,), or None
-        Durations of the frames, seconds, all positive; None where they cannot be used.
+        Durations of the frames, seconds, all positive, none beyond the start of the next frame;
+        None where they cannot be used.
     starts_remark, durations_remark : str
         Why they cannot be used; empty where they can.
     """
@@ -33,7 +37,7 @@ def frame_timing(sidecar: Mapping[str, Any], n_frames: int) -> FrameTiming:
     Parameters
     ----------
     sidecar : mapping
-        Metadata of a PET scan.
+        Metadata of a PET scan; of one frame also with a number in place of a list.
     n_frames : int
         Frames of the image.
 
@@ -56,6 +60,15 @@ def frame_timing(sidecar: Mapping[str, Any], n_frames: int) -> FrameTiming:
     if durations is not None and not (durations > 0).all():
         durations = None
         durations_remark = "FrameDuration has a value that is not positive"
+    if starts is not None and durations is not None:
+        beyond = np.flatnonzero(starts[:-1] + durations[:-1] > starts[1:] + _OVERLAP_S)
+        if beyond.size:
+            index = beyond[0]
+            durations_remark = (
+                f"FrameDuration, {durations[index]:g} s from {starts[index]:g} s, goes beyond "
+                f"the start of the next frame at {starts[index + 1]:g} s"
+            )
+            durations = None
     return FrameTiming(starts, durations, starts_remark, durations_remark)
 
 
@@ -66,6 +79,8 @@ def _numbers(
     values = sidecar.get(name)
     if values is None:
         return None, f"{name} is missing"
+    if n_frames == 1 and not isinstance(values, list | tuple):
+        values = [values]
     if not isinstance(values, list | tuple):
         return None, f"{name} is no list"
     if len(values) != n_frames:

@@ -176,8 +176,6 @@ def correct(
     inside, native = _overlap(regions, data.shape[:3])
     seen = np.zeros(regions.shape, bool)
     seen[inside] = True
-    observed = np.zeros((*regions.shape, data.shape[3]))
-    observed[inside] = np.nan_to_num(data[native], nan=0.0, posinf=0.0, neginf=0.0)
     # Regions that were not scanned count as background: nothing is known of them.
     weights = regions.fractions.multiply(seen.ravel()).tocsr()
     is_there = np.asarray(weights.sum(axis=1)).ravel() > 0
@@ -185,7 +183,13 @@ def correct(
         raise ImageError("no region is in the field of view of the scan; check the alignment")
     kept = regions.fractions[is_there]
     matrix, background = _transfer_matrix(kept, weights[is_there], seen, sigmas)
-    seen_means = _weighted_means(weights[is_there], background, observed)
+    seen_means = np.empty((len(matrix), data.shape[3]))
+    # One frame at a time, as a dynamic scan is large.
+    for frame in range(data.shape[3]):
+        observed = np.zeros(regions.shape)
+        values = data[(*native, frame)]
+        observed[inside] = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        seen_means[:, frame] = _weighted_means(weights[is_there], background, observed)
     if np.linalg.cond(matrix) > _MAX_CONDITION:
         raise ImageError(
             f"{matrix.shape[0] - 1} regions cannot be told apart at a resolution of {fwhm_mm} mm;"
@@ -197,8 +201,9 @@ def correct(
     image = None
     if voxelwise:
         corrected = np.array(data, dtype=np.float32)
-        ratio = _ratio(kept, solved, regions.shape, sigmas)
-        corrected[native] *= ratio[inside].astype(np.float32)
+        for frame, of_frame in enumerate(solved.T):
+            ratio = _ratio(kept, of_frame, regions.shape, sigmas)
+            corrected[(*native, frame)] *= ratio[inside].astype(np.float32)
         header = scan.header.copy()
         header.set_data_dtype(np.float32)
         image = nb.Nifti1Image(corrected.reshape(scan.shape), scan.affine, header)
@@ -231,26 +236,24 @@ def _transfer_matrix(
 def _weighted_means(
     weights: sparse.csr_matrix, background: np.ndarray, observed: np.ndarray
 ) -> np.ndarray:
-    """Mean of each region, and of the background last, in each frame."""
-    values = observed.reshape(-1, observed.shape[-1])
+    """Mean of a frame in each region, and in the background last."""
+    values = observed.ravel()
     sums = np.asarray(weights.sum(axis=1)).ravel()
     of_background = background @ values / max(background.sum(), np.finfo(float).tiny)
-    return np.vstack([(weights @ values) / sums[:, None], of_background])
+    return np.append((weights @ values) / sums, of_background)
 
 
 def _ratio(
     fractions: sparse.csr_matrix, values: np.ndarray, shape: tuple[int, ...], sigmas: np.ndarray
 ) -> np.ndarray:
-    """Divide the true image of each frame by the blurred one, as GTM has them; 1 if unknown."""
+    """Divide the true image of a frame by the blurred one, as GTM has them; 1 if unknown."""
     # Noise can make values of GTM negative, which no activity is.
     values = np.maximum(values, 0)
-    ratios = np.ones((*shape, values.shape[1]))
-    for frame, of_frame in enumerate(values.T):
-        # The background has no border in the box, so that it is taken out before blurring.
-        above = (fractions.T @ (of_frame[:-1] - of_frame[-1])).reshape(shape)
-        true, blurred = above + of_frame[-1], _blur(above, sigmas) + of_frame[-1]
-        np.divide(true, blurred, out=ratios[..., frame], where=blurred > 1e-6 * of_frame.max())
-    return ratios
+    # The background has no border in the box, so that it is taken out before blurring.
+    above = (fractions.T @ (values[:-1] - values[-1])).reshape(shape)
+    true, blurred = above + values[-1], _blur(above, sigmas) + values[-1]
+    ratio = np.ones(shape)
+    return np.divide(true, blurred, out=ratio, where=blurred > 1e-6 * values.max())
 
 
 def _blur(data: np.ndarray, sigmas: np.ndarray) -> np.ndarray:

@@ -114,12 +114,12 @@ def reference_mean(image_data: np.ndarray, reference: Reference, is_seen: np.nda
     Returns
     -------
     ndarray, shape (T,)
-        Mean of each frame.
+        Mean of each frame, of which at least one is positive.
 
     Raises
     ------
     NoReferenceError
-        If too little of the region is there or was scanned, or a mean is not positive.
+        If too little of the region is there or was scanned, or its mean is positive in no frame.
     """
     volume = np.count_nonzero(reference.mask) * voxel_mm3
     if volume < MIN_VOLUME_MM3:
@@ -134,8 +134,8 @@ def reference_mean(image_data: np.ndarray, reference: Reference, is_seen: np.nda
             f"scan, expected at least {100 * MIN_COVERAGE:.0f} %"
         )
     means = image_data[inside].reshape(np.count_nonzero(inside), -1).mean(axis=0, dtype=float)
-    if not (np.isfinite(means).all() and (means > 0).all()):
-        raise NoReferenceError(f"{reference.description}: its mean is not positive in every frame")
+    if not (np.isfinite(means).all() and (means > 0).any()):
+        raise NoReferenceError(f"{reference.description}: its mean is not positive")
     return means
 
 

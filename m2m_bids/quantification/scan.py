@@ -17,7 +17,12 @@ from m2m_bids.quantification.reference import (
     reference_region,
 )
 from m2m_bids.quantification.smoothing import smooth
-from m2m_bids.quantification.statistics import Regional, frame_times, regional
+from m2m_bids.quantification.statistics import (
+    Regional,
+    acquired_timing,
+    frame_times,
+    regional,
+)
 from m2m_bids.quantification.suv import NoSUVError, suv_scale, weight_in_kg
 from m2m_bids.spatial.resampling import resample
 from m2m_bids.spatial.transforms import Transform
@@ -81,7 +86,8 @@ class Quantities(NamedTuple):
     images : dict of str to Nifti1Image
         Further images by their ``desc``.
     facts : dict of str to dict
-        What sidecars say of each image, and under "stat" why what is not there is not.
+        What sidecars say of each image, and under "stat" why what is not there is not, and what of
+        the timing of the frames could not be used.
     """
 
     regional: Regional | None
@@ -114,8 +120,11 @@ def quantify(
     Quantities
     """
     n_frames = int(np.prod(image.shape[3:]))
-    times = frame_times(scan.metadata, n_frames)
+    timing = acquired_timing(scan.metadata, n_frames)
     images, facts, reasons = {}, {}, {}
+    remarks = [text for text in (timing.starts_remark, timing.durations_remark) if text]
+    if scan.is_pet and remarks:
+        reasons["TimingRemarks"] = remarks
     measured = None
     if labels is None:
         reasons["StatisticsNotComputed"] = scan.labels_reason
@@ -126,7 +135,7 @@ def quantify(
             labels,
             region_names(numbers.tolist(), scan.scheme),
             is_seen=is_seen,
-            frame_weights=None if times is None else np.subtract(times[1], times[0]),
+            frame_weights=timing.durations_s if n_frames > 1 else None,
         )
     if scan.is_pet:
         scales = {
@@ -146,6 +155,7 @@ def quantify(
         for name, one in {"preproc": image, **images}.items():
             images[f"{name}Smoothed"] = smooth(one, scan.smooth_fwhm_mm, is_seen)
             facts[f"{name}Smoothed"] = {**facts.get(name, {}), **width}
+    times = frame_times(scan.metadata, n_frames)
     return Quantities(measured, times, images, {**facts, "stat": reasons})
 
 
@@ -201,7 +211,12 @@ def suv_factors(scan: Quantification, n_frames: int) -> tuple[np.ndarray, dict[s
     except NoSUVError as error:
         raise NoSUVError(f"{error} ({scan.weight_source})") from error
     scale = suv_scale(scan.metadata, weight_kg, n_frames)
+    corrected = {}
+    if not scan.metadata["ImageDecayCorrected"]:
+        start = scan.metadata["InjectionStart"]
+        corrected = {"ImageDecayCorrected": True, "ImageDecayCorrectionTime": start}
     return scale.factors, {
+        **corrected,
         "Units": "g/mL",
         "BodyWeight": weight_kg,
         "BodyWeightUnits": "kg",
@@ -226,8 +241,11 @@ def _suvr(
         raise NoReferenceError(scan.suvr_reason)
     voxel_mm3 = float(abs(np.linalg.det(image.affine[:3, :3])))
     means = reference_mean(np.asanyarray(image.dataobj), reference, is_seen, voxel_mm3)
-    return 1 / means, {
+    without = np.flatnonzero(means <= 0).tolist()
+    factors = np.divide(1, means, out=np.full(len(means), np.nan), where=means > 0)
+    return factors, {
         "Units": "unitless",
+        **({"FramesWithoutSUVR": without} if without else {}),
         "ReferenceRegion": reference.description,
         "ReferenceRegionMean": means.tolist(),
         "ReferenceRegionVolume": float(np.count_nonzero(reference.mask & is_seen) * voxel_mm3),
@@ -246,9 +264,8 @@ def _reference_of_mask(mask: nb.Nifti1Image, label: int | None, grid: nb.Nifti1I
 
 def _scaled(image: nb.Nifti1Image, factors: np.ndarray) -> nb.Nifti1Image:
     """Multiply each frame by its factor."""
-    data = np.asanyarray(image.dataobj) * factors.astype(np.float32).reshape(
-        (-1,) if len(image.shape) > 3 else ()
-    )
+    scale = factors.astype(np.float32).reshape((-1,) if len(image.shape) > 3 else ())
+    data = np.multiply(np.asanyarray(image.dataobj), scale, dtype=np.float32)
     header = image.header.copy()
     header.set_data_dtype(np.float32)
-    return nb.Nifti1Image(data.astype(np.float32), image.affine, header)
+    return nb.Nifti1Image(data, image.affine, header)

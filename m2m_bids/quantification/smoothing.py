@@ -45,7 +45,7 @@ def smooth(image: nb.Nifti1Image, fwhm_mm: float, is_seen: np.ndarray) -> nb.Nif
     Parameters
     ----------
     image : Nifti1Image, shape (I, J, K) or (I, J, K, T)
-        Image; each frame is smoothed.
+        Image; each frame is smoothed, but for one that is no number anywhere, which stays so.
     fwhm_mm : float
         Full width at half maximum.
     is_seen : ndarray of bool, shape (I, J, K)
@@ -61,7 +61,11 @@ def smooth(image: nb.Nifti1Image, fwhm_mm: float, is_seen: np.ndarray) -> nb.Nif
     frames = data.reshape(*image.shape[:3], -1)
     output = np.zeros(frames.shape, dtype=np.float32)
     for t in range(frames.shape[3]):
-        masked = np.where(is_seen & np.isfinite(frames[..., t]), frames[..., t], 0)
+        is_number = np.isfinite(frames[..., t])
+        if not is_number.any():
+            output[..., t] = np.nan
+            continue
+        masked = np.where(is_seen & is_number, frames[..., t], 0)
         blurred = ndimage.gaussian_filter(masked.astype(np.float32), sigmas, mode="constant")
         output[is_seen, t] = blurred[is_seen] / weight[is_seen]
     header = image.header.copy()

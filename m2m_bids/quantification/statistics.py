@@ -7,6 +7,8 @@ from typing import Any
 import nibabel as nb
 import numpy as np
 
+from m2m_bids.preprocessing.pet_timing import FrameTiming, frame_timing
+
 
 @dataclass(frozen=True)
 class RegionStatistics:
@@ -112,6 +114,27 @@ def regional(
     return Regional(tuple(rows), means)
 
 
+def acquired_timing(metadata: Mapping[str, Any], n_frames: int) -> FrameTiming:
+    """
+    Read the timing of the frames that an image was acquired in.
+
+    Parameters
+    ----------
+    metadata : mapping
+        BIDS fields of the scan, with ``FrameTimesStart`` and ``FrameDuration``.
+    n_frames : int
+        Frames of the image. One volume may be of a scan of several, as the metadata have it.
+
+    Returns
+    -------
+    FrameTiming
+    """
+    if n_frames == 1:
+        given = (metadata.get(name) for name in ("FrameTimesStart", "FrameDuration"))
+        n_frames = max([1, *(len(values) for values in given if isinstance(values, list | tuple))])
+    return frame_timing(metadata, n_frames)
+
+
 def frame_times(
     metadata: Mapping[str, Any], n_frames: int
 ) -> tuple[list[float], list[float]] | None:
@@ -123,8 +146,8 @@ def frame_times(
     metadata : mapping
         BIDS fields of the scan, with ``FrameTimesStart`` and ``FrameDuration``.
     n_frames : int
-        Frames of the image. A static image of a scan with several goes from the start of the first
-        to the end of the last.
+        Frames of the image. One volume of a scan of several goes from the start of the first to
+        the end of the last.
 
     Returns
     -------
@@ -137,18 +160,12 @@ def frame_times(
     >>> frame_times(scan, 2), frame_times(scan, 1), frame_times(scan, 3)
     (([0.0, 60.0], [60.0, 180.0]), ([0.0], [180.0]), None)
     """
-    given = (metadata.get(name) for name in ("FrameTimesStart", "FrameDuration"))
-    try:
-        starts, durations = (np.asarray(values, dtype=float).ravel() for values in given)
-    except (TypeError, ValueError):
+    timing = acquired_timing(metadata, n_frames)
+    if timing.starts_s is None or timing.durations_s is None:
         return None
-    if len(starts) != len(durations) or not np.isfinite([*starts, *durations]).all():
-        return None
-    ends = starts + durations
-    if n_frames == 1 and len(starts) > 1:
+    starts, ends = timing.starts_s, timing.starts_s + timing.durations_s
+    if n_frames == 1:
         starts, ends = starts[:1], ends[-1:]
-    if len(starts) != n_frames:
-        return None
     return starts.tolist(), ends.tolist()
 
 

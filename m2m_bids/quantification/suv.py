@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from m2m_bids.preprocessing.pet_timing import frame_timing
+
 # Half-lives in minutes, as evaluated by DDEP and NNDC.
 HALF_LIVES_MIN = {
     "O15": 122.27 / 60,
@@ -31,6 +33,8 @@ _BECQUEREL = {"bq": 1.0, "ci": 3.7e10}
 _PREFIXES = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9}
 _GRAMS = {"kg": 1e3, "kilogram": 1e3, "kilograms": 1e3, "g": 1.0, "gram": 1.0, "grams": 1.0}
 _MAX_WEIGHT_KG = 700.0
+# As DICOM has it, and converters that copy it.
+_DICOM_BQ_ML = "BQML"
 _ELEMENTS = {
     "oxygen": "O",
     "nitrogen": "N",
@@ -167,10 +171,12 @@ def concentration_bq_ml(units: Any) -> float:
 
     Examples
     --------
-    >>> [concentration_bq_ml(name) for name in ("Bq/mL", "kBq/ml", "MBq/L", "nCi/cc", "Bq/cm3")]
+    >>> [concentration_bq_ml(name) for name in ("Bq/mL", "kBq/ml", "MBq/L", "nCi/cc", "BQML")]
     [1.0, 1000.0, 1000.0, 37.0, 1.0]
     """
     text = re.sub(r"\s", "", str(units)).replace("^", "")
+    if text == _DICOM_BQ_ML:
+        return 1.0
     if text.lower() in ("g/ml", "suv", "suvbw"):
         raise NoSUVError(f"the scan is of SUV already (Units {units})")
     activity, _, volume = text.partition("/")
@@ -250,13 +256,13 @@ def _check_administration(metadata: Mapping[str, Any]) -> None:
 def _decay_of_frames(metadata: Mapping[str, Any], injection_s: float, n_frames: int) -> np.ndarray:
     """Activity at injection over the mean activity during each frame."""
     constant = np.log(2) / half_life_s(metadata.get("TracerRadionuclide"))
-    starts, durations = (
-        _numbers(metadata, name, n_frames) for name in ("FrameTimesStart", "FrameDuration")
-    )
-    if (durations <= 0).any():
-        raise NoSUVError("FrameDuration has a value that is not positive")
-    during = constant * durations / -np.expm1(-constant * durations)
-    return during * np.exp(constant * (starts - injection_s))
+    timing = frame_timing(metadata, n_frames)
+    if timing.starts_s is None or timing.durations_s is None:
+        remark = timing.starts_remark or timing.durations_remark
+        raise NoSUVError(f"the image is not corrected for decay, and {remark}")
+    decayed = constant * timing.durations_s
+    during = decayed / -np.expm1(-decayed)
+    return during * np.exp(constant * (timing.starts_s - injection_s))
 
 
 def _number(metadata: Mapping[str, Any], name: str) -> float:
@@ -265,20 +271,6 @@ def _number(metadata: Mapping[str, Any], name: str) -> float:
     if not is_number or not np.isfinite(value):
         raise NoSUVError(f"{name} is {_shown(metadata, name)}")
     return float(value)
-
-
-def _numbers(metadata: Mapping[str, Any], name: str, n_frames: int) -> np.ndarray:
-    values = metadata.get(name)
-    try:
-        numbers = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        numbers = np.full(1, np.nan)
-    if numbers.shape != (n_frames,) or not np.isfinite(numbers).all():
-        raise NoSUVError(
-            f"the image is not corrected for decay, and {name} does not have one number for each "
-            f"of its {n_frames} frames"
-        )
-    return numbers
 
 
 def _shown(metadata: Mapping[str, Any], name: str) -> str:

@@ -224,7 +224,7 @@ def quantity_figure(
     Parameters
     ----------
     image : Nifti1Image
-        In the T1w's world; of a dynamic one the mean of the frames is drawn.
+        In the T1w's world; of a dynamic one the mean of the frames that have values is drawn.
     mask : Nifti1Image
         Brain mask, which gives slices and window; its outline is drawn.
     out_file : Path
@@ -250,8 +250,9 @@ def quantity_figure(
     """
     data = np.asanyarray(image.dataobj)
     if data.ndim == 4:
-        title = f"{title}, mean of its {data.shape[3]} frames"
-        image = nb.Nifti1Image(data.mean(axis=3, dtype=np.float32), image.affine)
+        frames = [one for one in np.moveaxis(data, 3, 0) if np.isfinite(one).any()]
+        title = f"{title}, mean of {len(frames)} frames"
+        image = nb.Nifti1Image(np.float32(sum(frames) / len(frames)), image.affine)
     mosaic = make_mosaic(mask)
     tiles = mosaic.sample(image)
     inside = [tile > 0.5 for tile in mosaic.sample(mask)]

@@ -46,7 +46,9 @@ def measured(folder: Path) -> dict[str, float | str]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def image(file: Path, shape: tuple[int, ...], size_mm: float, *, labels: int = 0) -> str:
+def image(
+    file: Path, shape: tuple[int, ...], size_mm: float, *, labels: int = 0, kind: type = np.int16
+) -> str:
     """Write a head: a noisy ball in every volume, or its labels."""
     affine = np.diag([size_mm, size_mm, size_mm, 1.0])
     affine[:3, 3] = -size_mm * (np.array(shape[:3]) - 1) / 2
@@ -64,7 +66,7 @@ def image(file: Path, shape: tuple[int, ...], size_mm: float, *, labels: int = 0
         data = np.where(inside, data, 0).astype(np.int16)
     else:
         generator = np.random.default_rng(0)
-        data = np.empty(shape, np.int16)
+        data = np.empty(shape, kind)
         for volume in np.ndindex(shape[3:]):
             noise = generator.normal(0, 20, shape[:3])
             data[(..., *volume)] = inside * (1000 - 5 * radius) / (1 + sum(volume) % 7) + noise
@@ -105,7 +107,7 @@ def static(folder: Path, shape: tuple[int, ...], size_mm: float):
     return StaticReference(
         in_file=node.inputs.in_file,
         sidecar=node.inputs.sidecar,
-        kind="mean",
+        kind="twa",
         frame_xfms=[str(file) for file in xfms],
     )
 
@@ -115,13 +117,50 @@ def correction(folder: Path, shape: tuple[int, ...], t1w: int, labels: int, meth
     from m2m_bids.spatial.itk import write_affine
 
     return CorrectPartialVolume(
-        in_file=image(folder / "pet.nii.gz", shape, 2.0),
+        in_file=image(folder / "pet.nii.gz", shape, 2.0, kind=np.float32),
         label_file=image(folder / "labels.nii.gz", (t1w,) * 3, 220 / t1w, labels=labels),
         inverse_xfm=str(write_affine(np.eye(4), folder / "xfm.txt")),
         scheme="freesurfer",
         method=method,
         psf_fwhm_mm=[5.0],
         metadata={},
+    )
+
+
+def alignment(folder: Path, shape: tuple[int, ...], size_mm: float):
+    from m2m_bids.interfaces.registration import ResampleFrames
+
+    node = static(folder, shape, size_mm)
+    volume = image(folder / "static.nii", shape[:3], size_mm, kind=np.float32)
+    return ResampleFrames(
+        in_file=node.inputs.in_file,
+        frame_xfms=node.inputs.frame_xfms,
+        static_file=volume,
+        reference_file=volume,
+    )
+
+
+def quantification(folder: Path, t1w: int, n_frames: int, smooth_fwhm_mm: float | None = None):
+    from m2m_bids.interfaces.quantification import QuantifyScan
+    from m2m_bids.spatial.itk import write_affine
+
+    shape, size_mm = (t1w,) * 3, 220 / t1w
+    starts = [120.0 * number for number in range(n_frames)]
+    metadata = {
+        **{"Units": "Bq/mL", "InjectedRadioactivity": 100, "InjectedRadioactivityUnits": "MBq"},
+        **{"InjectionStart": 0, "ImageDecayCorrected": True, "ImageDecayCorrectionTime": 0},
+        **{"FrameTimesStart": starts, "FrameDuration": [120.0] * n_frames},
+    }
+    labels = image(folder / "labels.nii", shape, size_mm, labels=64)
+    return QuantifyScan(
+        in_file=image(folder / "frames.nii.gz", (*shape, n_frames), size_mm, kind=np.float32),
+        native_file=image(folder / "pet.nii", (128, 128, 63), 2.0, kind=np.float32),
+        label_file=labels,
+        xfm=str(write_affine(np.eye(4), folder / "xfm.txt")),
+        scan={
+            **{"scheme": "freesurfer", "metadata": metadata, "weight": 60, "weight_units": "kg"},
+            **{"suvr_region": "whole-cerebellum", "smooth_fwhm_mm": smooth_fwhm_mm},
+        },
     )
 
 
@@ -157,7 +196,11 @@ def made() -> dict[str, list[tuple]]:
         ],
         "estimate_motion": [(motion, *case) for case in frames],
         "static_reference": [(static, *case) for case in frames],
+        "align_frames": [(alignment, *case) for case in frames],
         "correct_pv": [(correction, *case) for case in pvc],
+        "quantify_scan": [
+            (quantification, *case) for case in ((64, 1), (128, 12), (192, 12), (128, 12, 8.0))
+        ],
         "synthstrip": [(synthstrip, n) for n in (192, 256)],
     }
 

@@ -56,7 +56,11 @@ def load_scan(file: Path, modality: str) -> nb.Nifti1Image:
     """Load a PET or FA scan as the app does."""
     image = load_image(file)
     image.set_filename(str(file))
-    return clean_fa(require_3d(image, file)) if modality == "fa" else static_reference(image).image
+    return (
+        clean_fa(require_3d(image, file))
+        if modality == "fa"
+        else static_reference(image).registered
+    )
 
 
 def smooth_warp(image: nb.Nifti1Image, seed: int) -> DisplacementField:

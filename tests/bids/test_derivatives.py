@@ -169,6 +169,24 @@ def test_provenance_in_sidecar():
     assert "SkullStripped" not in sidecar
 
 
+def test_of_the_source_what_stays_true_is_said():
+    given = {
+        **{"TracerName": "FDG", "InjectedMass": 1.5, "FrameDuration": [60, 60]},
+        **{"DecayCorrectionFactor": [1.1, 1.2], "SliceThickness": 4, "Resolution": "its own"},
+        **{"Description": "of the source", "Sources": ["elsewhere"], "SkullStripped": True},
+    }
+    told = {"TracerName": "FDG", "InjectedMass": 1.5}
+    frames = {"FrameDuration": [60, 60], "DecayCorrectionFactor": [1.1, 1.2]}
+    sidecar = derivatives.image_sidecar(["bids:raw:a"], source_metadata=given)
+    assert sidecar == {"Sources": ["bids:raw:a"], **told, **frames}
+    static = derivatives.image_sidecar(
+        ["bids:raw:a"],
+        is_skull_stripped=False,
+        source_metadata=derivatives.without_frames(given),
+    )
+    assert static == {"Sources": ["bids:raw:a"], "SkullStripped": False, **told}
+
+
 class TestMissingOutputs:
     @pytest.fixture
     def finished(self, scans, tmp_path):

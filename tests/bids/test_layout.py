@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from m2m_bids.bids.layout import PET_METADATA, group_by_folder, read_json_object, read_sidecar
+from m2m_bids.bids.layout import group_by_folder, read_json_object, read_sidecar
 
 
 def test_numbers_that_json_does_not_have_are_null(tmp_path):
@@ -40,6 +40,16 @@ def test_nested_values_are_not_used(tmp_path, caplog):
     image, file = tmp_path / "sub-1_pet.nii.gz", tmp_path / "sub-1_pet.json"
     nested = "[" * 500 + "]" * 500
     file.write_text(f'{{"Units": {nested}, "TracerName": {{}}, "FrameDuration": [1, 2]}}')
-    metadata = read_sidecar(image, group_by_folder([file]), PET_METADATA)
+    metadata = read_sidecar(image, group_by_folder([file]))
     assert metadata == {"FrameDuration": [1, 2]}
     assert f"{image}: its Units is neither a value nor a list of values" in caplog.text
+
+
+def test_every_plain_field_is_read(tmp_path):
+    image, file = tmp_path / "sub-1_pet.nii.gz", tmp_path / "sub-1_pet.json"
+    fields = {
+        **{"InjectedMass": 1.5, "InjectedMassUnits": "ug", "AttenuationCorrection": "CT"},
+        **{"ReconMethodParameterValues": [10, 16], "ImageDecayCorrected": False},
+    }
+    file.write_text(json.dumps({**fields, "MolarActivity": None}))
+    assert read_sidecar(image, group_by_folder([file])) == fields

@@ -6,7 +6,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from m2m_bids.bids.layout import PET_METADATA, group_by_folder, index_dataset, read_sidecar
+from m2m_bids.bids.layout import group_by_folder, index_dataset, read_sidecar
 from m2m_bids.bids.query import QueryError, query, read_bids_filters
 from m2m_bids.bids.tracers import is_same_tracer
 
@@ -156,7 +156,8 @@ def test_metadata_agrees_with_pybids(shared_data):
     layout = BIDSLayout(root, validate=False)
     for scan in query(root):
         expected = layout.get_metadata(str(scan.file))
-        assert scan.sidecar == {key: expected[key] for key in PET_METADATA if key in expected}
+        assert scan.sidecar == expected
+        assert scan.sidecar["InjectedMassUnits"] == "ug"
         assert len(scan.sidecar["FrameDuration"]) > 1
 
 
@@ -168,7 +169,8 @@ def test_metadata_is_inherited(tmp_path):
     add(root, "sub-1/pet/sub-1_trc-A_pet.json", content=b'{"TimeZero": "near"}')
     add(root, "sub-1/pet/sub-1_trc-A_run-2_pet.json", content=b'{"TimeZero": "other run"}')
     (scan,) = query(root)
-    assert scan.sidecar == {"Units": "root", "TracerName": "A", "TimeZero": "near"}
+    expected = {"Units": "root", "TracerName": "A", "TimeZero": "near", "Other": 1}
+    assert scan.sidecar == expected
 
 
 @pytest.mark.parametrize("content", [b"{not json", b"[1, 2]", b"\xff\xfe"])
@@ -638,7 +640,7 @@ def test_is_same_tracer(one, other, expected):
 
 
 def test_read_sidecar_without_any(tmp_path):
-    assert read_sidecar(tmp_path / "sub-1_pet.nii.gz", group_by_folder([]), PET_METADATA) == {}
+    assert read_sidecar(tmp_path / "sub-1_pet.nii.gz", group_by_folder([])) == {}
 
 
 def test_only_chosen_participants_are_indexed(clinica):

@@ -176,7 +176,13 @@ def test_quantities_are_told(tmp_path):
     frames = {"FrameTimesStart": [0, 60, 120], "FrameDuration": [60, 60, 60]}
     sidecar.write_text(json.dumps({**metadata, **frames}))
     dynamic = "  from    PET image, 3 frames by its sidecar, of the BIDS dataset\n"
-    assert dynamic in table(Settings(**options, **asked))
+    text = table(Settings(**options, **asked))
+    assert dynamic in text
+    assert "timing" not in text
+    overlapping = {**frames, "FrameDuration": [60, 120, 180]}
+    sidecar.write_text(json.dumps({**metadata, **overlapping}))
+    remark = "120 s from 60 s, goes beyond the start of the next frame at 120 s"
+    assert f"  timing  not used: FrameDuration, {remark}" in table(Settings(**options, **asked))
     sidecar.write_text(json.dumps({**metadata, "Units": "counts"}))
     assert "  SUV     none: Units 'counts' is not" in table(Settings(**options, **asked))
 

@@ -55,11 +55,15 @@ def test_without_usable_durations_frames_count_alike(rng, timing, reason):
 
 def test_sum_and_single_frames(rng):
     data = rng.uniform(size=(4, 4, 4, 3))
-    total = static_reference(image(data), kind="sum")
-    np.testing.assert_allclose(total.image.get_fdata(), data.sum(axis=3), rtol=1e-5)
-    assert total.method == "sum of 3 frames"
+    total = static_reference(image(data), durations([60, 120, 300]), kind="sum")
+    np.testing.assert_allclose(total.registered.get_fdata(), data.sum(axis=3), rtol=1e-5)
+    # A sum is not in the units of the scan: what is measured is the mean.
+    mean = np.average(data, axis=3, weights=[60, 120, 300])
+    np.testing.assert_allclose(total.image.get_fdata(), mean, rtol=1e-5)
+    assert total.method == "mean of 3 frames, weighted by duration; registered by their sum"
     last = static_reference(image(data), kind="frame:2")
-    np.testing.assert_allclose(last.image.get_fdata(), data[..., 2], rtol=1e-6)
+    for one in (last.image, last.registered):
+        np.testing.assert_allclose(one.get_fdata(), data[..., 2], rtol=1e-6)
     assert last.method == "frame 2 of 3, from 0"
     with pytest.raises(ImageError, match=r"3 frames, --pet-reference frame:3 .* at most frame:2"):
         static_reference(image(data), kind="frame:3")
@@ -89,15 +93,30 @@ def test_frames_are_aligned_before_they_are_averaged():
     assert reference.method.endswith(", aligned")
 
 
-def test_what_is_negative_or_not_finite_counts_as_zero():
+def test_what_is_not_finite_counts_as_zero_and_what_is_negative_in_registration():
     data = np.ones((3, 3, 3, 2))
     data[0, 0, 0] = (np.nan, 4)
     data[1, 1, 1] = (-5, 4)
     data[2, 2, 2] = (np.inf, 0)
-    found = static_reference(image(data)).image.get_fdata()
-    assert found[0, 0, 0] == 2
-    assert found[1, 1, 1] == 2
-    assert found[2, 2, 2] == 0
+    found = static_reference(image(data))
+    places = ([0, 1, 2],) * 3
+    np.testing.assert_array_equal(found.image.get_fdata()[places], [2, -0.5, 0])
+    np.testing.assert_array_equal(found.registered.get_fdata()[places], [2, 2, 0])
+
+
+@pytest.mark.parametrize("n_frames", [1, 20])
+@pytest.mark.parametrize("is_aligned", [True, False])
+def test_noise_does_not_bias_the_mean(rng, n_frames, is_aligned):
+    """Noise of three times the signal; what is registered is not negative all the same."""
+    data = rng.normal(1, 3, (16, 16, 16, n_frames))
+    shift = from_matvec(np.eye(3), [1.0, 0, 0])
+    motion = {"reference2frames": [shift] * n_frames} if is_aligned and n_frames > 1 else {}
+    found = static_reference(image(data), **motion)
+    # Five standard errors; beside the shift nothing is seen at the border.
+    inside = found.image.get_fdata()[1:-1]
+    error = 5 * 3 / np.sqrt(inside.size * n_frames)
+    assert inside.mean() == pytest.approx(1, abs=error)
+    assert found.registered.get_fdata().min() >= 0
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, -1.0])

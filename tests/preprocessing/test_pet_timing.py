@@ -52,3 +52,27 @@ def test_starts_increase():
     assert timing.starts_remark == "FrameTimesStart does not increase"
     # Times count from the injection, before which a scan may begin.
     assert frame_timing({"FrameTimesStart": [-60, 0]}, 2).starts_s is not None
+
+
+def test_one_frame_needs_no_list():
+    timing = frame_timing({"FrameTimesStart": 3000, "FrameDuration": 1200.0}, 1)
+    assert (timing.starts_s, timing.durations_s) == ([3000], [1200])
+    assert frame_timing({"FrameDuration": "n/a"}, 1).durations_remark == (
+        "FrameDuration has a value that is no finite number"
+    )
+
+
+def test_frames_do_not_overlap():
+    """Durations that are ends of frames, as in the public dataset pet003."""
+    times = {"FrameTimesStart": [0, 20, 40, 100], "FrameDuration": [20, 40, 100, 160]}
+    timing = frame_timing(times, 4)
+    assert timing.durations_s is None
+    assert timing.durations_remark == (
+        "FrameDuration, 40 s from 20 s, goes beyond the start of the next frame at 40 s"
+    )
+    np.testing.assert_array_equal(timing.starts_s, times["FrameTimesStart"])
+
+
+def test_gaps_and_rounded_times_are_no_overlap():
+    rounded = {"FrameTimesStart": [0, 10, 20, 90], "FrameDuration": [10.4, 10.4, 10.4, 60]}
+    assert frame_timing(rounded, 4).durations_remark == ""

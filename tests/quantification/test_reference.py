@@ -90,8 +90,11 @@ def test_means_that_mean_nothing_are_refused(freesurfer):
     cut[70:75] = False
     with pytest.raises(NoReferenceError, match="50 % is in the field of view"):
         reference_mean(data, reference, cut, 1.0)
-    with pytest.raises(NoReferenceError, match="not positive in every frame"):
+    with pytest.raises(NoReferenceError, match="its mean is not positive"):
         reference_mean(0 * data, reference, seen, 1.0)
+    # One frame that means something is enough.
+    frames = np.stack([-data, data], -1)
+    np.testing.assert_allclose(reference_mean(frames, reference, seen, 1.0), [-1, 1])
     few = Reference(np.arange(data.size).reshape(data.shape) < 100, "few")
     with pytest.raises(NoReferenceError, match="100 mm3, expected at least 500"):
         reference_mean(data, few, seen, 1.0)

@@ -111,6 +111,65 @@ def test_frames_are_scaled_one_by_one(moved, labels):
     assert "ReferenceRegion" in found.facts["preprocSUVRSmoothed"]
 
 
+@pytest.mark.parametrize("duration", [[0], 0, [-1]])
+def test_duration_of_a_volume_does_not_weigh_it(moved, labels, duration):
+    _, image, seen = moved
+    metadata = {**METADATA, "FrameTimesStart": [0], "FrameDuration": duration}
+    found = quantify(image, labels, seen, Quantification("freesurfer", metadata))
+    plain = quantify(image, labels, seen, Quantification("freesurfer", METADATA))
+    assert found.regional.statistics == plain.regional.statistics
+    assert found.times is None
+    remark = "FrameDuration has a value that is not positive"
+    assert found.facts["stat"]["TimingRemarks"] == [remark]
+
+
+def test_frames_of_unusable_durations_count_alike(moved, labels):
+    _, image, seen = moved
+    data = np.asarray(image.dataobj)
+    frames = nb.Nifti1Image(np.stack([data, 2 * data], -1), image.affine)
+    metadata = {**METADATA, "FrameTimesStart": [0, 60], "FrameDuration": [60, -50]}
+    found = quantify(frames, labels, seen, Quantification("freesurfer", metadata))
+    means = found.regional.frame_means.mean(axis=0)
+    assert [row.mean for row in found.regional.statistics] == pytest.approx(means)
+    remark = "FrameDuration has a value that is not positive"
+    assert found.facts["stat"]["TimingRemarks"] == [remark]
+    # Durations weigh frames whatever is known of their starts.
+    metadata = {**METADATA, "FrameTimesStart": None}
+    found = quantify(frames, labels, seen, Quantification("freesurfer", metadata))
+    one = found.regional.frame_means[0]
+    expected = one * (300 + 2 * 100) / 400
+    assert [row.mean for row in found.regional.statistics] == pytest.approx(expected)
+
+
+def test_frames_without_a_reference_have_no_suvr(moved, labels):
+    """As the first one of a scan that begins with the injection; the others have theirs."""
+    _, image, seen = moved
+    data = np.asarray(image.dataobj)
+    frames = nb.Nifti1Image(np.stack([-0.1 * data, data], -1), image.affine)
+    scan = Quantification("freesurfer", METADATA, suvr_region="cerebellar-grey", smooth_fwhm_mm=6)
+    found = quantify(frames, labels, seen, scan)
+    alone = quantify(image, labels, seen, scan)
+    for name in ("preprocSUVR", "preprocSUVRSmoothed"):
+        ratio = found.images[name].get_fdata()
+        assert np.isnan(ratio[..., 0]).all()
+        np.testing.assert_allclose(ratio[..., 1], alone.images[name].get_fdata(), rtol=1e-6)
+    said = found.facts["preprocSUVR"]
+    assert said["FramesWithoutSUVR"] == [0]
+    assert said["ReferenceRegionMean"][0] < 0
+    assert "FramesWithoutSUVR" not in alone.facts["preprocSUVR"]
+
+
+def test_suv_of_frames_that_were_not_corrected_for_decay_is(moved, labels):
+    _, image, seen = moved
+    metadata = {
+        **{**METADATA, "FrameTimesStart": [60], "FrameDuration": [300]},
+        **{"ImageDecayCorrected": False, "InjectionStart": 30},
+    }
+    scan = Quantification("freesurfer", metadata, weight="60", weight_units="kg")
+    said = quantify(image, labels, seen, scan).facts["preprocSUV"]
+    assert (said["ImageDecayCorrected"], said["ImageDecayCorrectionTime"]) == (True, 30)
+
+
 def test_nothing_is_made_up(moved, labels):
     _, image, seen = moved
     scan = Quantification("freesurfer", {}, weight=60, weight_units="kg", suvr_region="brainstem")

@@ -115,10 +115,20 @@ def test_means_survive_the_way_to_the_t1w():
         {"FrameTimesStart": [0, 1]},
         {"FrameTimesStart": [0, 1], "FrameDuration": [1]},
         {"FrameTimesStart": [0, "x"], "FrameDuration": [1, 1]},
+        {"FrameTimesStart": [0, 60], "FrameDuration": [60, -50]},
+        {"FrameTimesStart": [0, 60], "FrameDuration": [60, 0]},
+        {"FrameTimesStart": [0, 60], "FrameDuration": [120, 60]},
     ],
 )
-def test_times_that_are_not_known(metadata):
-    assert frame_times(metadata, 2) is None
+@pytest.mark.parametrize("n_frames", [1, 2])
+def test_times_that_are_not_known(metadata, n_frames):
+    assert frame_times(metadata, n_frames) is None
+
+
+@pytest.mark.parametrize("times", [([3000], [1200]), (3000, 1200)])
+def test_times_of_one_frame(times):
+    metadata = dict(zip(("FrameTimesStart", "FrameDuration"), times, strict=True))
+    assert frame_times(metadata, 1) == ([3000], [4200])
 
 
 def test_every_region_has_a_name_of_its_own():

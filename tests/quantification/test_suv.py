@@ -67,6 +67,7 @@ def test_units():
     assert kilo.factors == pytest.approx(1e3 * suv_scale(SCAN, 70).factors)
     assert [activity_bq(unit) for unit in ("Bq", "GBq", "µCi")] == [1, 1e9, 3.7e4]
     assert concentration_bq_ml("MBq/mL") == 1e6
+    assert concentration_bq_ml("Bq/cm3") == concentration_bq_ml("BQML") == 1
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,14 @@ def test_units():
             {"ImageDecayCorrectionTime": 60, "TracerRadionuclide": "Xx9"},
             "TracerRadionuclide is 'Xx9'",
         ),
-        ({"ImageDecayCorrected": False}, "FrameTimesStart does not have one number"),
+        (
+            {"ImageDecayCorrected": False, "FrameTimesStart": None},
+            "not corrected for decay, and FrameTimesStart is missing",
+        ),
+        (
+            {"ImageDecayCorrected": False, "FrameTimesStart": [0], "FrameDuration": [0]},
+            "not corrected for decay, and FrameDuration has a value that is not positive",
+        ),
     ],
 )
 def test_reasons_why_there_is_none(change, reason):

@@ -278,13 +278,15 @@ def test_native_image_without_signal_is_drawn(tmp_path, plain_mask, value):
 
 def test_quantity_of_a_dynamic_scan_is_the_mean_of_its_frames(tmp_path, plain_mask):
     inside = np.asarray(plain_mask.dataobj)
-    frames = nb.Nifti1Image(np.stack([inside, 3 * inside], -1).astype(np.int16), plain_mask.affine)
+    # A frame without values does not count.
+    frames = np.stack([inside, np.full(inside.shape, np.nan), 3 * inside], -1).astype(np.float32)
+    frames = nb.Nifti1Image(frames, plain_mask.affine)
     file = quantity_figure(
         frames, plain_mask, tmp_path / "suvr.svg", title="SUVR & <b>", note="To <c>."
     )
     text = file.read_text()
     well_formed(text)
-    assert 'aria-label="SUVR &amp; &lt;b&gt;, mean of its 2 frames. To &lt;c&gt;."' in text
+    assert 'aria-label="SUVR &amp; &lt;b&gt;, mean of 2 frames. To &lt;c&gt;."' in text
     assert ">To &lt;c&gt;. Neurological display" in text
     assert ">2</text>" in text  # upper end of the colour bar
 

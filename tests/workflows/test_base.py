@@ -221,6 +221,36 @@ def test_motion_correction_can_be_off(settings, scan):
     assert not unset_inputs(workflow)
 
 
+@pytest.mark.parametrize("modality", ["pet", "fa"])
+def test_what_is_registered_of_pet_is_not_what_is_written(settings, scan, modality):
+    """Negative voxels are left out of registration alone."""
+    settings = dataclasses.replace(settings, output_spaces=("T1w:res-native",))
+    one = scan(modality)
+    workflow = init_single_subject_wf(settings, [one], options(), name="sub_01_wf")
+    scan_wf = workflow.get_node(scan_wf_name(one))
+    given = {
+        (target.name, field): output
+        for _, target, data in scan_wf._graph.out_edges(
+            scan_wf.get_node("reference_wf"), data=True
+        )
+        for output, field in data["connect"]
+    }
+    registered = "registered_file" if modality == "pet" else "out_file"
+    expected = {
+        ("registration_wf", "inputnode.moving_file"): f"outputnode.{registered}",
+        ("registration_wf", "inputnode.native_file"): "outputnode.out_file",
+        ("quantification_wf", "inputnode.native_file"): "outputnode.out_file",
+        ("T1w_res_native_wf", "inputnode.moving_file"): "outputnode.out_file",
+    }
+    if modality == "pet":
+        # Which a correction for partial volume effects takes.
+        expected |= {
+            ("quantification_wf", f"inputnode.{field}"): f"outputnode.{field}"
+            for field in ("frames_file", "frame_xfms")
+        }
+    assert {key: given[key] for key in expected} == expected
+
+
 def test_options_reach_every_node(settings, scan):
     workflow = init_m2m_bids_wf(settings, [scan("pet")], options(use_gpu=True, omp_nthreads=4))
     nodes = {node.name: node for node in workflow._get_all_nodes()}

@@ -7,6 +7,7 @@ from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 
 from m2m_bids.interfaces.preprocessing import ExtractBrain
+from m2m_bids.interfaces.quantification import QuantifyScan
 from m2m_bids.workflows.memory import MARGIN, MEASURED, SYNTHSTRIP, declare_memory
 
 T1W_NODES = ("extract_brain", "register_m2m", "save_scan")
@@ -46,6 +47,25 @@ def test_steps_declare_what_was_measured(tmp_path):
             "save_scan": 4,
         }
     )
+
+
+@pytest.mark.parametrize("smooth_fwhm_mm", [None, 8.0])
+@pytest.mark.parametrize("name", ["quantify_scan", "quantify_corrected"])
+def test_frames_of_pet_count_on_the_grid_of_the_t1w(tmp_path, name, smooth_fwhm_mm):
+    workflow, scan_wf = Workflow(name="sub_1_wf"), Workflow(name="a_pet_wf")
+    known = {"scheme": "tissues", "is_pet": True, "smooth_fwhm_mm": smooth_fwhm_mm}
+    scan_wf.add_nodes([Node(QuantifyScan(scan=known), name=name, mem_gb=2)])
+    workflow.add_nodes([scan_wf])
+    t1w = image(tmp_path, "T1w.nii", (100, 200, 50))
+    frames = image(tmp_path, "pet.nii", (10, 10, 10, 24))
+    declare_memory(workflow, [t1w], {"a_pet_wf": frames})
+    need = MEASURED["quantify_scan, PET" + (", smoothed" if smooth_fwhm_mm else "")]
+    assert declared(workflow)[name] == pytest.approx(
+        MARGIN * (need.fixed + 24 * need.of_frames * 1)
+    )
+    declare_memory(workflow, [t1w], {"a_pet_wf": image(tmp_path, "volume.nii", (10, 10, 10))})
+    larger = max(need.of_t1w, need.of_frames)
+    assert declared(workflow)[name] == pytest.approx(MARGIN * (need.fixed + larger * 1))
 
 
 def test_the_largest_t1w_counts(tmp_path):

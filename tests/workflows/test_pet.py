@@ -97,9 +97,20 @@ def test_volume_is_left_as_it_is(run, frames, options):
 
 def test_without_motion_correction_frames_stay_where_they_are(run, frames):
     outputs = run(frames, TIMING, kind="sum", has_motion_correction=False)
-    assert outputs["static_reference"].method == "sum of 2 frames"
-    image = nb.load(outputs["static_reference"].out_file)
-    np.testing.assert_allclose(image.get_fdata(), frames.sum(axis=-1), rtol=1e-5)
+    static = outputs["static_reference"]
+    assert static.method == "mean of 2 frames, weighted by duration; registered by their sum"
+    registered = nb.load(static.registered_file).get_fdata()
+    np.testing.assert_allclose(registered, frames.sum(axis=-1), rtol=1e-5)
+    mean = frames @ np.array([1 / 3, 2 / 3])
+    np.testing.assert_allclose(nb.load(static.out_file).get_fdata(), mean, rtol=1e-5)
+
+
+def test_negative_voxels_are_kept_but_not_registered(run, frames):
+    noisy = frames[..., 0] - 300
+    static = run(noisy, {})["static_reference"]
+    np.testing.assert_array_equal(nb.load(static.out_file).get_fdata(), noisy)
+    registered = nb.load(static.registered_file).get_fdata()
+    np.testing.assert_array_equal(registered, np.maximum(noisy, 0))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +118,7 @@ def test_without_motion_correction_frames_stay_where_they_are(run, frames):
     [
         ("auto", "weighted by their duration where that"),
         ("twa", "weighted by their duration"),
-        ("sum", "and summed"),
+        ("sum", "and, for registration, summed"),
         ("frame:3", "frame 3, counted from 0"),
     ],
 )

@@ -92,9 +92,13 @@ def test_deformable_step(modality):
     connected = edges(workflow)
     assert ("register_rigid", "xfm", "register_m2m", "rigid_xfm") in connected
     assert ("inputnode", "template2anat", "register_m2m", "template2anat") in connected
+    # What is registered, and drawn on its own grid, has no negative voxels.
+    for name in ("register_rigid", "register_m2m", "measure_scan"):
+        assert ("inputnode", "moving_file", name, "moving_file") in connected
+    assert ("inputnode", "moving_file", "draw_registration", "native_file") in connected
     # Images are interpolated once: both outputs come from the native image.
     for name in ("resample_rigid", "resample_m2m"):
-        assert ("inputnode", "moving_file", name, "in_file") in connected
+        assert ("inputnode", "native_file", name, "in_file") in connected
         assert ("inputnode", "t1w_file", name, "reference_file") in connected
     assert ("register_m2m", "best_xfm", "resample_m2m", "xfm") in connected
     assert ("resample_m2m", "out_file", "outputnode", "preproc") in connected
