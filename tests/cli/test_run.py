@@ -255,7 +255,7 @@ def test_other_sources_are_run_anew(main, bids_dir, tmp_path, caplog):
     with caplog.at_level("INFO"):
         assert pet.name in main()[3]
     assert f"{pet.name} is made anew: changed is Files" in caplog.text
-    pet.file.write_text("")
+    pet.file.write_text("image")
     # Another file of the same size counts, another time of the same file does not.
     fa.file.write_text("old")
     finish(fa, tmp_path / "out")
@@ -263,7 +263,7 @@ def test_other_sources_are_run_anew(main, bids_dir, tmp_path, caplog):
     assert fa.name not in main()[3]
     fa.file.write_text("new")
     assert fa.name in main()[3]
-    fa.file.write_text("")
+    fa.file.write_text("image")
     finish(fa, tmp_path / "out")
     dti = tmp_path / "dti/sub-2/dwi/sub-2_param-FA_dwimap.nii.gz"
     dti.parent.mkdir(parents=True)
