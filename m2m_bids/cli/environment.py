@@ -231,9 +231,9 @@ def available_memory_gb() -> float:
     text = limit.read_text().strip() if limit.is_file() else "max"
     if text.isdigit():
         limits.append(int(text) / 1e9)
-    per_node, per_cpu = (
-        int(os.environ.get(name, 0)) * 2**20 / 1e9
-        for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU")
+    mib_of_node, mib_of_cpu, n_cpus = (
+        int(value) if (value := os.environ.get(name, "")).isdigit() else 0
+        for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE")
     )
-    job = per_node or per_cpu * int(os.environ.get("SLURM_CPUS_ON_NODE", 1))
+    job = (mib_of_node or mib_of_cpu * max(n_cpus, 1)) * 2**20 / 1e9
     return 0.9 * min([*limits, job] if job else limits)

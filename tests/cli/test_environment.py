@@ -156,6 +156,7 @@ def test_memory_of_a_container(monkeypatch, tmp_path):
     [
         ({"SLURM_MEM_PER_NODE": "1000"}, 0.9 * 1000 * 2**20 / 1e9),
         ({"SLURM_MEM_PER_CPU": "500", "SLURM_CPUS_ON_NODE": "3"}, 0.9 * 1500 * 2**20 / 1e9),
+        ({"SLURM_MEM_PER_NODE": "", "SLURM_MEM_PER_CPU": "500"}, 0.9 * 500 * 2**20 / 1e9),
     ],
 )
 def test_memory_of_a_job(monkeypatch, given, expected):
