@@ -136,11 +136,7 @@ def test_fits_are_told(tmp_path):
         (tmp_path / "dti", "sub-1/ses-M000/dwi/sub-1_ses-M000_desc-preproc_dwi"),
     ):
         contents = {
-<<<<<<< HEAD
             ".nii.gz": "an image",
-=======
-            ".nii.gz": "image",
->>>>>>> fix-query
             ".bval": "0 1000 1000 1000 1000 1000 1000",
             ".bvec": "0 1 0 0 1 1 0\n0 0 1 0 1 0 1\n0 0 0 1 0 1 1",
         }
