@@ -30,6 +30,8 @@ OTHERS_OPTIONS = {
         "--export",
         "--time",
         "--partition",
+        "--gres",
+        "--comment",
         "--nproc-per-node",
         "--no-python",
         "--nthreads",
