@@ -70,8 +70,10 @@ def available_cpus() -> int:
     """Count the CPU cores that this process may use, those of its SLURM job if it is in one."""
     has_affinity = hasattr(os, "sched_getaffinity")
     n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    share = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(n_cores, int(share)) if share.isdigit() else n_cores
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        if (share := os.environ.get(name, "")).isdigit():
+            return min(n_cores, int(share))
+    return n_cores
 
 
 def _templateflow_home() -> Path:

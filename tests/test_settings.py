@@ -329,6 +329,13 @@ def test_takes_the_nested_derivatives_unless_some_are_named(tmp_path):
 def test_processors_of_a_job(monkeypatch, share, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     if share is not None:
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", share)
     assert available_cpus() == expected
+
+
+def test_cores_of_a_job_without_a_number_for_its_tasks(monkeypatch):
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+    assert available_cpus() == 1

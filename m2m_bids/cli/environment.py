@@ -2,6 +2,7 @@
 
 import configparser
 import ctypes
+import io
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from m2m_bids.bids.derivatives import write_text
 from m2m_bids.settings import Settings
 
 GPU_COUNT_CODE = "import torch; print(torch.cuda.device_count())"
@@ -91,6 +93,8 @@ def prepare_environment(settings: Settings) -> None:
         "NUMBA_CACHE_DIR": "numba",
         "NIPYPE_CONFIG_DIR": "nipype",
         "DENO_DIR": "deno",  # of the BIDS validator, which ends without it
+        "CUDA_CACHE_PATH": "cuda",
+        "TRITON_CACHE_DIR": "triton",
     }.items():
         (caches / folder).mkdir(exist_ok=True)
         os.environ[name] = str(caches / folder)
@@ -144,9 +148,10 @@ def configure_nipype(settings: Settings) -> None:
     }
     parser = configparser.ConfigParser()
     parser.read_dict(options)
-    file = Path(os.environ["NIPYPE_CONFIG_DIR"], "nipype.cfg")
-    with file.open("w", encoding="utf-8") as stream:
-        parser.write(stream)
+    text = io.StringIO()
+    parser.write(text)
+    # In one step: workers of other runs in this work folder may be reading it.
+    write_text(Path(os.environ["NIPYPE_CONFIG_DIR"], "nipype.cfg"), text.getvalue())
     config.update_config(options)
     nipype_logging.update_logging(config)
     # It has a handler of its own.
