@@ -361,9 +361,9 @@ def execute(
     except Exception as error:
         # Nipype raises at the end for the nodes that failed; each has its crash file.
         LOGGER.debug("", exc_info=True)
-        LOGGER.warning(
-            "some steps failed: %s", str(error).splitlines()[0] if str(error) else error
-        )
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+        LOGGER.warning("some steps failed: %s", reason)
     return progress
 
 

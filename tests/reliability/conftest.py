@@ -13,6 +13,7 @@ from typing import NamedTuple
 import nibabel as nb
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from m2m_bids.simulation.cohort import TRUTH_FOLDER, CohortOptions, write_cohort
 from m2m_bids.spatial.conform import BRAIN_CENTER_MM
@@ -55,7 +56,8 @@ def _with_anatomy(bids_dir, folder):
         labels = np.asarray(dseg.dataobj)
         tissues = np.where(labels > 3, 3, labels).astype(np.uint8)
         nb.Nifti1Image(tissues, dseg.affine).to_filename(anat / f"{stem}_dseg.nii.gz")
-        mask = nb.Nifti1Image((tissues > 0).astype(np.uint8), dseg.affine)
+        # A voxel wider, as the template is only shifted and scaled to it.
+        mask = nb.Nifti1Image(binary_dilation(tissues > 0).astype(np.uint8), dseg.affine)
         mask.to_filename(anat / f"{stem}_desc-brain_mask.nii.gz")
         shutil.copyfile(t1w, anat / f"{stem}_desc-preproc_T1w.nii.gz")
         to_t1w = np.diag([SHRINK, SHRINK, SHRINK, 1.0])
