@@ -221,7 +221,7 @@ def _facts(reported: Sequence[Reported]) -> dict[str, object]:
         found = (one.sidecar[name] for one in reported if name in one.sidecar)
         return list(dict.fromkeys(map(str, found)))
 
-    return {
+    facts = {
         "Scans": [f"{one.row.scan}: {_source(one)}" for one in reported],
         "T1w images": list(dict.fromkeys(filter(None, map(_target, reported)))),
         "Transform asked for": values("TransformRequested"),
@@ -229,6 +229,7 @@ def _facts(reported: Sequence[Reported]) -> dict[str, object]:
         "Steps of refinement": values("RefinementSteps"),
         "Device": values("Device"),
     }
+    return {name: said for name, said in facts.items() if said}
 
 
 def _source(one: Reported) -> str:

@@ -73,6 +73,9 @@ def test_reports_and_table(settings):
     for word in ("sub-01_trc-FDG_pet", "same session", "0.61", "0.71", "0.23", "cpu", WEIGHTS):
         assert word in page
     assert "The deformable step passed the check" in page
+    # Of what nothing is known, nothing is said.
+    assert "SHA-256 of the weights" in page
+    assert "SHA-256 of the weights" not in reports[1].read_text()
     assert "simulated subjects" in page  # the card of the default weights
     assert "Aligned with care (Choo et al., 2025)." in page
     assert "an earlier one" not in page
