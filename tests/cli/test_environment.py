@@ -11,22 +11,6 @@ from m2m_bids.cli.environment import (
     name_a_home,
     prepare_environment,
 )
-from m2m_bids.settings import Settings
-
-
-@pytest.fixture
-def settings(tmp_path):
-    (tmp_path / "bids").mkdir()
-
-    def make(**options):
-        return Settings(
-            bids_dir=tmp_path / "bids",
-            output_dir=tmp_path / "out",
-            work_dir=tmp_path / "work",
-            **options,
-        )
-
-    return make
 
 
 @pytest.fixture

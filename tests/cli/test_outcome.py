@@ -8,7 +8,6 @@ from m2m_bids.bids.naming import expected_anat_outputs, expected_outputs, quanti
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.request import MADE_FROM_FIELD, Request
 from m2m_bids.cli.outcome import read_sidecar, status_of
-from m2m_bids.settings import Settings
 
 MADE_WITH = {"WeightsSHA256": "abc", "RefinementSteps": 60}
 QUANTIFIED = {"Segmentation": "tissues"}
@@ -21,21 +20,6 @@ SCAN = Scan(
     {"sub": "01"},
     t1w_choice="same session",
 )
-
-
-@pytest.fixture
-def settings(tmp_path):
-    (tmp_path / "bids").mkdir()
-
-    def make(**options):
-        return Settings(
-            bids_dir=tmp_path / "bids",
-            output_dir=tmp_path / "out",
-            work_dir=tmp_path / "work",
-            **options,
-        )
-
-    return make
 
 
 def finish(settings, scan=SCAN, transform="m2m", statistics=(), **fields):

@@ -3,8 +3,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.bids.methods import METHODS_FIELD
 from m2m_bids.bids.naming import expected_outputs
@@ -13,7 +11,6 @@ from m2m_bids.bids.request import MADE_FROM_FIELD
 from m2m_bids.bids.status import read_status, status_row
 from m2m_bids.cli.reporting import write_reports
 from m2m_bids.registration.weights import read_card
-from m2m_bids.settings import Settings
 
 WEIGHTS = read_card(DEFAULT_WEIGHTS).sha256
 QUALITY = {"folding_percent": 0.0, "disagreement_mm": 0.71, "similarity_gain": 0.23}
@@ -25,21 +22,6 @@ SCAN = Scan(
     {"sub": "01"},
     t1w_choice="same session",
 )
-
-
-@pytest.fixture
-def settings(tmp_path):
-    (tmp_path / "bids").mkdir()
-
-    def make(**options):
-        return Settings(
-            bids_dir=tmp_path / "bids",
-            output_dir=tmp_path / "out",
-            work_dir=tmp_path / "work",
-            **options,
-        )
-
-    return make
 
 
 def finish(settings, scan=SCAN, **fields):
