@@ -80,10 +80,13 @@ class RunJobs:
     def cancel_left(self, nodes: Iterable[Any]) -> None:
         """Cancel jobs of nodes that an earlier run left in the queue, and wait for their end."""
         marks = {_mark(node) for node in nodes}
+        is_told = False
         while left := [
             job for job, comment in _queued().items() if comment.rpartition("-")[0] in marks
         ]:
-            LOGGER.warning("cancelling SLURM jobs that an earlier run has left: %d", len(left))
+            if not is_told:
+                LOGGER.warning("cancelling SLURM jobs that an earlier run has left: %d", len(left))
+                is_told = True
             cancel(left)
             time.sleep(POLL_S)
 
