@@ -62,7 +62,7 @@ def average_scans(
     ----------
     scans : sequence of mapping
         Of each ``scan``, ``entities`` (of its name, None of a scan without images), ``modality``,
-        ``target``.
+        ``tracer`` (a label, may be empty), ``target``.
     settings : Settings
     folder : Path
         Where to write.
@@ -122,8 +122,7 @@ def find_images(scans: Sequence[Mapping[str, Any]], output_dir: Path) -> dict[Co
         for file in sorted(folder.glob(f"*_space-*_desc-preproc_{SUFFIXES[modality]}.nii.gz")):
             space = _space_of(file, scan["entities"])
             if space is not None and space != "T1w":
-                tracer = scan["entities"].get("trc", "")
-                cohort = Cohort(modality, tracer, scan["target"] != "T1w", space)
+                cohort = Cohort(modality, scan["tracer"], scan["target"] != "T1w", space)
                 static = file.with_name(file.name.replace("_desc-preproc_pet.", "_petref."))
                 images[cohort].append(static if static.is_file() else file)
     return images

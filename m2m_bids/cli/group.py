@@ -170,6 +170,7 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         "reason": "" if row.reason == "n/a" else row.reason,
         "decision": "n/a",
         "entities": None,
+        "tracer": "",
         "target": "T1w",
         "report": _report_link(row, output_dir),
         "flags": [],
@@ -183,7 +184,8 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         content = json.loads(qc_file(row.scan, output_dir).read_text(encoding="utf-8"))
         scan["entities"] = parse_name(row.scan).entities
         if row.modality == "pet":
-            scan["kind"] = " ".join(["PET", *tracer_names(scan["entities"], {})[:1]])
+            scan["tracer"] = next(iter(tracer_names(scan["entities"], {})), "")
+            scan["kind"] = f"PET {scan['tracer']}".rstrip()
         scan["numbers"] = {name: _finite(content.get(name)) for name in column_names()}
         scan["decision"] = str(content["decision"])
         scan["target"] = content.get("target", "T1w")

@@ -28,10 +28,14 @@ GOOD = {
     "decision_margin": 0.8,
 }
 
+FDG = "trc-18FFDG"
 
-def write_scan(out, subject, status="done", *, modality="pet", reason="n/a", **numbers):
+
+def write_scan(
+    out, subject, status="done", *, modality="pet", reason="n/a", tracer=FDG, **numbers
+):
     """Write the row and the numbers of a scan as the level participant does."""
-    end = "trc-18FFDG_pet" if modality == "pet" else "param-FA_dwimap"
+    end = f"{tracer}_pet" if modality == "pet" else "param-FA_dwimap"
     name = f"sub-{subject}_ses-M000_{end}"
     row = StatusRow(f"sub-{subject}", "ses-M000", modality, name, "T1w.nii.gz", status, reason)
     if status in ("done", "rigid only"):
@@ -44,12 +48,20 @@ def write_scan(out, subject, status="done", *, modality="pet", reason="n/a", **n
     return row
 
 
-def write_image(out, subject, modality="pet", *, stem=f"{SPACE}_desc-preproc_pet", frames=0):
+def write_image(
+    out,
+    subject,
+    modality="pet",
+    *,
+    stem=f"{SPACE}_desc-preproc_pet",
+    frames=0,
+    tracer=FDG,
+):
     """Write a box of ones; of several frames, if there are any."""
     data = np.zeros((12, 14, 10), np.float32)
     data[3:9, 3:11, 2:8] = 1
     data = np.stack([data] * frames, axis=-1) if frames else data
-    tracer = "trc-18FFDG_" if modality == "pet" else ""
+    tracer = f"{tracer}_" if modality == "pet" else ""
     folder = out / f"sub-{subject}/ses-M000/{'pet' if modality == 'pet' else 'dwi'}"
     file = folder / f"sub-{subject}_ses-M000_{tracer}{stem}.nii.gz"
     nb.Nifti1Image(data, np.diag([2.0, 2, 2, 1])).to_filename(file)
@@ -347,6 +359,19 @@ def test_each_cohort_has_mean_images_of_its_own(dataset):
         sources = json.loads(file.read_text())["Sources"]
         people = {source.split("/sub-")[1][:2] for source in sources}
         assert people == ({"03", "04"} if "Template" in file.name else {"01", "02"})
+
+
+def test_tracers_of_old_names_have_mean_images_of_their_own(dataset):
+    """Names of before BIDS 1.6 have the tracer in ``acq-``."""
+    out = dataset[1]
+    tracers = {"01": "acq-fdg", "02": "acq-fdg", "03": "acq-av45", "04": "acq-av45"}
+    update_status(out, [write_scan(out, label, tracer=name) for label, name in tracers.items()])
+    for label, name in tracers.items():
+        write_image(out, label, tracer=name)
+    run(dataset)
+    assert {file.name for file in (out / "group").glob("*desc-mean*.nii.gz")} == {
+        f"trc-{tracer}_{SPACE}_desc-mean_pet.nii.gz" for tracer in ("fdg", "av45")
+    }
 
 
 @pytest.fixture
