@@ -219,6 +219,10 @@ def convolve(conv, x):
     return functional.conv3d(x, conv.weight, conv.bias, padding=1)
 
 
+def layer_norm(norm, x):
+    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias)
+
+
 def to_channels_first(x):
     return x.permute(0, 4, 1, 2, 3).contiguous()
 
@@ -340,9 +344,9 @@ def plain_corrmlp(network):
         )
 
     def gate(mixer, x):
-        wide = functional.gelu(mixer.widen(mixer.norm(x)))
+        wide = functional.gelu(mixer.widen(layer_norm(mixer.norm, x)))
         values, gates = wide.chunk(2, -1)
-        gates = mixer.gate_norm(gates)
+        gates = layer_norm(mixer.gate_norm, gates)
         window = (mixer.window,) * 3
         padded = pad_end(gates, window)
         cubes = windows_of(padded, window).transpose(1, 2)
@@ -351,7 +355,7 @@ def plain_corrmlp(network):
         return x + mixer.project(values * (1 + mixed[:, :i, :j, :k]))
 
     def mix(layer, x):
-        normed = layer.norm(x)
+        normed = layer_norm(layer.norm, x)
         outputs = torch.stack([gate(mixer, normed) for mixer in layer.mixers])
         weights = layer.weigh(outputs.sum(0).mean((1, 2, 3)))
         weights = weights.view(len(x), -1, len(outputs)).softmax(-1).permute(2, 0, 1)
@@ -359,7 +363,9 @@ def plain_corrmlp(network):
 
     def attend(layer, x):
         first, _, second = layer.convs
-        y = functional.leaky_relu(convolve(first, to_channels_first(layer.norm(x))), 0.2)
+        y = functional.leaky_relu(
+            convolve(first, to_channels_first(layer_norm(layer.norm, x))), 0.2
+        )
         y = to_channels_last(convolve(second, y))
         return x + y * layer.scale(y.mean((1, 2, 3), keepdim=True))
 
@@ -395,7 +401,7 @@ def plain_corrmlp(network):
             warped = pull(moving_levels[level], points, "zeros")
             matched = match(network.match[level], fixed_levels[level], warped)
             expand = network.expand[level]
-            expanded = to_channels_first(expand.norm(to_channels_last(expand.up(x))))
+            expanded = to_channels_first(layer_norm(expand.norm, to_channels_last(expand.up(x))))
             x = match(network.fuse[level], matched, expanded[:, :, :size, :size, :size])
             disp = disp + convolve(network.heads[level], x)
         return disp / (moving.shape[-1] - 1)

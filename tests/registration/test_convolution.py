@@ -161,7 +161,10 @@ def test_float32_statistics_do_not_lose_digits_to_the_order_of_voxels():
     )
 
 
-def test_doubling_by_products_is_pytorchs():
-    x = images(2, 3, 4, 5, 3)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last_3d])
+def test_doubling_by_products_is_pytorchs(order):
+    x = images(2, 3, 4, 5, 3).contiguous(memory_format=order)
     expected = functional.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
-    torch.testing.assert_close(_double_by_products(x), expected)
+    doubled = _double_by_products(x)
+    torch.testing.assert_close(doubled, expected)
+    assert doubled.is_contiguous(memory_format=order)

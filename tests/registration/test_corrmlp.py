@@ -13,6 +13,7 @@ from m2m_bids.registration.networks.corrmlp import (
     CorrMLPConfig,
     MultiWindowMLP,
     PatchExpansion,
+    _Standardize,
     local_correlation,
 )
 
@@ -80,6 +81,12 @@ def perceptron_by_loops(mixer, x):
             cube = (mixer.gate.weight @ cube.flatten() + mixer.gate.bias).view(w, w, w)
             mixed[inside] = cube[tuple(map(slice, found.shape))]
     return x + mixer.project(values * (1 + mixed))
+
+
+def test_standardized_channels_are_pytorchs():
+    x = noise(2, 3, 4, 8, dtype=torch.float64).mul(3).add(1).requires_grad_()
+    torch.testing.assert_close(_Standardize.apply(x), functional.layer_norm(x, (8,)))
+    assert torch.autograd.gradcheck(_Standardize.apply, x)
 
 
 @pytest.mark.parametrize("grid", [(4, 2, 6), (3, 5, 4), (1, 2, 1)])

@@ -11,6 +11,7 @@ from m2m_bids.registration.grids import identity_map, sample
 from m2m_bids.registration.m2m import CyclePairs, ObjectiveConfig, objective_losses
 from m2m_bids.registration.maps import integrate_velocity
 from m2m_bids.registration.networks import NETWORKS
+from m2m_bids.registration.networks.gradicon import GradICON, GradICONConfig
 from m2m_bids.registration.refinement import RefinementConfig, register_pair
 from m2m_bids.registration.similarity import SIMILARITIES, similarity_loss, smooth
 from m2m_bids.registration.training import (
@@ -78,6 +79,23 @@ def test_objective_and_gradients_are_those_of_the_cpu(name, is_aligned):
             )
         )
     torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-6)
+    assert (gradients[1] - gradients[0]).norm() < 1e-2 * gradients[0].norm()
+
+
+def test_batch_normalised_network_is_that_of_the_cpu():
+    torch.manual_seed(0)
+    network = GradICON(GradICONConfig(down_widths=(16, 32), up_widths=(16, 32), n_scales=2))
+    for unet in network.unets:
+        torch.nn.init.normal_(unet.last_conv.weight, std=0.01)
+    disps, gradients = [], []
+    for device in ("cpu", "cuda"):
+        own = copy.deepcopy(network).to(device).train()
+        disp = own(blobs(0, 2).to(device), blobs(1, 2).to(device))
+        disp.square().sum().backward()
+        disps.append(disp.detach().cpu())
+        gradients.append(torch.cat([some.grad.flatten().cpu() for some in own.parameters()]))
+        assert own.unets[1].norms[0].num_batches_tracked == 1
+    assert (disps[1] - disps[0]).abs().max() < 1e-4 * disps[0].abs().max()
     assert (gradients[1] - gradients[0]).norm() < 1e-2 * gradients[0].norm()
 
 

@@ -25,7 +25,7 @@ _SLOW_FOR_PYTORCH = 20480
 
 def channels_last(x: Tensor) -> Tensor:
     """
-    Store images channels last on the CPU, the order in which its convolutions are fast.
+    Store images channels last, the order in which convolutions are fast.
 
     Parameters
     ----------
@@ -36,8 +36,6 @@ def channels_last(x: Tensor) -> Tensor:
     Tensor, shape (N, C, I, J, K)
         The same values.
     """
-    if x.device.type != "cpu":
-        return x
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -290,6 +288,11 @@ def double(x: Tensor) -> Tensor:
 
 def _double_by_products(x: Tensor) -> Tensor:
     i, j, k = (_doubling(n, x.dtype, x.device) for n in x.shape[2:])
+    if x.is_contiguous(memory_format=torch.channels_last_3d):
+        rows = k @ x.permute(0, 2, 3, 4, 1)
+        planes = j @ rows.flatten(-2)
+        doubled = (i @ planes.flatten(-2)).unflatten(-1, (len(j), *rows.shape[-2:]))
+        return doubled.permute(0, 4, 1, 2, 3)
     planes = j @ (x @ k.T)
     return (i @ planes.flatten(-2)).unflatten(-1, planes.shape[-2:])
 

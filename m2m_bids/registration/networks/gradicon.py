@@ -129,7 +129,11 @@ class UNet(nn.Module):
         Tensor, shape (N, 3, n, n, n)
             Displacement on the fixed grid, unit coordinates.
         """
-        x = channels_last(torch.cat((moving, fixed), 1))
+        x = torch.cat((moving, fixed), 1)
+        if x.device.type == "cpu" or isinstance(self.norms[0], nn.BatchNorm3d):
+            # On a GPU group normalisation would undo it, and batch normalisation needs it: the
+            # other order leaves it one multiprocessor per channel.
+            x = channels_last(x)
         skips = []
         for conv in self.down_convs:
             skips.append(x)
