@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import h5py
+import nibabel as nb
 import numpy as np
 import pytest
 
@@ -26,3 +28,23 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real images: {SHARED_DATA} is absent")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def fill():
+    """Write small files that are whole, each of the kind that its name tells, and holding it."""
+
+    def write(*files):
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".gz":
+                image = nb.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4))
+                image.header["descrip"] = file.name[:80]
+                image.to_filename(file)
+            elif file.suffix == ".h5":
+                with h5py.File(file, "w") as h5:
+                    h5.attrs["name"] = file.name
+            else:
+                file.write_text("{}\n" if file.suffix == ".json" else f"{file.name}\n")
+
+    return write

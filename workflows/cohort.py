@@ -1,6 +1,5 @@
 """The cohort levels: from a registered scan to the images that are trained on or evaluated."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import read_json
 from m2m_bids.interfaces.scan_files import SCAN_NAME, SaveScanFiles
 from m2m_bids.interfaces.training import SaveTrainingScan
+from m2m_bids.spatial.whole import is_whole
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TrainingImages:
 
     def has(self, scan: Scan) -> bool:
         """Tell whether the images of a scan are there."""
-        return (self.folder / scan.name / SCAN_NAME).is_file()
+        return _is_whole(self.folder / scan.name)
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,13 @@ class EvaluationImages:
 
     def has(self, scan: Scan) -> bool:
         """Tell whether the images of a scan are there, and made of the files as they are."""
-        file = self.folder / scan.name / SCAN_NAME
-        return file.is_file() and json.loads(file.read_text()) == self.description(scan)
+        folder = self.folder / scan.name
+        return _is_whole(folder) and read_json(folder / SCAN_NAME) == self.description(scan)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Tell whether the images of a scan were written, each to its end."""
+    return (folder / SCAN_NAME).is_file() and all(map(is_whole, folder.glob("[!.]*")))
 
 
 def stamp(file: Path) -> list[str | int]:

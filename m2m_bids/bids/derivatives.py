@@ -32,6 +32,7 @@ from m2m_bids.bids.request import (
     read_json,
 )
 from m2m_bids.bids.spaces import OutputSpace
+from m2m_bids.spatial.whole import is_whole
 
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
@@ -349,6 +350,7 @@ def missing_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]
     """
     List the outputs that a scan still lacks; an empty list means that it is finished.
 
+    A file that was not written to its end, as after a power cut, counts as one that is not there.
     A scan whose deformable step was rejected is finished without deformable transforms. One that
     was made from other files, or with other options, than is asked for now is not finished.
 
@@ -379,7 +381,7 @@ def missing_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]
         needed += [file for name, file in made.items() if is_corrected or "static" in name]
     for parameter in scan.diffusivities:
         needed += expected_diffusivity_outputs(scan, out_dir, parameter).values()
-    missing = [file for file in needed if not file.is_file()]
+    missing = [file for file in needed if not is_whole(file)]
     for space, record in request.spaces.items():
         missing += _missing_in_space(scan, out_dir, space, transform, record)
     return missing + _missing_quantification(scan, out_dir, request.quantification)
@@ -399,7 +401,7 @@ def _missing_in_space(
         needed += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
     if differences(made_from(in_space["image_json"]), record):
         return needed
-    return [file for file in needed if not file.is_file()]
+    return [file for file in needed if not is_whole(file)]
 
 
 def _missing_quantification(scan: "Scan", out_dir: Path, request: Mapping[str, Any]) -> list[Path]:
@@ -411,4 +413,4 @@ def _missing_quantification(scan: "Scan", out_dir: Path, request: Mapping[str, A
         return [made["stat_json"]]
     if NO_STATISTICS_FIELD in read_json(made["stat_json"]):
         return []
-    return [made[key] for key in ("stat", "tacs") if key in made and not made[key].is_file()]
+    return [made[key] for key in ("stat", "tacs") if key in made and not is_whole(made[key])]

@@ -133,8 +133,10 @@ def changed_lines(
     requests : mapping of str to Request
         What they are to be made from, by name.
     """
+    from m2m_bids.bids.derivatives import missing_outputs
     from m2m_bids.bids.naming import expected_outputs
     from m2m_bids.bids.request import differences, made_from
+    from m2m_bids.spatial.whole import is_whole
 
     lines = []
     for scan in scans:
@@ -142,6 +144,10 @@ def changed_lines(
         changed = differences(used, requests[scan.name].registration) if used else []
         if changed:
             lines.append(f"{scan.name} is made anew: changed is {', '.join(changed)}")
+        elif used:
+            missing = missing_outputs(scan, output_dir, requests[scan.name])
+            cut = [file for file in missing if file.is_file() and not is_whole(file)]
+            lines += [f"{scan.name} is made anew: {file} is empty or cut off" for file in cut]
     return lines
 
 

@@ -100,7 +100,7 @@ def data_bytes(file: Path | str) -> int:
         By the header alone; 0 where that cannot be read.
     """
     try:
-        header = _stored_header(Path(file))
+        header = stored_header(Path(file))
         if header is None:
             return 0
         n_voxels = math.prod(max(0, int(size)) for size in header.get_data_shape())
@@ -219,7 +219,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _stored_header(file: Path) -> nb.Nifti1Header | None:
+def stored_header(file: Path) -> nb.Nifti1Header | None:
     """Read the header as it is stored, without extensions; None where it is not NIfTI's."""
     with ImageOpener(str(file), "rb") as stream:
         block = stream.read(nb.Nifti2Header.template_dtype.itemsize)
@@ -231,7 +231,7 @@ def _stored_header(file: Path) -> nb.Nifti1Header | None:
 
 def _check_size(file: Path) -> None:
     """Raise ImageError if header or data of an image would take more memory than there is."""
-    header = _stored_header(file)
+    header = stored_header(file)
     if header is None:
         return
     offset = float(header["vox_offset"])

@@ -56,7 +56,7 @@ def write_anat(out_dir, t1w_uri):
     return reference
 
 
-def write_scan(scan, out_dir, datasets, reference, *, requested="m2m", used="m2m"):
+def write_scan(scan, out_dir, datasets, reference, fill, *, requested="m2m", used="m2m"):
     outputs = expected_outputs(scan, out_dir, used)
     sidecar = derivatives.image_sidecar(
         [derivatives.bids_uri(path, out_dir, datasets) for path in (scan.file, scan.t1w)],
@@ -70,19 +70,19 @@ def write_scan(scan, out_dir, datasets, reference, *, requested="m2m", used="m2m
         if key.endswith("_json"):
             derivatives.write_json(file, sidecar)
         elif key.endswith("_xfm"):
-            file.write_bytes(b"not empty")
+            fill(file)
         else:
             save_image(file)
     return outputs
 
 
-def write_dataset(scans, out_dir):
+def write_dataset(scans, out_dir, fill):
     bids_dir = scans[0].file.parents[3]
     datasets = {"raw": bids_dir, "dti": bids_dir / "derivatives/dti"}
     derivatives.write_dataset_files(out_dir, datasets)
     reference = write_anat(out_dir, derivatives.bids_uri(scans[0].t1w, out_dir, datasets))
     for scan in scans:
-        write_scan(scan, out_dir, datasets, reference)
+        write_scan(scan, out_dir, datasets, reference, fill)
     figure = output_path(
         out_dir, PET, datatype="figures", suffix="pet", extension=".svg", desc="m2m"
     )
@@ -92,12 +92,12 @@ def write_dataset(scans, out_dir):
     derivatives.write_text(out_dir / "sub-01/log/run/crash.txt", "Traceback")
 
 
-def test_validator_finds_no_error(scans, tmp_path):
+def test_validator_finds_no_error(scans, tmp_path, fill):
     validator = shutil.which("bids-validator-deno")
     if validator is None:
         pytest.skip("bids-validator-deno is not installed")
     out_dir = tmp_path / "out"
-    write_dataset(scans, out_dir)
+    write_dataset(scans, out_dir, fill)
     command = [validator, "--format", "json", str(out_dir)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     issues = json.loads(result.stdout)["issues"]["issues"]
@@ -189,9 +189,9 @@ def test_of_the_source_what_stays_true_is_said():
 
 class TestMissingOutputs:
     @pytest.fixture
-    def finished(self, scans, tmp_path):
+    def finished(self, scans, tmp_path, fill):
         out_dir = tmp_path / "out"
-        write_dataset(scans, out_dir)
+        write_dataset(scans, out_dir, fill)
         return scans, out_dir
 
     def test_finished_scan_lacks_nothing(self, finished):
@@ -204,6 +204,21 @@ class TestMissingOutputs:
         file = expected_outputs(scans[0], out_dir, "m2m")[key]
         file.unlink()
         assert derivatives.missing_outputs(scans[0], out_dir, M2M) == [file]
+
+    @pytest.mark.parametrize("key", ["preproc", "rigid", "rigid_json", "rigid_xfm", "m2m_xfm"])
+    @pytest.mark.parametrize("part", [0, 0.6])
+    def test_one_file_is_cut_off(self, finished, key, part):
+        scans, out_dir = finished
+        file = expected_outputs(scans[0], out_dir, "m2m")[key]
+        whole = file.read_bytes()
+        file.write_bytes(whole[: int(part * len(whole))])
+        assert derivatives.missing_outputs(scans[0], out_dir, M2M) == [file]
+
+    def test_one_anatomical_file_is_cut_off(self, finished):
+        scans, out_dir = finished
+        file = expected_anat_outputs(T1W, out_dir)["preproc"]
+        file.write_bytes(file.read_bytes()[:-1])
+        assert [derivatives.missing_outputs(s, out_dir, M2M) for s in scans] == [[file], [file]]
 
     def test_anatomical_reference_is_missing(self, finished):
         scans, out_dir = finished
@@ -220,17 +235,17 @@ class TestMissingOutputs:
         assert missing == [*in_space.values(), *of_t1w.values()]
         assert "desc-m2m" in in_space["xfm"].name
 
-    def test_rejected_deformable_step_is_finished(self, scans, tmp_path):
+    def test_rejected_deformable_step_is_finished(self, scans, tmp_path, fill):
         out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]
         reference = write_anat(out_dir, "bids:raw:x")
-        write_scan(scans[0], out_dir, {"raw": bids_dir}, reference, used="rigid")
+        write_scan(scans[0], out_dir, {"raw": bids_dir}, reference, fill, used="rigid")
         assert derivatives.missing_outputs(scans[0], out_dir, M2M) == []
 
-    def test_rigid_request_does_not_finish_m2m(self, scans, tmp_path):
+    def test_rigid_request_does_not_finish_m2m(self, scans, tmp_path, fill):
         out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]
         reference = write_anat(out_dir, "bids:raw:x")
         datasets = {"raw": bids_dir}
-        write_scan(scans[0], out_dir, datasets, reference, requested="rigid", used="rigid")
+        write_scan(scans[0], out_dir, datasets, reference, fill, requested="rigid", used="rigid")
         rigid = Request("rigid", {"Transform": "rigid"}, {}, {})
         assert derivatives.missing_outputs(scans[0], out_dir, rigid) == []
         expected = list(expected_outputs(scans[0], out_dir, "m2m").values())

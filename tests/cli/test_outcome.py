@@ -22,47 +22,49 @@ SCAN = Scan(
 )
 
 
-def finish(settings, scan=SCAN, transform="m2m", statistics=(), **fields):
+@pytest.fixture
+def finish(fill):
     """Write what a finished scan consists of."""
-    outputs = expected_outputs(scan, settings.output_dir, transform)
-    anatomical = {}
-    if scan.t1w:
-        anatomical = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
-    for file in (*outputs.values(), *anatomical.values()):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    content = {"Transform": transform, MADE_FROM_FIELD: MADE_WITH, **MADE_WITH, **fields}
-    outputs["preproc_json"].write_text(json.dumps(content))
-    measured = quantification_outputs(scan, settings.output_dir, "tissues")
-    for key in ("stat", "tacs"):
-        measured[key].touch()
-    content = {MADE_FROM_FIELD: QUANTIFIED, **dict(statistics)}
-    measured["stat_json"].write_text(json.dumps(content))
+
+    def write(settings, scan=SCAN, transform="m2m", statistics=(), **fields):
+        outputs = expected_outputs(scan, settings.output_dir, transform)
+        anatomical = {}
+        if scan.t1w:
+            anatomical = expected_anat_outputs(scan.t1w_entities, settings.output_dir)
+        fill(*outputs.values(), *anatomical.values())
+        content = {"Transform": transform, MADE_FROM_FIELD: MADE_WITH, **MADE_WITH, **fields}
+        outputs["preproc_json"].write_text(json.dumps(content))
+        measured = quantification_outputs(scan, settings.output_dir, "tissues")
+        fill(measured["stat"], measured["tacs"])
+        content = {MADE_FROM_FIELD: QUANTIFIED, **dict(statistics)}
+        measured["stat_json"].write_text(json.dumps(content))
+
+    return write
 
 
 def test_unfinished_scan_has_no_sidecar(settings):
     assert read_sidecar(SCAN, settings()) == {}
 
 
-def test_status_of_a_finished_scan(settings):
+def test_status_of_a_finished_scan(settings, finish):
     finish(settings())
     row = status_of(SCAN, settings(), ASKED, seconds=12.34)
     assert (row.status, row.reason, row.seconds) == ("done", "n/a", "12.3")
 
 
-def test_status_of_a_rejected_step(settings):
+def test_status_of_a_rejected_step(settings, finish):
     finish(settings(), transform="rigid", TransformFallbackReason="the map folds")
     row = status_of(SCAN, settings(), ASKED)
     assert (row.status, row.reason) == ("rigid only", "the map folds")
 
 
-def test_rigid_run_is_done(settings):
+def test_rigid_run_is_done(settings, finish):
     finish(settings(), transform="rigid")
     asked = ASKED._replace(transform="rigid")
     assert status_of(SCAN, settings(transform="rigid"), asked).status == "done"
 
 
-def test_what_labels_did_not_give_is_told(settings):
+def test_what_labels_did_not_give_is_told(settings, finish):
     finish(settings(), statistics={"StatisticsNotComputed": "aseg.mgz: torn"})
     row = status_of(SCAN, settings(), ASKED)
     assert (row.status, row.reason) == ("done", "no values of regions: aseg.mgz: torn")
@@ -79,7 +81,7 @@ def test_what_labels_did_not_give_is_told(settings):
         ),
     ],
 )
-def test_a_correction_that_could_not_be_is_told(settings, statistics, note):
+def test_a_correction_that_could_not_be_is_told(settings, statistics, note, finish):
     said = {"PartialVolumeCorrectionNotComputed": "no label is in the field of view"}
     if statistics:
         said["StatisticsNotComputed"] = statistics
@@ -88,7 +90,7 @@ def test_a_correction_that_could_not_be_is_told(settings, statistics, note):
     assert (row.status, row.reason) == ("done", note)
 
 
-def test_template_in_place_of_a_t1w_is_told(settings):
+def test_template_in_place_of_a_t1w_is_told(settings, finish):
     """Also the spaces that it cannot be brought to, and that the deformable step was rejected."""
     scan = replace(SCAN, t1w=None, t1w_entities={}, template="MNI", t1w_choice="no T1w image")
     run = settings(output_spaces=("MNI:res-2", "T1w:res-2"))
@@ -111,13 +113,13 @@ def test_status_of_a_failed_scan(settings, failure, reason):
     assert reason in row.reason
 
 
-def test_failure_wins_over_older_outputs(settings):
+def test_failure_wins_over_older_outputs(settings, finish):
     """A scan whose outputs could not be replaced has failed, although there are files."""
     finish(settings())
     assert status_of(SCAN, settings(), ASKED, failure="it broke").status == "failed"
 
 
-def test_outputs_of_other_weights_do_not_count(settings):
+def test_outputs_of_other_weights_do_not_count(settings, finish):
     finish(settings(), **{MADE_FROM_FIELD: {**MADE_WITH, "WeightsSHA256": "other"}})
     assert status_of(SCAN, settings(), ASKED).status == "failed"
 
@@ -139,7 +141,7 @@ def test_earlier_reason_and_time_are_kept(settings):
     assert status_of(SCAN, settings(), ASKED, earlier=replace(failed, status="done")) == now
 
 
-def test_a_finished_scan_keeps_its_time_and_no_stale_reason(settings):
+def test_a_finished_scan_keeps_its_time_and_no_stale_reason(settings, finish):
     finish(settings())
     done = status_of(SCAN, settings(), ASKED, seconds=12.34)
     noted = replace(done, reason="made with other options: RefinementSteps")
@@ -147,7 +149,7 @@ def test_a_finished_scan_keeps_its_time_and_no_stale_reason(settings):
 
 
 @pytest.mark.parametrize("reports_only", [True, False])
-def test_other_options_are_no_failure_where_nothing_is_run(settings, reports_only):
+def test_other_options_are_no_failure_where_nothing_is_run(settings, reports_only, finish):
     run = settings(reports_only=reports_only)
     finish(run)
     other = ASKED._replace(registration={**MADE_WITH, "RefinementSteps": 10})
@@ -161,7 +163,7 @@ def test_other_options_are_no_failure_where_nothing_is_run(settings, reports_onl
         )
 
 
-def test_what_failed_with_these_options_has_not_succeeded_with_others(settings):
+def test_what_failed_with_these_options_has_not_succeeded_with_others(settings, finish):
     """There are whole outputs, of the options of a run before that."""
     run = settings(reports_only=True)
     finish(run)
@@ -171,7 +173,7 @@ def test_what_failed_with_these_options_has_not_succeeded_with_others(settings):
     assert status_of(SCAN, run, ASKED, earlier=failed).status == "done"
 
 
-def test_rejection_is_told_whatever_is_asked_for(settings):
+def test_rejection_is_told_whatever_is_asked_for(settings, finish):
     run = settings(transform="rigid", reports_only=True)
     finish(run, transform="rigid", TransformFallbackReason="it folds")
     content = {"Transform": "m2m", **MADE_WITH}

@@ -90,24 +90,29 @@ def scans_of(bids_dir):
     return {scan.name: scan for scan in query(bids_dir)}
 
 
-def finish(scan, out_dir, transform="m2m", **fields):
+@pytest.fixture
+def finish(fill):
     """Write what a finished scan consists of."""
-    outputs = expected_outputs(scan, out_dir, transform)
-    anatomical = expected_anat_outputs(scan.t1w_entities, out_dir) if scan.t1w else {}
-    measured = quantification_outputs(scan, out_dir, "tissues")
-    tables = [measured[key] for key in ("stat", "tacs") if key in measured]
-    for file in (*outputs.values(), *anatomical.values(), *tables):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    bids_dir = out_dir.parent / "bids"
-    settings = Settings(bids_dir=bids_dir, output_dir=out_dir, work_dir=out_dir.parent / "work")
-    request = scan_request(scan, settings, options(n_refine=60, random_seed=0))
-    # Scans of one frame do not depend on how frames are used.
-    made_from = {key: value for key, value in request.registration.items() if key != "Frames"}
-    content = {"Transform": transform, MADE_FROM_FIELD: made_from, **fields}
-    outputs["preproc_json"].write_text(json.dumps(content))
-    content = {MADE_FROM_FIELD: request.quantification}
-    measured["stat_json"].write_text(json.dumps(content))
+
+    def write(scan, out_dir, transform="m2m", **fields):
+        outputs = expected_outputs(scan, out_dir, transform)
+        anatomical = expected_anat_outputs(scan.t1w_entities, out_dir) if scan.t1w else {}
+        measured = quantification_outputs(scan, out_dir, "tissues")
+        tables = [measured[key] for key in ("stat", "tacs") if key in measured]
+        fill(*outputs.values(), *anatomical.values(), *tables)
+        bids_dir = out_dir.parent / "bids"
+        settings = Settings(
+            bids_dir=bids_dir, output_dir=out_dir, work_dir=out_dir.parent / "work"
+        )
+        request = scan_request(scan, settings, options(n_refine=60, random_seed=0))
+        # Scans of one frame do not depend on how frames are used.
+        made_from = {key: value for key, value in request.registration.items() if key != "Frames"}
+        content = {"Transform": transform, MADE_FROM_FIELD: made_from, **fields}
+        outputs["preproc_json"].write_text(json.dumps(content))
+        content = {MADE_FROM_FIELD: request.quantification}
+        measured["stat_json"].write_text(json.dumps(content))
+
+    return write
 
 
 def options(**changes):
@@ -201,7 +206,7 @@ def test_output_of_another_application(main, tmp_path):
 # --- what is run -----------------------------------------------------------------------------
 
 
-def test_only_what_is_missing_is_run(main, bids_dir, tmp_path):
+def test_only_what_is_missing_is_run(main, bids_dir, tmp_path, finish):
     scans = scans_of(bids_dir)
     code, out, _, started = main()
     assert sorted(started) == sorted(scans)
@@ -234,7 +239,7 @@ def test_only_what_is_missing_is_run(main, bids_dir, tmp_path):
     ],
     ids=lambda options: options[0],
 )
-def test_other_results_are_run_anew(main, bids_dir, tmp_path, weights, options):
+def test_other_results_are_run_anew(main, bids_dir, tmp_path, weights, options, finish):
     scan = scans_of(bids_dir)["sub-1_trc-FDG_pet"]
     finish(scan, tmp_path / "out")
     if "--weights" in options:
@@ -246,7 +251,7 @@ def test_other_results_are_run_anew(main, bids_dir, tmp_path, weights, options):
     assert scan.name in main(*options)[3]
 
 
-def test_other_sources_are_run_anew(main, bids_dir, tmp_path, caplog):
+def test_other_sources_are_run_anew(main, bids_dir, tmp_path, caplog, finish):
     """A file that was replaced, a map computed elsewhere, anatomy of another program, metadata."""
     pet, fa = (scans_of(bids_dir)[name] for name in ("sub-1_trc-FDG_pet", "sub-2_param-FA_dwimap"))
     for scan in (pet, fa):
@@ -288,7 +293,7 @@ def test_other_sources_are_run_anew(main, bids_dir, tmp_path, caplog):
     assert pet.name not in main()[3]
 
 
-def test_scans_without_t1w_are_skipped_or_go_to_the_template(main, bids_dir, tmp_path):
+def test_scans_without_t1w_are_skipped_or_go_to_the_template(main, bids_dir, tmp_path, finish):
     for file in bids_dir.glob("sub-1/anat/*"):
         file.unlink()
     names = ["sub-1_trc-AV45_pet", "sub-1_trc-FDG_pet"]
@@ -400,7 +405,7 @@ def test_reports_only_runs_nothing(main, tmp_path):
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_reports_alone_make_no_finished_scan_a_failed_one(
-    main, bids_dir, tmp_path, caplog, options, told
+    main, bids_dir, tmp_path, caplog, options, told, finish
 ):
     """They are of what is there, whatever options are given or forgotten."""
     for scan in scans_of(bids_dir).values():
@@ -426,7 +431,7 @@ def test_reports_alone_make_no_finished_scan_a_failed_one(
     assert table.read_text() == timed
 
 
-def test_reports_alone_leave_scans_that_are_left_out_now(main, bids_dir, tmp_path):
+def test_reports_alone_leave_scans_that_are_left_out_now(main, bids_dir, tmp_path, finish):
     """Those that went to a template, where that option is forgotten."""
     (bids_dir / "sub-2/anat/sub-2_T1w.nii.gz").unlink()
     (scan,) = query(bids_dir, template="MNI152NLin2009aSym", modalities=("fa",))
@@ -440,7 +445,7 @@ def test_reports_alone_leave_scans_that_are_left_out_now(main, bids_dir, tmp_pat
     assert ">0.6123<" in table.read_text()
 
 
-def test_reports_alone_take_another_t1w_for_another_option(main, bids_dir, tmp_path):
+def test_reports_alone_take_another_t1w_for_another_option(main, bids_dir, tmp_path, finish):
     scan = scans_of(bids_dir)["sub-2_param-FA_dwimap"]
     finish(scan, tmp_path / "out")
     main()
@@ -450,7 +455,7 @@ def test_reports_alone_take_another_t1w_for_another_option(main, bids_dir, tmp_p
     assert (row.status, row.reason) == ("done", "made with other options: Files")
 
 
-def test_reports_alone_tell_what_is_gone(main, bids_dir, tmp_path):
+def test_reports_alone_tell_what_is_gone(main, bids_dir, tmp_path, finish):
     pet, fa = (scans_of(bids_dir)[name] for name in ("sub-1_trc-FDG_pet", "sub-2_param-FA_dwimap"))
     for scan in (pet, fa):
         finish(scan, tmp_path / "out")
@@ -461,7 +466,7 @@ def test_reports_alone_tell_what_is_gone(main, bids_dir, tmp_path):
     assert row.reason == "sub-1_trc-FDG_space-T1w_desc-preproc_pet.nii.gz is not there"
 
 
-def test_report_of_a_few_scans_tells_of_the_others(main, bids_dir, tmp_path):
+def test_report_of_a_few_scans_tells_of_the_others(main, bids_dir, tmp_path, finish):
     for scan in scans_of(bids_dir).values():
         finish(scan, tmp_path / "out", LinearScore=0.6123)
     main()
@@ -501,8 +506,25 @@ def test_reasons_of_earlier_failures_stay(main, bids_dir, tmp_path):
     assert "sub-2_param-FA_dwimap failed: " in page
 
 
+@pytest.mark.parametrize("part", [0, 0.5])
+def test_an_output_that_is_cut_off_is_made_anew(main, bids_dir, tmp_path, part, finish, caplog):
+    """As after a power cut; a scan that shares no such file is left alone."""
+    for scan in scans_of(bids_dir).values():
+        finish(scan, tmp_path / "out")
+    assert main()[3] == []
+    damaged = scans_of(bids_dir)["sub-1_trc-FDG_pet"]
+    file = expected_outputs(damaged, tmp_path / "out", "m2m")["preproc"]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(part * len(whole))])
+    code, out, _, _ = main("--reports-only")
+    assert code == 1
+    assert f"{file.name} is damaged: run the scan again" in out
+    assert main()[3] == [damaged.name]
+    assert f"{damaged.name} is made anew: {file} is empty or cut off" in caplog.text
+
+
 @pytest.mark.parametrize("content", ['{"a": ', "[]", '{"a": 1}', ""])
-def test_a_damaged_sidecar_is_named_and_stops_nothing(main, bids_dir, tmp_path, content):
+def test_a_damaged_sidecar_is_named_and_stops_nothing(main, bids_dir, tmp_path, content, finish):
     for scan in scans_of(bids_dir).values():
         finish(scan, tmp_path / "out")
     damaged = scans_of(bids_dir)["sub-1_trc-FDG_pet"]
@@ -522,7 +544,7 @@ def test_a_damaged_sidecar_is_named_and_stops_nothing(main, bids_dir, tmp_path, 
     [("warnings", 5), ("warnings", [5]), ("noise_percent", "much"), ("noise_percent", 10**400)],
     ids=["no list", "no texts", "no number", "huge"],
 )
-def test_damaged_numbers_stop_no_report(main, bids_dir, tmp_path, name, value):
+def test_damaged_numbers_stop_no_report(main, bids_dir, tmp_path, name, value, finish):
     for scan in scans_of(bids_dir).values():
         finish(scan, tmp_path / "out")
         numbers = expected_outputs(scan, tmp_path / "out", "m2m")["qc_json"]
@@ -532,7 +554,7 @@ def test_damaged_numbers_stop_no_report(main, bids_dir, tmp_path, name, value):
 
 
 def test_one_report_that_cannot_be_written_does_not_stop_the_others(
-    main, bids_dir, tmp_path, caplog
+    main, bids_dir, tmp_path, caplog, finish
 ):
     for scan in scans_of(bids_dir).values():
         score = "high" if scan.subject == "1" else 0.6
@@ -553,7 +575,7 @@ def test_work_folder_is_emptied_if_asked_for(main, tmp_path):
     assert not (tmp_path / "work/old").exists()
 
 
-def test_no_graph_of_nothing(main, bids_dir, tmp_path, caplog):
+def test_no_graph_of_nothing(main, bids_dir, tmp_path, caplog, finish):
     for scan in scans_of(bids_dir).values():
         finish(scan, tmp_path / "out")
     assert main("--write-graph")[0] == 0
@@ -597,7 +619,7 @@ def test_validator_need_not_be_there(bids_dir, tmp_path, monkeypatch, caplog):
 
 
 def test_failure_of_one_scan_is_told_to_all_that_need_it(
-    main, bids_dir, tmp_path, monkeypatch, capsys
+    main, bids_dir, tmp_path, monkeypatch, capsys, finish
 ):
     """A T1w that cannot be read fails both PET scans of its subject, with its reason."""
 
@@ -695,7 +717,7 @@ def changes(folder):
     return {file: file.stat().st_mtime_ns for file in files}
 
 
-def test_a_second_run_leaves_reports_alone(main, bids_dir, tmp_path):
+def test_a_second_run_leaves_reports_alone(main, bids_dir, tmp_path, finish):
     for scan in scans_of(bids_dir).values():
         finish(scan, tmp_path / "out")
     main()
@@ -720,7 +742,7 @@ def test_clean_workdir_spares_other_runs(main, tmp_path):
     assert not (work / "m2m_bids_wf").exists()
 
 
-def test_purge_spares_participants_that_are_left_out(main, bids_dir, tmp_path):
+def test_purge_spares_participants_that_are_left_out(main, bids_dir, tmp_path, finish):
     """This run holds no lock of theirs; another one that has it may be at work on them."""
     folders = [tmp_path / "work" / "m2m_bids_wf" / f"sub_{label}_wf" for label in (1, 2)]
     for folder in folders:

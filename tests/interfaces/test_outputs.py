@@ -36,14 +36,14 @@ def expected(tmp_path):
 
 
 @pytest.fixture
-def save(tmp_path, expected, monkeypatch):
+def save(tmp_path, expected, monkeypatch, fill):
     """Run `SaveScan` on files that hold their own names."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
 
     def file(name):
-        (work / name).write_text(name)
+        fill(work / name)
         return str(work / name)
 
     def run(m2m_xfms=(), **inputs):
@@ -90,8 +90,8 @@ def test_accepted_scan_is_complete(save, expected, tmp_path):
     outputs = accepted(save)
     assert files_of(tmp_path / "out") == set(expected.values())
     assert set(outputs.out_files) == {str(path) for path in expected.values()}
-    contents = {key: path.read_text() for key, path in expected.items() if "json" not in key}
-    assert contents == {
+    contents = {key: path.read_bytes() for key, path in expected.items() if "json" not in key}
+    made = {
         "preproc": "preproc.nii.gz",
         "rigid": "rigid.nii.gz",
         "rigid_xfm": "rigid.txt",
@@ -99,6 +99,7 @@ def test_accepted_scan_is_complete(save, expected, tmp_path):
         "m2m_xfm": "m2m.h5",
         "m2m_inverse_xfm": "m2m_inverse.h5",
     }
+    assert contents == {key: (tmp_path / "work" / name).read_bytes() for key, name in made.items()}
 
 
 def test_numbers_for_quality_control(save, expected):
@@ -135,7 +136,7 @@ def test_sidecars(save, expected):
     assert not {"WeightsSHA256", "DeformableQuality"} & rigid.keys()
 
 
-def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path):
+def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path, fill):
     frames = frame_outputs(SCAN, tmp_path / "out")
     stem = "sub-01_ses-1_trc-FDG_run-02"
     assert [file.name for file in frames.values()] == [
@@ -147,8 +148,7 @@ def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path
     ]
     outputs = {key: str(file) for key, file in frames.items()}
     request = {"Reference": "auto", "MotionCorrection": True}
-    for name in ("static.nii.gz", "motion.tsv"):
-        (tmp_path / "work" / name).write_text(name)
+    fill(tmp_path / "work/static.nii.gz", tmp_path / "work/motion.tsv")
     moved, turned = np.eye(4), from_matvec(euler2mat(0.1, -0.2, 0.3), [5, -6, 7])
     moved[:3, 3] = 1, 2, 3
     xfms = [
@@ -164,8 +164,9 @@ def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path
         motion_description={"trans_x": {"Units": "mm"}},
     )
     assert set(frames.values()) <= files_of(tmp_path / "out")
-    assert frames["static"].read_text() == "static.nii.gz"
-    assert frames["motion"].read_text() == "motion.tsv"
+    static = (tmp_path / "work/static.nii.gz").read_bytes()
+    assert frames["static"].read_bytes() == static
+    assert frames["motion"].read_text() == "motion.tsv\n"
     array = ITKLinearTransformArray.from_filename(frames["motion_xfm"])
     np.testing.assert_allclose(array.to_ras(), [moved, turned], atol=1e-12)
     motion = json.loads(frames["motion_json"].read_text())
@@ -176,9 +177,7 @@ def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path
         sidecar = json.loads(file.read_text())
         assert sidecar["TracerName"] == "FDG"
         assert "FrameDuration" not in sidecar
-    for path in expected_anat_outputs(SCAN.t1w_entities, tmp_path / "out").values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    fill(*expected_anat_outputs(SCAN.t1w_entities, tmp_path / "out").values())
 
     def missing(request):
         asked = ASKED._replace(registration={"Frames": request, "Target": "T1w"})
@@ -215,11 +214,9 @@ def test_rigid_run_has_no_deformable_fields(save, expected):
     assert not absent & final.keys()
 
 
-def test_interrupted_copy_is_not_taken_for_a_finished_scan(save, expected, tmp_path, monkeypatch):
+def test_interrupted_copy_is_no_finished_scan(save, expected, tmp_path, monkeypatch, fill):
     accepted(save)
-    for path in expected_anat_outputs(SCAN.t1w_entities, tmp_path / "out").values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    fill(*expected_anat_outputs(SCAN.t1w_entities, tmp_path / "out").values())
     assert not missing_outputs(SCAN, tmp_path / "out", ASKED)
     copy = module._copy
 

@@ -14,6 +14,7 @@ from nipype.interfaces.base import isdefined
 from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.bids.diffusion import GradientFiles
 from m2m_bids.bids.query import Scan
+from m2m_bids.cohort import write_training_arrays
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.base import (
     anatomical_wf_name,
@@ -580,15 +581,37 @@ def test_cohort_levels_write_images_instead_of_derivatives(settings, scan, image
             assert (folder, node.inputs.description["name"]) == (images.folder, name)
 
 
-def test_images_to_evaluate_are_made_anew_from_another_file(scan, tmp_path):
+def test_images_to_evaluate_are_made_anew_where_a_file_differs_or_is_cut_off(scan, tmp_path, fill):
     images, pet = EvaluationImages(tmp_path / "images"), scan("pet")
     assert not images.has(pet)
     file = images.folder / pet.name / "scan.json"
     file.parent.mkdir(parents=True)
+    fill(*(file.with_name(f"{name}.nii.gz") for name in ("moving", "t1w", "mask", "dseg")))
     file.write_text(json.dumps(images.description(pet)))
     assert images.has(pet)
+    mask = file.with_name("mask.nii.gz")
+    mask.write_bytes(mask.read_bytes()[:-1])
+    assert not images.has(pet)
+    fill(mask)
+    assert images.has(pet)
+    file.write_text('{"name": ')
+    assert not images.has(pet)
+    file.write_text(json.dumps(images.description(pet)))
     pet.t1w.write_bytes(b"other")
     assert not images.has(pet)
+
+
+def test_images_to_train_on_are_made_anew_where_an_array_is_cut_off(scan, tmp_path):
+    images, pet = TrainingImages(tmp_path / "images", 16, 3.0), scan("pet")
+    assert not images.has(pet)
+    folder = images.folder / pet.name
+    arrays = {"functional": np.ones((16, 16, 16), np.float16)}
+    write_training_arrays(folder, {"name": pet.name}, arrays)
+    assert images.has(pet)
+    whole = (folder / "functional.npy").read_bytes()
+    for part in (0, 100, len(whole) - 1):
+        (folder / "functional.npy").write_bytes(whole[:part])
+        assert not images.has(pet)
 
 
 def test_fa_is_fitted_where_the_scan_is_diffusion_weighted(settings, scan):
