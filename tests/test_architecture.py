@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "registration": set(),
     "spatial": set(),
+    "processes": set(),
     "bids": {"spatial"},
     "preprocessing": {"spatial"},
     "evaluation": {"spatial"},
@@ -20,7 +21,7 @@ ALLOWED = {
     "reports": {"spatial"},
     "api": {"preprocessing", "registration", "simulation", "spatial"},
     "cohort": {"api", "evaluation", "registration", "spatial"},
-    "baselines": {"api", "preprocessing", "registration", "spatial"},
+    "baselines": {"api", "preprocessing", "processes", "registration", "spatial"},
     "interfaces": {
         "api",
         "baselines",
@@ -40,6 +41,7 @@ ALLOWED = {
         "bids",
         "cohort",
         "evaluation",
+        "processes",
         "quality",
         "quantification",
         "registration",

@@ -3,7 +3,9 @@ Run a method in a process of its own, which measures its time and memory.
 
 The memory is the largest of the resident sets, at their peaks, of that process and of the programs
 that it starts: what the system keeps for each, so that no sampling can miss it. Libraries count,
-as they do for a user. A method that crashes does not take the caller with it.
+as they do for a user. A method that crashes does not take the caller with it; a caller that is
+killed takes the method and its programs with it. Their temporary files go to the folder that gets
+the result.
 """
 
 import json
@@ -24,6 +26,7 @@ import numpy as np
 from m2m_bids.api import Modality
 from m2m_bids.baselines.base import Images, Options
 from m2m_bids.baselines.methods import find_method
+from m2m_bids.processes import end_group, end_with_parent
 from m2m_bids.spatial.images import load_image
 from m2m_bids.spatial.itk import read_affine, write_affine, write_composite
 from m2m_bids.spatial.transforms import Chain
@@ -196,10 +199,21 @@ def _run_in_process(
     _write_json(job, folder / JOB_NAME)
     # -P: modules are never taken from the folder where this runs.
     command = [sys.executable, "-P", "-m", "m2m_bids.baselines.run", str(folder)]
-    with (folder / LOG_NAME).open("wb") as log:
-        code = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=_environment(options)
-        ).returncode
+    with (
+        (folder / LOG_NAME).open("wb") as log,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # nothing is written to it: see `end_with_parent`
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(options, folder),
+            process_group=0,
+        ) as process,
+    ):
+        try:
+            code = process.wait()
+        finally:
+            end_group(process.pid)
     if code == 0:
         return Report(**json.loads((folder / REPORT_NAME).read_text()))
     report = Report("failed", _why_ended(code, folder / LOG_NAME))
@@ -207,8 +221,8 @@ def _run_in_process(
     return report
 
 
-def _environment(options: Options) -> dict[str, str]:
-    environment = dict(os.environ)
+def _environment(options: Options, folder: Path) -> dict[str, str]:
+    environment = {**os.environ, "TMPDIR": str(folder.absolute())}
     if options.n_threads:
         for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
             environment[name] = str(options.n_threads)
@@ -246,4 +260,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent(sys.stdin.fileno(), with_group=True)
     main(Path(sys.argv[1]))

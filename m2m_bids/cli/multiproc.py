@@ -1,16 +1,14 @@
 """Nipype's MultiProc plugin for processes that may be killed, as for want of memory."""
 
-import fcntl
 import logging
 import multiprocessing
-import os
-import sys
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from typing import Any
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
+
+from m2m_bids.processes import end_with_parent
 
 LOGGER = logging.getLogger("m2m_bids")
 
@@ -118,12 +116,5 @@ def _initialise_worker(cwd: str) -> None:
     """Prepare a process as Nipype does; on Linux it ends when the main process does."""
     process_initializer(cwd)
     parent = multiprocessing.parent_process()
-    if parent is not None and sys.platform == "linux":
-        # The main process holds the other end of this pipe. SIGIO ends a process that has no
-        # handler, also in the midst of a library that keeps Python's lock.
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
-        flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
-        if wait([parent.sentinel], timeout=0):
-            # It ended while this process started, which is told by no signal.
-            os._exit(1)
+    if parent is not None:
+        end_with_parent(parent.sentinel)

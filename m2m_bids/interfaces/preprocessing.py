@@ -12,6 +12,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from m2m_bids.interfaces.scratch import temporary_files_in
+
 # Files of datasets are declared without ``exists``: one that has vanished since the query fails
 # its own scan, when it is read. Nipype's check would end the whole run.
 
@@ -86,13 +88,14 @@ class ExtractBrain(SimpleInterface):
         inputs, folder = self.inputs, Path(runtime.cwd)
         image = load_image(inputs.in_file)
         image.set_filename(inputs.in_file)  # messages name it
-        brain = extract_brain(
-            image,
-            source=inputs.source,
-            synthstrip_model=inputs.synthstrip_model or None,
-            random_seed=inputs.random_seed,
-            n_threads=inputs.n_threads,
-        )
+        with temporary_files_in(runtime.cwd):
+            brain = extract_brain(
+                image,
+                source=inputs.source,
+                synthstrip_model=inputs.synthstrip_model or None,
+                random_seed=inputs.random_seed,
+                n_threads=inputs.n_threads,
+            )
         self._results["mask_file"] = str(save_image(brain.mask, folder / "mask.nii"))
         xfm = write_affine(brain.template2anat, folder / "template2anat.txt")
         self._results["template2anat"] = str(xfm)
@@ -133,7 +136,8 @@ class AlignTemplate(SimpleInterface):
             affine = affine_of_transform(self.inputs.xfm_file, mask)
             is_skull_stripped = is_stripped(image, affine)
         else:
-            brain = align_template(image, mask, random_seed=self.inputs.random_seed)
+            with temporary_files_in(runtime.cwd):
+                brain = align_template(image, mask, random_seed=self.inputs.random_seed)
             affine, is_skull_stripped = brain.template2anat, brain.is_skull_stripped
         xfm = write_affine(affine, Path(runtime.cwd) / "template2anat.txt")
         self._results["template2anat"] = str(xfm)
@@ -367,7 +371,8 @@ class EstimateMotion(SimpleInterface):
         self._results["frame_xfms"] = []
         if not is_dynamic(image):
             return runtime
-        motion = estimate_motion(image, timing, random_seed=self.inputs.random_seed)
+        with temporary_files_in(runtime.cwd):
+            motion = estimate_motion(image, timing, random_seed=self.inputs.random_seed)
         folder = Path(runtime.cwd)
         self._results["frame_xfms"] = [
             str(write_affine(affine, folder / f"frame{index:03d}.txt"))
@@ -411,14 +416,15 @@ class FitTensor(SimpleInterface):
         inputs = self.inputs
         image = load_image(inputs.in_file)
         image.set_filename(inputs.in_file)  # messages name it
-        maps = fit_dwi(
-            image,
-            inputs.bval_file,
-            inputs.bvec_file,
-            is_raw=inputs.is_raw,
-            mask_file=inputs.mask_file if isdefined(inputs.mask_file) else None,
-            random_seed=inputs.random_seed,
-        )
+        with temporary_files_in(runtime.cwd):
+            maps = fit_dwi(
+                image,
+                inputs.bval_file,
+                inputs.bvec_file,
+                is_raw=inputs.is_raw,
+                mask_file=inputs.mask_file if isdefined(inputs.mask_file) else None,
+                random_seed=inputs.random_seed,
+            )
         folder = Path(runtime.cwd)
         self._results.update(
             out_file=str(save_image(maps.fa, folder / "fitted.nii")),
@@ -488,12 +494,13 @@ class RegisterRigid(SimpleInterface):
         from m2m_bids.spatial.itk import write_affine
 
         align = register_affine if self.inputs.is_affine else register_rigid
-        result = align(
-            load_image(self.inputs.moving_file),
-            load_image(self.inputs.fixed_file),
-            load_image(self.inputs.mask_file),
-            random_seed=self.inputs.random_seed,
-        )
+        with temporary_files_in(runtime.cwd):
+            result = align(
+                load_image(self.inputs.moving_file),
+                load_image(self.inputs.fixed_file),
+                load_image(self.inputs.mask_file),
+                random_seed=self.inputs.random_seed,
+            )
         folder = Path(runtime.cwd)
         xfm = write_affine(result.fixed2moving, folder / "rigid.txt")
         inverse = write_affine(np.linalg.inv(result.fixed2moving), folder / "rigid_inverse.txt")

@@ -12,6 +12,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from m2m_bids.interfaces.scratch import temporary_files_in
+
 
 class _TemplateInputSpec(BaseInterfaceInputSpec):
     template = traits.Str(desc="name of the template")
@@ -87,13 +89,14 @@ class NormalizeT1w(SimpleInterface):
         from m2m_bids.spatial.images import load_image
         from m2m_bids.spatial.itk import read_affine, write_composite
 
-        result = normalize_t1w(
-            load_image(self.inputs.t1w_file),
-            load_image(self.inputs.mask_file),
-            _load_template(self.inputs),
-            template2anat=read_affine(self.inputs.template2anat),
-            random_seed=self.inputs.random_seed,
-        )
+        with temporary_files_in(runtime.cwd):
+            result = normalize_t1w(
+                load_image(self.inputs.t1w_file),
+                load_image(self.inputs.mask_file),
+                _load_template(self.inputs),
+                template2anat=read_affine(self.inputs.template2anat),
+                random_seed=self.inputs.random_seed,
+            )
         folder = Path(runtime.cwd)
         xfm = write_composite(result.template2anat, folder / "xfm.h5")
         inverse = write_composite(result.anat2template, folder / "inverse_xfm.h5")

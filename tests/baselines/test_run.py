@@ -1,10 +1,13 @@
 """Methods in processes of their own: transforms, costs, and ends of every kind."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,8 +138,9 @@ def test_memory_of_the_caller_does_not_count():
     assert measured_by("", n_held=1_500_000_000) < 1
 
 
-def test_threads_reach_the_programs():
-    environment = run._environment(Options(n_threads=3))
+def test_threads_and_the_temporary_folder_reach_the_programs(tmp_path):
+    environment = run._environment(Options(n_threads=3), tmp_path)
+    assert environment["TMPDIR"] == str(tmp_path)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] == "3"
 
@@ -146,3 +150,80 @@ def test_options_and_files_survive_json(pair_files):
     assert Options(**json.loads(json.dumps(asdict(options)))) == options
     files = PairFiles(**pair_files, dseg_file="dseg.nii")
     assert PairFiles(**json.loads(json.dumps(asdict(files)))) == files
+
+
+CALLER = """
+import json, sys
+from pathlib import Path
+from m2m_bids.baselines.base import Options
+from m2m_bids.baselines.run import PairFiles, run_method
+files = PairFiles(**json.loads(sys.argv[2]))
+options = Options(device="cpu", n_threads=1, spacing_mm=12.0)
+report, _ = run_method("niftyreg-lncc", files, options, Path(sys.argv[1]))
+print(report.status, report.reason)
+"""
+
+
+@pytest.fixture
+def sleeper(tmp_path, monkeypatch):
+    """Programs of NiftyReg, the first of which sleeps; the file with its process."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    file = folder / "pid"
+    for name in ("reg_f3d", "reg_transform", "reg_aladin"):
+        sleeps = f"echo $$ > {file}.new && mv {file}.new {file}\nexec sleep 600"
+        (folder / name).write_text(
+            f"#!/bin/sh\n{sleeps if name == 'reg_f3d' else 'echo 1.5.77'}\n"
+        )
+        (folder / name).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return file
+
+
+def status_of(pid):
+    """Letter of a process's state, and the process that started it; Z where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z", 0
+
+
+def method_above(pid):
+    """The process of the method that has started a program, perhaps through a shell."""
+    while b"m2m_bids.baselines.run" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+        pid = status_of(pid)[1]
+    return pid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux")
+@pytest.mark.parametrize("killed", ["caller", "method", "both"])
+def test_no_program_outlives_what_started_it(killed, pair_files, sleeper, tmp_path):
+    """Both at once: the caller is stopped first, so that it cannot end what it has started."""
+    command = [sys.executable, "-c", CALLER, str(tmp_path / "new"), json.dumps(pair_files)]
+    caller = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 120
+        while not sleeper.is_file():
+            assert caller.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        program = int(sleeper.read_text())
+        method = method_above(program)
+        assert os.getpgid(program) == method
+        if killed == "both":
+            caller.send_signal(signal.SIGSTOP)
+        if killed != "caller":
+            os.kill(method, signal.SIGKILL)
+        if killed != "method":
+            caller.kill()
+        end = time.monotonic() + 30
+        while {status_of(pid)[0] for pid in (program, method)} != {"Z"}:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        if killed == "method":
+            assert caller.communicate(timeout=60)[0].startswith("failed the system ended it")
+        # Its temporary files are where the next registration of this pair finds them.
+        assert list((tmp_path / "new").glob("m2m-niftyreg-*"))
+    finally:
+        caller.kill()
