@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from m2m_bids.bids.derivatives import write_text
+from m2m_bids.cli.cgroups import memory_limit
 from m2m_bids.settings import Settings
 
 GPU_COUNT_CODE = "import torch; print(torch.cuda.device_count())"
@@ -232,10 +233,8 @@ def available_memory_gb() -> float:
     SLURM may count memory without limiting it, so that its variables tell of a job's share.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9]
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    if text.isdigit():
-        limits.append(int(text) / 1e9)
+    if limit := memory_limit():
+        limits.append(limit / 1e9)
     mib_of_node, mib_of_cpu, n_cpus = (
         int(value) if (value := os.environ.get(name, "")).isdigit() else 0
         for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE")

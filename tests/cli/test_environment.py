@@ -122,16 +122,13 @@ def test_torch_is_asked_in_another_process():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_memory_of_a_container(monkeypatch, tmp_path):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(environment, "Path", lambda _: limit)
+def test_memory_of_a_container(monkeypatch):
+    monkeypatch.setattr(environment, "memory_limit", lambda: None)
     total = available_memory_gb()
     assert 0 < total < 1e5
-    limit.write_text("max\n")
-    assert available_memory_gb() == total
-    limit.write_text("500000000\n")
+    monkeypatch.setattr(environment, "memory_limit", lambda: 500_000_000)
     assert available_memory_gb() == pytest.approx(0.45)
-    limit.write_text(f"{10**15}\n")
+    monkeypatch.setattr(environment, "memory_limit", lambda: 10**15)
     assert available_memory_gb() == total
 
 
