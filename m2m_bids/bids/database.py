@@ -1,5 +1,6 @@
 """Keep the index of a dataset in a database that later runs read."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -7,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Of what is kept and how; to be raised where `index_dataset` changes otherwise.
 _VERSION = 1
+_HIDDEN = ".index"
+_KEPT_S = 7 * 24 * 3600
 
 
 def open_index(root: Path, database_dir: Path) -> "BIDSLayout":
@@ -28,8 +32,10 @@ def open_index(root: Path, database_dir: Path) -> "BIDSLayout":
 
     A file that is added, removed or renamed changes the time of its folder. The database is in a
     folder named by a hash of the times of all folders of the dataset, so that one which no
-    longer fits is not found; it is then removed. No file is looked at for this. Contents of files
-    are in no index.
+    longer fits is not found. No file is looked at for this. Contents of files are in no index.
+
+    Other runs, on other machines too, may read an index that no longer fits, or be making one: what
+    nobody has used for a week, longer than any run needs its index, is removed, without a lock.
 
     Parameters
     ----------
@@ -57,9 +63,9 @@ def open_index(root: Path, database_dir: Path) -> "BIDSLayout":
             _make_database(root, folder)
         except OSError as error:
             raise QueryError(f"--bids-database-dir {database_dir}: {error}") from error
-        for older in database_dir.glob(f"{dataset}-*"):
-            if older != folder:
-                shutil.rmtree(older, ignore_errors=True)
+    with contextlib.suppress(OSError):  # of another user, or read-only
+        os.utime(folder)
+        _remove_unused(dataset, folder)
     logger.info("index of %s: %s", root, folder)
     return index_dataset(root, database_dir=folder)
 
@@ -67,7 +73,7 @@ def open_index(root: Path, database_dir: Path) -> "BIDSLayout":
 def _make_database(root: Path, folder: Path) -> None:
     """Index a dataset beside the final folder and rename it, so that half an index is none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".index") as partial:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_HIDDEN) as partial:
         made = Path(partial) / "index"
         index_dataset(root, database_dir=made).session.close()
         try:
@@ -75,6 +81,17 @@ def _make_database(root: Path, folder: Path) -> None:
         except OSError:
             if not folder.is_dir():  # another process was faster: its index is as good
                 raise
+
+
+def _remove_unused(dataset: str, used: Path) -> None:
+    """Remove indices of a dataset, and what killed runs left, long before one was used."""
+    for older in (*used.parent.glob(f"{dataset}-*"), *used.parent.glob(f"{_HIDDEN}*")):
+        # By the clock of the file system alone.
+        if used.stat().st_mtime - older.stat().st_mtime > _KEPT_S:
+            # Out of sight first: half an index is none.
+            hidden = used.with_name(f"{_HIDDEN}{uuid.uuid4().hex}")
+            os.rename(older, hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _fingerprint(root: Path) -> str:

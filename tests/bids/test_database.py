@@ -59,7 +59,55 @@ def test_changed_dataset(dataset, tmp_path, change):
     else:
         add(dataset / "sub-1/ses-M024/pet", "sub-1_ses-M024_pet.nii.gz")
     assert query(dataset, database_dir=tmp_path / "db") == query(dataset)
-    assert len(list((tmp_path / "db").iterdir())) == 1  # the old one is gone
+    assert len(list((tmp_path / "db").iterdir())) == 2  # another run may read the old one
+
+
+def age(folder, days):
+    """Let a folder have been used some days ago."""
+    before = folder.stat().st_mtime - days * 24 * 3600
+    os.utime(folder, (before, before))
+
+
+def test_an_index_that_another_run_reads_stays(dataset, tmp_path):
+    """Until it ends: also one that is old, but in use."""
+    open_index(dataset, tmp_path / "db").session.close()
+    (folder,) = (tmp_path / "db").iterdir()
+    age(folder, 30)
+    reading = open_index(dataset, tmp_path / "db")
+    add(dataset / "sub-1/ses-M024/pet", "sub-1_ses-M024_pet.nii.gz")
+    assert len(find_files(open_index(dataset, tmp_path / "db"), {"suffix": "pet"})) == 5
+    assert folder.is_dir()
+    assert len(find_files(reading, {"suffix": "pet"})) == 4
+
+
+def test_what_was_not_used_for_long_is_removed(dataset, tmp_path):
+    db = tmp_path / "db"
+    open_index(dataset, db).session.close()
+    (old,) = db.iterdir()
+    other = db / "other-01234567-0123456789abcdef"
+    killed, building = db / ".indexabcdefgh", db / ".indexijklmnop"
+    for folder in (other, killed, building):
+        (folder / "index").mkdir(parents=True)
+    for folder in (old, other, killed):
+        age(folder, 8)
+    age(building, 1)
+    add(dataset / "sub-1/ses-M024/pet", "sub-1_ses-M024_pet.nii.gz")
+    open_index(dataset, db).session.close()
+    left = set(db.iterdir())
+    assert not {old, killed} & left
+    assert {other, building} < left
+    assert len(left) == 3
+
+
+def test_an_index_of_another_user_is_read(dataset, tmp_path, monkeypatch):
+    expected = query(dataset)
+    query(dataset, database_dir=tmp_path / "db")
+
+    def refuse(path, times=None):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(database.os, "utime", refuse)
+    assert query(dataset, database_dir=tmp_path / "db") == expected
 
 
 def test_two_datasets_share_a_folder(dataset, tmp_path):
