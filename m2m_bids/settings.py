@@ -388,7 +388,7 @@ class Settings:
         file = self.config_toml if file is None else Path(file)
         text = tomli_w.dumps({"schema_version": SCHEMA_VERSION, "settings": self._to_table()})
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".config") as folder:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".m2m-bids-config.") as folder:
             partial = Path(folder) / file.name
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, file)

@@ -34,8 +34,8 @@ def open_index(root: Path, database_dir: Path) -> "BIDSLayout":
     folder named by a hash of the times of all folders of the dataset, so that one which no
     longer fits is not found. No file is looked at for this. Contents of files are in no index.
 
-    Other runs, on other machines too, may read an index that no longer fits, or be making one: what
-    nobody has used for a week, longer than any run needs its index, is removed, without a lock.
+    Other runs, on other machines too, may read an index that no longer fits, or be making one.
+    What nobody has used for a week, longer than any run needs its index, is removed.
 
     Parameters
     ----------

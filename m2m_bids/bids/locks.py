@@ -20,6 +20,13 @@ _UNFINISHED = re.compile(
     r"\.[0-9a-f]{32}(\..+)?|\..+\.[0-9a-f]{32}|\..+\.[a-z0-9_]{8}\.tmp"
     r"|\.m2m-bids-sub-.+|\.sub-.+\.part"
 )
+# The same of what belongs to no participant: of `write_text`, of pages, and of settings.
+_SHARED = re.compile(
+    r"\.(?!sub-).+\.[a-z0-9_]{8}\.tmp|\.(?!sub-).+\.partial|\.m2m-bids-config\..+"
+)
+_SHARED_FOLDERS = ("", "logs", "caches/nipype")
+# They are renamed within moments. Another run, also one on another machine, may be at it.
+_SURELY_LEFT_S = 3600
 _UNKNOWN = "another process"
 # Of a run, beside its locks.
 _OTHER_OPEN_FILES = 1024
@@ -56,7 +63,8 @@ def hold_participants(folders: Iterable[Path], participants: Iterable[str]) -> I
     """
     Keep other runs off some participants of output and work folders.
 
-    What a killed run left half-written of them is removed.
+    What a killed run left half-written of them is removed, and what belongs to none of them once
+    it is an hour old.
 
     Parameters
     ----------
@@ -79,6 +87,8 @@ def hold_participants(folders: Iterable[Path], participants: Iterable[str]) -> I
                 file = folder / f".sub-{label}.lock"
                 stack.enter_context(locked(file, f"sub-{label} in {folder}"))
                 remove_unfinished(folder, label)
+        for folder in folders if labels else ():
+            _remove_shared(folder, folder / f".sub-{labels[0]}.lock")
         yield
 
 
@@ -96,7 +106,9 @@ def hold_level(level: str, folders: Iterable[Path]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for folder in folders:
-            stack.enter_context(locked(level_lock(level, folder), f"{level} in {folder}"))
+            file = level_lock(level, folder)
+            stack.enter_context(locked(file, f"{level} in {folder}"))
+            _remove_shared(folder, file)
         yield
 
 
@@ -186,10 +198,19 @@ def _is_elsewhere(holder: str) -> bool:
     return bool(holder) and not holder.endswith(f" on {socket.gethostname()}")
 
 
-def _remove(*paths: Path) -> None:
+def _remove_shared(folder: Path, lock: Path) -> None:
+    """Remove old files and folders of no participant that a killed run had not yet renamed."""
+    now = lock.stat().st_mtime  # just written: the clock of the file system
+    for path in (path for part in _SHARED_FOLDERS for path in (folder / part).glob(".*")):
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+            if _SHARED.fullmatch(path.name) and now - path.stat().st_mtime > _SURELY_LEFT_S:
+                _remove(path, names=_SHARED)
+
+
+def _remove(*paths: Path, names: re.Pattern[str] = _UNFINISHED) -> None:
     """Remove those that have a name from before they are renamed."""
     for path in paths:
-        if _UNFINISHED.fullmatch(path.name):
+        if names.fullmatch(path.name):
             logger.info("removed what a killed run left: %s", path)
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)

@@ -16,7 +16,7 @@ from m2m_bids.bids.derivatives import (
     write_json,
     write_text,
 )
-from m2m_bids.bids.locks import hold_level
+from m2m_bids.bids.locks import hold_level, remove_all_unfinished
 from m2m_bids.bids.naming import output_entities, parse_name, qc_file
 from m2m_bids.bids.status import REGISTERED, StatusRow, read_status
 from m2m_bids.bids.tracers import tracer_names
@@ -89,6 +89,8 @@ def run_group(settings: Settings) -> int:
         )
     _selected_rows(settings)  # before a folder is made for the lock
     with hold_level("group", [settings.output_dir]):
+        for folder in settings.output_dir.glob("group*/"):
+            remove_all_unfinished(folder)
         rows = _selected_rows(settings)
         found = {row.participant_id.removeprefix("sub-") for row in rows}
         if missing := [label for label in settings.participant_label if label not in found]:

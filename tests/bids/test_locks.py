@@ -212,6 +212,41 @@ def test_what_killed_runs_left_in_a_folder_is_removed(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
 
 
+SHARED = [
+    "logs/.status.tsv.a_b1c2d3.tmp",
+    "logs/.m2m-bids-config.xyz01234/config_1.toml",
+    "..bidsignore.a_b1c2d3.tmp",
+    ".dataset_description.json.a_b1c2d3.tmp",
+    ".group.html.partial",
+    "caches/nipype/.nipype.cfg.a_b1c2d3.tmp",
+]
+OF_OTHERS = [
+    ".sub-02_pet.json.a_b1c2d3.tmp",
+    ".sub-02.html.partial",
+    ".bidsignore",
+    "logs/.status.lock",
+    "logs/status.tsv",
+    "logs/.others.tmp",
+]
+
+
+@pytest.mark.parametrize("hold", [hold_participants, hold_level])
+def test_old_files_of_no_participant_are_removed(tmp_path, hold):
+    """Those that are young may be another run's; so may those of other participants."""
+    young = [name.replace("a_b1c2d3", "e_f4g5h6") for name in SHARED if "a_b1c2d3" in name]
+    for name in (*SHARED, *OF_OTHERS, *young):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in (*SHARED, *OF_OTHERS):
+        path = tmp_path / name
+        path = path.parent if "config." in path.parent.name else path
+        os.utime(path, (time.time() - 4000,) * 2)
+    first, second = ([tmp_path], ["01"]) if hold is hold_participants else ("group", [tmp_path])
+    with hold(first, second):
+        there = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert there - {".sub-01.lock", ".group.lock"} == {*OF_OTHERS, *young}
+
+
 def test_what_killed_runs_left_is_removed_of_one_participant(tmp_path):
     left = [
         "sub-01/pet/.0123456789abcdef0123456789abcdef.nii.gz",

@@ -189,12 +189,16 @@ def test_a_part_is_written_beside_all_scans(dataset, caplog):
     run(dataset, "--participant-label", "0001", "cut", "absent")
     assert "No scan of participants absent is in the table." in caplog.text
     assert (out / "group_part_fa.tsv").is_file()
+    killed = out / "group" / f".{'0' * 32}.nii.gz"
+    killed.parent.mkdir()
+    killed.touch()
     (out / "group_part").mkdir()
     (out / "group_part" / "desc-mean_pet.nii.gz").touch()
     run(dataset, "--participant-label", "0001", "cut", "--modality", "pet")
     table = pd.read_csv(out / "group_part_pet.tsv", sep="\t")
     assert list(table.participant_id) == ["sub-0001", "sub-cut"]
-    # That of another part is gone.
+    # That of another part is gone, and what a killed run left.
+    assert not killed.exists()
     assert not (out / "group_part_fa.tsv").exists()
     assert not (out / "group_part_fa.json").exists()
     assert not (out / "group_part").exists()

@@ -58,11 +58,17 @@ def children(pid):
     return found
 
 
-def test_killed_worker(app, undisturbed):
-    """Kill the process of a step, as the kernel does for want of memory; the run goes on."""
-    process = app.start("--nprocs", "2", "-v")
+def test_killed_worker(app, undisturbed, tmp_path):
+    """
+    Kill the process of a step, as the kernel does for want of memory; the run goes on.
+
+    When ANTs has temporary files: they are in the work folder, where nothing stays of them.
+    """
+    system = tmp_path / "tmp"
+    system.mkdir()
+    process = app.start("--nprocs", "2", "-v", TMPDIR=str(system))
     end = time.monotonic() + 600
-    while "register_rigid" not in process.log.read_text():
+    while not any(app.work.rglob("m2m-ants-*/fixed.nii")):
         assert time.monotonic() < end
         assert process.poll() is None, process.log.read_text()
         time.sleep(0.2)
@@ -73,6 +79,8 @@ def test_killed_worker(app, undisturbed):
     assert process.wait(timeout=1800) == 0
     assert "a process was killed" in process.log.read_text()
     assert whole(app, undisturbed) == undisturbed.results
+    assert not list(system.iterdir())
+    assert not list(app.work.rglob("m2m-ants-*"))
 
 
 def is_worker(pid):
