@@ -95,6 +95,7 @@ def prepare_environment(settings: Settings) -> None:
         "NIPYPE_CONFIG_DIR": "nipype",
         "DENO_DIR": "deno",  # of the BIDS validator, which ends without it
         "CUDA_CACHE_PATH": "cuda",
+        "DASK_TEMPORARY_DIRECTORY": "dask",  # where it removes what killed workers have left
         "TRITON_CACHE_DIR": "triton",
     }.items():
         (caches / folder).mkdir(exist_ok=True)

@@ -28,6 +28,7 @@ def test_caches_are_in_the_work_folder(settings, variables, tmp_path):
         "XDG_CACHE_HOME",
         "NIPYPE_CONFIG_DIR",
         "DENO_DIR",
+        "DASK_TEMPORARY_DIRECTORY",
     ):
         assert variables[name].startswith(str(tmp_path / "work/caches/"))
         assert os.path.isdir(variables[name])
