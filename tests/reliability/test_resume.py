@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -103,6 +104,28 @@ def test_second_run_does_nothing(undisturbed):
     assert app.everything() == before
     assert again.seconds < 15 or os.getloadavg()[0] > 2 * os.cpu_count()
     assert again.cpu_s < 15
+
+
+def test_outputs_that_lost_their_end(app, undisturbed):
+    """As in a power cut: what is empty, cut off or ends in zeros is made anew, the same."""
+    shutil.copytree(undisturbed.app.out, app.out)
+    patterns = ("*_desc-preproc_pet.nii.gz", "*_to-T1w_*_xfm.txt", "*_desc-brain_mask.nii.gz")
+    for pattern, spoil in zip(
+        patterns,
+        (
+            lambda content: content[: len(content) // 2] + bytes(len(content) // 2),
+            lambda content: b"",
+            lambda content: content[:-1],
+        ),
+        strict=True,
+    ):
+        file = next(app.out.rglob(pattern))
+        file.write_bytes(spoil(file.read_bytes()))
+    assert app.results() != undisturbed.results
+    again = app.run()
+    assert again.code == 0, again.text
+    assert "is empty or cut off" in again.text
+    assert whole(app, undisturbed) == undisturbed.results
 
 
 def test_two_runs_at_once(app, undisturbed):
