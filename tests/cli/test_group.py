@@ -499,6 +499,98 @@ def test_the_first_rating_is_a_few_keys_away(dataset, context):
     assert page.inner_text("#count").endswith("; 1 rated")
 
 
+FOCUSED = "document.activeElement.getAttribute('aria-label')"
+
+
+@pytest.fixture
+def points_page(dataset, context):
+    """The page of some scans, and what it complains of."""
+    write_cohort(dataset[1], 4)
+    (dataset[1] / "sub-0002.html").unlink()
+    run(dataset)
+    page = context.new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto((dataset[1] / "group.html").as_uri())
+    yield page
+    assert problems == []
+
+
+def press(page, *keys):
+    for key in keys:
+        page.keyboard.press(key)
+    return page.evaluate(FOCUSED)
+
+
+@pytest.mark.slow
+def test_every_point_is_reached_by_keys(points_page, dataset):
+    page = points_page
+    table = pd.read_csv(dataset[1] / "group_pet.tsv", sep="\t").dropna(subset="side_gap")
+    table = table.sort_values("side_gap", kind="stable")
+    page.locator('#panels [data-name="side_gap"] a[tabindex="0"]').focus()
+    press(page, "ArrowDown", "Home")  # of FA, PET
+    names = [page.evaluate(FOCUSED)]
+    while (name := press(page, "ArrowRight")) != names[-1]:
+        names.append(name)
+    assert [name.split(":")[0] for name in names] == list(table.scan)
+    values = [float(name.split(": ")[1].split(",")[0]) for name in names]
+    np.testing.assert_allclose(values, table.side_gap, rtol=1e-3)
+    assert names[0].endswith(": -0.08, to look at")
+    assert [name.split(":")[0] for name in names if name.endswith(", without a report")] == [
+        "sub-0002_ses-M000_trc-18FFDG_pet"
+    ]
+    assert press(page, "ArrowUp").split(":")[0].endswith("param-FA_dwimap")
+    assert press(page, "ArrowDown", "Home", "PageDown", "ArrowLeft") == names[-2]
+    assert press(page, "Home") == names[0]
+
+
+@pytest.mark.slow
+def test_the_focus_is_seen_told_and_leads_to_the_report(points_page):
+    page = points_page
+    panel = page.locator('#panels [data-name="nmi"]')
+    panel.locator("a[href]").last.focus()
+    name = page.evaluate(FOCUSED)
+    assert panel.locator(".m2m-told").inner_text() == name
+    ring, focused = panel.locator(".m2m-ring"), panel.locator("a[tabindex='0']")
+    page.wait_for_timeout(500)  # scrolling is smooth
+    boxes = [one.bounding_box() for one in (ring, focused)]
+    middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes]
+    np.testing.assert_allclose(*middles, atol=0.5)
+    # On its own stop of the tabulator, below the bar that stays on top.
+    bar = page.locator("nav").bounding_box()
+    assert boxes[0]["y"] > bar["y"] + bar["height"]
+    assert press(page, "Tab") != name
+    assert not ring.is_visible()
+    assert panel.locator(".m2m-told").inner_text() == ""
+    assert press(page, "Shift+Tab") == name
+    subject = name.split("_")[0]
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/{subject}.html#*")
+
+
+@pytest.mark.slow
+def test_every_distribution_is_one_stop(points_page):
+    """Those that are not yet drawn are not passed over."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
+    page = points_page
+    names = page.locator("#panels .m2m-panel").evaluate_all(
+        "boxes => boxes.map(b => b.dataset.name)"
+    )
+    page.locator("#flagged a").last.focus()
+    place = "document.activeElement.closest('.m2m-panel')?.dataset.name"
+    visited = []
+    for _ in names:
+        assert press(page, "Tab").startswith("sub-")
+        visited.append(page.evaluate(place))
+    assert visited == names
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "find"
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(place) == names[-1]
+    assert [v["id"] for v in axe.Axe().run(page).response["violations"]] == []
+
+
 @pytest.mark.slow
 def test_page_of_a_thousand_subjects_in_a_browser(dataset, context, tmp_path):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
@@ -511,6 +603,7 @@ def test_page_of_a_thousand_subjects_in_a_browser(dataset, context, tmp_path):
     page.on("requestfailed", lambda request: problems.append(request.url[:200]))
     page.goto((dataset[1] / "group.html").as_uri())
     assert page.inner_text("#count") == f"{n_scans} of {n_scans} scans; 0 rated"
+    assert page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") < 3000
     assert page.locator("#scans tbody tr").count() == 50
     # Sorted by reasons to look.
     assert "truncated" in page.locator("#scans .m2m-flags").first.inner_text()
@@ -537,9 +630,15 @@ def test_page_of_a_thousand_subjects_in_a_browser(dataset, context, tmp_path):
     assert header.get_attribute("aria-sort") == "ascending"
     assert "odd" in page.locator("#scans tbody th").first.inner_text()
     page.locator('.m2m-panel[data-name="nmi"]').scroll_into_view_if_needed()
-    points = page.locator('.m2m-panel[data-name="nmi"] circle')
+    points = page.locator('.m2m-panel[data-name="nmi"] a')
     points.first.wait_for()
     assert points.count() == n_scans - 3
+    # A key moves on in less than what is felt, with two thousand points.
+    points.first.focus()
+    start = page.evaluate("performance.now()")
+    page.keyboard.press("End")
+    assert page.evaluate("performance.now()") - start < 500
+    assert page.locator("#panels a[tabindex='0']").count() <= page.locator("#panels svg").count()
     page.evaluate("window.scrollTo(0, 0)")
     page.screenshot(path=tmp_path / "wide.png")
     results = axe.Axe().run(page)

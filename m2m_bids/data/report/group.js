@@ -248,54 +248,107 @@
     const x = (value) => LEFT + 8 + ((value - low) / range) * (WIDTH - LEFT - 20);
     const rows = kinds.filter((kind) => known.some((scan) => scan.kind === kind));
     const height = rows.length * ROW + 24;
-    const label = `${column.title}: ${values.length} scans, ${shown(low)} to ${shown(high)}. The values are in the table of all scans.`;
+    const label = `${column.title}: ${values.length} scans, ${shown(low)} to ${shown(high)}. Arrow keys go from scan to scan.`;
     const svg = drawn("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "group", "aria-label": label });
-    rows.forEach((kind, index) => {
+    const points = rows.map((kind, index) => {
       const middle = index * ROW + ROW / 2;
-      const own = known.filter((scan) => scan.kind === kind);
-      const ordered = own.map((scan) => scan.numbers[column.name]).sort((a, b) => a - b);
-      const median = ordered[Math.floor(ordered.length / 2)];
+      const own = known.filter((scan) => scan.kind === kind).sort((a, b) => a.numbers[column.name] - b.numbers[column.name]);
+      const median = own[Math.floor(own.length / 2)].numbers[column.name];
       svg.append(
         drawn("line", { x1: LEFT, x2: WIDTH - 8, y1: middle, y2: middle }),
         drawn("line", { class: "m2m-median", x1: x(median), x2: x(median), y1: middle - 16, y2: middle + 16 }),
-        drawn("text", { x: 2, y: middle + 4 }, kind.slice(0, 18)),
+        drawn("text", { x: 2, y: middle + 4 }, kind.slice(0, 18), drawn("title", {}, kind)),
       );
       for (const limit of column.limits.filter((value) => low <= value && value <= high)) {
         svg.append(drawn("line", { class: "m2m-limit", x1: x(limit), x2: x(limit), y1: middle - 20, y2: middle + 20 }, drawn("title", {}, `limit: ${shown(limit)}`)));
       }
-      own.forEach((scan, number) => {
-        const value = scan.numbers[column.name];
+      const nodes = own.map((scan, number) => {
         // Spread by number, so that equal values are seen apart.
-        const y = middle + (((number * 7) % 13) - 6) * 2.2;
-        const words = `${scan.scan}: ${shown(value)}${column.unit ? ` ${column.unit}` : ""}`;
-        const isOdd = scan.odd.includes(column.name);
-        const circle = drawn("circle", { cx: x(value), cy: y, r: isOdd ? 5 : 3.5 }, drawn("title", {}, words));
-        // By the keyboard scans are reached in the table, not one point after the other.
-        const point = scan.report
-          ? drawn("a", { href: scan.report, tabindex: "-1", "aria-label": words }, circle) : drawn("a", {}, circle);
-        if (isOdd) point.setAttribute("class", "m2m-odd");
-        svg.append(point);
+        return pointOf(scan, column, x(scan.numbers[column.name]), middle + (((number * 7) % 13) - 6) * 2.2);
       });
+      svg.append(drawn("g", { role: "group", "aria-label": `${kind}: ${own.length} scans, median ${shown(median)}` }, ...nodes));
+      return nodes;
     });
     for (const [value, anchor] of low < high ? [[low, "start"], [high, "end"]] : [[low, "start"]]) {
       svg.append(drawn("text", { x: x(value), y: height - 6, "text-anchor": anchor }, shown(value)));
     }
-    return svg;
+    const told = element("p", { class: "m2m-told" });
+    // Chromium makes a stop of a drawing that itself listens for the focus.
+    const frame = element("div", {}, svg, told);
+    letKeysMove(frame, points);
+    return frame;
+  }
+
+  function pointOf(scan, { name, unit }, x, y) {
+    const isOdd = scan.odd.includes(name);
+    const value = `${shown(scan.numbers[name])}${unit ? ` ${unit}` : ""}`;
+    const words = `${scan.scan}: ${value}${isOdd ? ", to look at" : ""}${scan.report ? "" : ", without a report"}`;
+    const circle = drawn("circle", { cx: x, cy: y, r: isOdd ? 5 : 3.5 }, drawn("title", {}, words));
+    const role = scan.report ? { href: scan.report } : { role: "img" };
+    return drawn("a", { ...role, tabindex: "-1", "aria-label": words, ...(isOdd ? { class: "m2m-odd" } : {}) }, circle);
+  }
+
+  // One stop of the tabulator for each distribution; in it, points are in order of their values, a row for each kind.
+  const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
+  const placeOf = (point, axis) => Number(point.firstChild.getAttribute(axis));
+
+  function letKeysMove(frame, rows) {
+    const [svg, told] = frame.children;
+    // Drawn last, since points may lie over the one that has the focus.
+    const ring = drawn("circle", { class: "m2m-ring", r: 8 });
+    svg.append(ring);
+    let current = rows[0][0];
+    current.setAttribute("tabindex", "0");
+    frame.addEventListener("focusin", ({ target }) => {
+      current.setAttribute("tabindex", "-1");
+      current = target;
+      current.setAttribute("tabindex", "0");
+      ring.setAttribute("cx", placeOf(current, "cx"));
+      ring.setAttribute("cy", placeOf(current, "cy"));
+      told.replaceChildren(...broken(current.getAttribute("aria-label")));
+    });
+    frame.addEventListener("focusout", () => told.replaceChildren());
+    frame.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own
+      const row = rows.findIndex((points) => points.includes(current));
+      const target = event.key in STEPS ? along(rows[row], current, STEPS[event.key])
+        : event.key === "ArrowUp" ? nearest(rows[row - 1], current) : event.key === "ArrowDown" ? nearest(rows[row + 1], current) : null;
+      if (!target) return;
+      event.preventDefault();
+      target.focus();
+    });
+  }
+
+  function along(points, current, step) {
+    return points[Math.min(Math.max(points.indexOf(current) + step, 0), points.length - 1)];
+  }
+
+  function nearest(points, current) {
+    const distance = (point) => Math.abs(placeOf(point, "cx") - placeOf(current, "cx"));
+    return points ? points.reduce((best, point) => (distance(point) < distance(best) ? point : best)) : current;
   }
 
   function drawPanels() {
-    // Each when it is scrolled to: a thousand scans have tens of thousands of points.
+    // Each when it is scrolled to or has the focus: a thousand scans have tens of thousands of points.
+    const drawIn = (box) => {
+      if (!box.hasAttribute("tabindex")) return; // done
+      const hasFocus = box === document.activeElement;
+      box.append(panel(columns.find((column) => column.name === box.dataset.name)));
+      box.removeAttribute("tabindex");
+      if (hasFocus) box.querySelector('a[tabindex="0"]').focus();
+    };
     const watcher = new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries) {
         if (!isIntersecting) continue;
         watcher.unobserve(target);
-        target.append(panel(columns.find((column) => column.name === target.dataset.name)));
+        drawIn(target);
       }
     }, { rootMargin: "200px" });
     for (const column of columns) {
       if (!scans.some((scan) => typeof scan.numbers[column.name] === "number")) continue;
       const title = column.unit ? `${column.title} (${column.unit})` : column.title;
-      const box = element("div", { class: "m2m-panel", "data-name": column.name }, element("h3", {}, title));
+      const box = element("div", { class: "m2m-panel", "data-name": column.name, tabindex: "0" }, element("h3", {}, title));
+      box.addEventListener("focus", () => drawIn(box));
       byId("panels").append(box);
       watcher.observe(box);
     }
