@@ -45,6 +45,26 @@ def tracer_names(entities: Mapping[str, str], metadata: Mapping[str, Any]) -> tu
     return tuple(dict.fromkeys(str(name) for name in names if name))
 
 
+def tracer_label(name: object) -> str:
+    """
+    Write a tracer's name as a label of file names.
+
+    Returns
+    -------
+    str
+        Empty of what is no text, has no letter or digit, or names a radionuclide alone.
+
+    Examples
+    --------
+    >>> [tracer_label(name) for name in ("[18F]FDG", "PiB", "F18", "18F", None)]
+    ['18FFDG', 'PiB', '', '', '']
+    """
+    label = re.sub(r"[^A-Za-z0-9]", "", name) if isinstance(name, str) else ""
+    turned = re.sub(r"^([A-Za-z]+)(\d+m?)$", r"\2\1", label)
+    is_radionuclide = any(_ISOTOPE.sub("", f"{one}_", count=1) == "_" for one in (label, turned))
+    return "" if is_radionuclide else label
+
+
 def is_same_tracer(one: str, other: str) -> bool:
     """
     Compare tracer names: ``FDG``, ``fdg``, ``18FDG``, ``18FFDG`` and ``[18F]FDG`` are the same.

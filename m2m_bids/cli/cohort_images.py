@@ -15,6 +15,7 @@ from m2m_bids.spatial.images import save_image
 
 LOGGER = logging.getLogger("m2m_bids")
 SUFFIXES = {"pet": "pet", "fa": "dwimap"}
+UNKNOWN_TRACER = "tracer unknown"
 
 
 class Cohort(NamedTuple):
@@ -40,7 +41,8 @@ class Cohort(NamedTuple):
     def title(self) -> str:
         """Kind of the scans, and space."""
         route = ", registered to it without a T1w" if self.is_at_template else ""
-        return f"{self.modality.upper()} {self.tracer}".rstrip() + f" in {self.space}{route}"
+        tracer = f" {self.tracer or UNKNOWN_TRACER}" if self.modality == "pet" else ""
+        return f"{self.modality.upper()}{tracer} in {self.space}{route}"
 
     def stem(self, statistic: str) -> str:
         """Name a file without its ending; no two cohorts have one name."""

@@ -17,10 +17,10 @@ from m2m_bids.bids.derivatives import (
     write_text,
 )
 from m2m_bids.bids.locks import hold_level, remove_all_unfinished
-from m2m_bids.bids.naming import output_entities, parse_name, qc_file
+from m2m_bids.bids.naming import output_entities, output_path, parse_name, qc_file
 from m2m_bids.bids.status import REGISTERED, StatusRow, read_status
-from m2m_bids.bids.tracers import tracer_names
-from m2m_bids.cli.cohort_images import SUFFIXES, average_scans
+from m2m_bids.bids.tracers import tracer_label, tracer_names
+from m2m_bids.cli.cohort_images import SUFFIXES, UNKNOWN_TRACER, average_scans
 from m2m_bids.quality.cohort import outliers
 from m2m_bids.quality.limits import (
     column_names,
@@ -49,6 +49,7 @@ FIXED_COLUMNS = {
     "reason": "Why it is not done.",
     "seconds": "Wall time.",
     "decision": "Transform that was used: m2m, rigid, or affine to a template.",
+    "kind": "Scans that it is compared with: modality, tracer, template where there was no T1w.",
 }
 # Options that choose scans of the raw dataset, which this level does not look into.
 NOT_FOR_GROUP = (
@@ -166,7 +167,7 @@ def _is_selected(row: StatusRow, settings: Settings) -> bool:
 def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
     """Say all that is known of a scan; nothing is left out, whatever is missing of it."""
     scan: dict[str, Any] = {
-        **{name: getattr(row, name) for name in FIXED_COLUMNS if name != "decision"},
+        **{name: getattr(row, name) for name in FIXED_COLUMNS if hasattr(row, name)},
         "modality": row.modality,
         "kind": row.modality.upper(),
         "reason": "" if row.reason == "n/a" else row.reason,
@@ -185,12 +186,12 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
     try:
         content = json.loads(qc_file(row.scan, output_dir).read_text(encoding="utf-8"))
         scan["entities"] = parse_name(row.scan).entities
-        if row.modality == "pet":
-            scan["tracer"] = next(iter(tracer_names(scan["entities"], {})), "")
-            scan["kind"] = f"PET {scan['tracer']}".rstrip()
         scan["numbers"] = {name: _finite(content.get(name)) for name in column_names()}
         scan["decision"] = str(content["decision"])
         scan["target"] = content.get("target", "T1w")
+        if row.modality == "pet":
+            scan["tracer"] = _tracer_of(scan["entities"], scan["target"], output_dir)
+            scan["kind"] = f"PET {scan['tracer'] or UNKNOWN_TRACER}"
         if scan["target"] != "T1w":
             scan["kind"] += f" at {scan['target']}"
         found = warnings_of(scan["numbers"], is_same_person=scan["target"] == "T1w")
@@ -201,6 +202,22 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         LOGGER.debug("", exc_info=True)
         scan["flags"] = [f"its numbers cannot be read ({type(error).__name__}): run it again"]
     return scan
+
+
+def _tracer_of(entities: Mapping[str, str], target: str, output_dir: Path) -> str:
+    """Return the tracer's label: of the name, else of the registered image's sidecar; or none."""
+    if named := tracer_names(entities, {}):
+        return named[0]
+    own = output_entities(entities)
+    file = output_path(
+        output_dir, own, datatype="pet", suffix="pet", extension=".json",
+        space=target, desc="preproc",
+    )  # fmt: skip
+    try:
+        return tracer_label(json.loads(file.read_text(encoding="utf-8")).get("TracerName"))
+    except (OSError, ValueError, AttributeError) as error:
+        LOGGER.warning("%s: cannot be read (%s); its tracer is unknown", file, error)
+        return ""
 
 
 def _report_link(row: StatusRow, output_dir: Path) -> str | None:

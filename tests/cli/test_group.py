@@ -378,6 +378,67 @@ def test_tracers_of_old_names_have_mean_images_of_their_own(dataset):
     }
 
 
+def write_sidecar(row, out):
+    file = qc_file(row.scan, out)
+    return file.with_name(file.name.replace("_desc-preproc_qc", "_space-T1w_desc-preproc_pet"))
+
+
+def test_tracers_that_names_lack_are_those_of_sidecars(dataset, caplog):
+    out = dataset[1]
+    fields = {
+        "01": {"TracerName": "[18F]FDG"},
+        "02": {"TracerName": "[18F]FDG"},
+        "03": {"TracerName": "PiB"},
+        "04": {"TracerName": "PiB"},
+        "05": {"TracerRadionuclide": "F18"},
+        "06": {"TracerName": "F18", "TracerRadionuclide": "F18"},
+        "07": {"TracerName": ["FDG"]},
+        "09": {},
+    }
+    rows = []
+    for label, content in fields.items():
+        rows.append(write_scan(out, label, tracer="run-1", nmi=1.1 + 0.01 * int(label)))
+        write_image(out, label, tracer="run-1")
+        if content:
+            write_sidecar(rows[-1], out).write_text(json.dumps(content))
+    # A name that says it is believed; its sidecar is not read.
+    rows.append(write_scan(out, "08", tracer="trc-PIB"))
+    write_image(out, "08", tracer="trc-PIB")
+    write_sidecar(rows[-1], out).write_text("{")
+    update_status(out, rows)
+    assert run(dataset) == 0
+    kinds = pd.read_csv(out / "group_pet.tsv", sep="\t").set_index("participant_id").kind
+    assert kinds.to_dict() == {
+        **dict.fromkeys(("sub-01", "sub-02"), "PET 18FFDG"),
+        **dict.fromkeys(("sub-03", "sub-04"), "PET PiB"),
+        **dict.fromkeys(("sub-05", "sub-06", "sub-07", "sub-09"), "PET tracer unknown"),
+        "sub-08": "PET PIB",
+    }
+    means = {file.name: file for file in (out / "group").glob("*desc-mean_pet.json")}
+    end = f"{SPACE}_desc-mean_pet.json"
+    assert set(means) == {f"trc-18FFDG_{end}", f"trc-PiB_{end}", end}
+    assert len(json.loads(means[end].read_text())["Sources"]) == 4
+    assert "sub-09_ses-M000_run-1_space-T1w_desc-preproc_pet.json: cannot be read" in caplog.text
+    assert "Mean of PET tracer unknown in MNI152NLin2009aSym" in (out / "group.html").read_text()
+
+
+def test_outliers_are_of_one_tracer_of_the_sidecars(dataset):
+    """Tracers of two heights: what is usual for one is odd for the other."""
+    out = dataset[1]
+    rows = []
+    for number in range(18):
+        name = "PiB" if number < 9 else "FDG"
+        odd = number in (0, 17)
+        white = 0.65 if (name == "PiB") != odd else 0.3
+        rows.append(write_scan(out, f"{number:02}", tracer="run-1", white_above_grey=white))
+        write_sidecar(rows[-1], out).write_text(json.dumps({"TracerName": name}))
+    update_status(out, rows)
+    run(dataset)
+    table = pd.read_csv(out / "group_pet.tsv", sep="\t").set_index("participant_id")
+    told = table["flags"].fillna("").str.contains("white above grey")
+    assert list(told[told].index) == ["sub-00", "sub-17"]
+
+
 @pytest.fixture
 def context():
     """A browser without a network, whose pages share what they store."""
