@@ -89,8 +89,8 @@ def write_group_report(
         "In short": summary_html(facts or {}) + _noscript(),
         "Scans to look at": '<div id="flagged"></div>',
         "Distributions": '<p class="elem-caption">Thick lines are medians, dashed ones limits;'
-        " each point is a scan and leads to its report. By the keyboard: Tab to a distribution, left"
-        " and right to the next scan, up and down to another kind, Home and End, Enter for the"
+        " each point is a scan and leads to its report. By the keyboard: Tab to a distribution,"
+        " left and right to the next scan, up and down to another kind, Enter for the"
         ' report.</p><div id="panels" class="m2m-panels"></div>',
         "All scans": _table_frame(),
         "Cohort images": _averages_html(averages, averages_note),
