@@ -4,9 +4,9 @@ Make the pictures of the documentation from a simulated person.
     python docs/make_pictures.py WORK
 
 simulates the person in WORK/bids, runs m2m-bids on it with all that it can write, and draws what
-came out into docs/pictures/. A static scan and a dynamic one are run; a second call goes on where
-the first one stopped, and only draws where nothing is left to be run. Needs Graphviz, and Chromium
-for the picture of the report.
+came out into docs/pictures/. A static scan and a dynamic one are run, and a few people for
+the page of a cohort; a second call goes on where the first one stopped, and only draws where
+nothing is left to be run. Needs Graphviz, and Chromium with Playwright for pictures of pages.
 """
 
 import argparse
@@ -15,8 +15,9 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib as mpl
 import nibabel as nb
@@ -30,6 +31,9 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 PICTURES = Path(__file__).parent / "pictures"
 STEP_MM = 0.8
 APP = (sys.executable, "-m", "m2m_bids")
@@ -38,6 +42,14 @@ OPTIONS = (
     *("--pvc", "rbv", "--psf-fwhm", "6", "--smooth-fwhm", "8", "--write-graph"),
 )
 LIMIT_BYTES = 150_000
+N_COHORT = 4
+# Parts of the report of a static scan, by the name of their picture.
+REPORT_PARTS = {
+    "grid": "desc-grid_pet.svg",
+    "jacobian": "desc-jacobian_pet.svg",
+    "cycle": "desc-cycle_pet.svg",
+    "flicker": "desc-m2m_pet.svg",
+}
 
 
 class Run(NamedTuple):
@@ -59,9 +71,7 @@ def main() -> None:
     work = parser.parse_args().work.absolute()
     bids_dir = work / "bids"
     if not bids_dir.is_dir():
-        simulate = "from m2m_bids.cli.simulate import main; import sys; sys.exit(main())"
-        command = [sys.executable, "-c", simulate, "cohort", bids_dir, "--subjects", "1"]
-        subprocess.run(command, check=True)
+        _simulate(bids_dir, 1)
     static = _run(bids_dir, work / "out", work / "work", OPTIONS)
     dynamic_dir = work / "dynamic"
     if not dynamic_dir.is_dir():
@@ -73,7 +83,8 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     _draw(static, dynamic)
     shutil.copy(static.out_dir / "logs" / "graph.svg", PICTURES / "graph.svg")
-    _photograph(static.out_dir)
+    cohort = _run_cohort(work)
+    photograph(static.out_dir, dynamic.out_dir, cohort.out_dir)
     for file in PICTURES.iterdir():
         if file.stat().st_size > LIMIT_BYTES:
             raise SystemExit(f"{file}: {file.stat().st_size} bytes are too many for a repository")
@@ -83,6 +94,23 @@ def _run(bids_dir: Path, out_dir: Path, work_dir: Path, options: tuple[str, ...]
     command = [*APP, bids_dir, out_dir, "participant", "-w", work_dir, *options]
     subprocess.run(command, check=True)
     return Run(bids_dir, out_dir)
+
+
+def _run_cohort(work: Path) -> Run:
+    """Register a few people rigidly, for the sake of time, and collect them."""
+    bids_dir = work / "cohort"
+    if not bids_dir.is_dir():
+        _simulate(bids_dir, N_COHORT)
+    options = ("--transform", "rigid", "--output-spaces", "MNI152NLin2009aSym:res-2")
+    run = _run(bids_dir, work / "cohort-out", work / "cohort-work", options)
+    subprocess.run([*APP, run.bids_dir, run.out_dir, "group"], check=True)
+    return run
+
+
+def _simulate(bids_dir: Path, n_subjects: int) -> None:
+    simulate = "from m2m_bids.cli.simulate import main; import sys; sys.exit(main())"
+    command = [sys.executable, "-c", simulate, "cohort", bids_dir, "--subjects", str(n_subjects)]
+    subprocess.run(command, check=True)
 
 
 def _write_dynamic(bids_dir: Path, out_dir: Path) -> None:
@@ -245,19 +273,88 @@ def _draw_motion(run: Run) -> None:
     plt.close(figure)
 
 
-def _photograph(out_dir: Path) -> None:
-    """Take a picture of the top of a report."""
+# --- pages -----------------------------------------------------------------------------------
+
+
+def photograph(static_dir: Path, dynamic_dir: Path, cohort_dir: Path) -> None:
+    """Take pictures of a report, its parts and its viewer, and of the page of a cohort."""
+    from playwright.sync_api import sync_playwright
+
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
-        raise SystemExit("Chromium is not installed: there is no picture of the report")
-    (report,) = out_dir.glob("sub-*.html")
-    shot = out_dir / "report.png"
-    options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1500")
-    command = [program, *options, f"--screenshot={shot}", report.as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    image = Image.open(shot).convert("RGB")
-    image.thumbnail((900, 1200))
-    image.save(PICTURES / "report.jpg", quality=70)
+        raise SystemExit("Chromium is not installed: there are no pictures of pages")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 1500}, offline=True)
+        report = min(static_dir.glob("sub-*.html"))
+        _open(page, report)
+        _save_shot(page.screenshot(), "report", 900)
+        _photograph_parts(page, report)
+        _photograph_group(page, cohort_dir / "group.html")
+        motion = next(dynamic_dir.glob("sub-*/figures/*desc-motion_pet.svg"), None)
+        if motion is not None:
+            _photograph_figure(page, motion, "motion_frames")
+        browser.close()
+
+
+def _open(page: "Page", file: Path) -> None:
+    page.goto(file.as_uri())
+    page.wait_for_timeout(1500)  # what is loaded late, and plots
+
+
+def _photograph_parts(page: "Page", report: Path) -> None:
+    figures = report.with_suffix("") / "figures"
+    for name, end in REPORT_PARTS.items():
+        (file,) = figures.glob(f"*{end}")
+        _photograph_figure(page, file, name)
+    _open(page, next(figures.glob("*desc-viewer_pet.html")))
+    page.wait_for_selector("body[data-ready=yes]")
+    page.set_viewport_size({"width": 1200, "height": 900})
+    page.wait_for_timeout(500)
+    _save_shot(page.screenshot(), "viewer", 1000)
+
+
+def _photograph_figure(page: "Page", file: Path, name: str) -> None:
+    """Take a figure, without margins; of one that alternates, both images."""
+    _open(page, file)
+    shape = page.evaluate(
+        "(({width, height}) => height / width)(document.documentElement.viewBox.baseVal)"
+    )
+    page.set_viewport_size({"width": 1100, "height": round(1100 * shape)})
+    shots = []
+    for _ in range(1 + page.locator(".stage .moving").count()):
+        page.keyboard.press("Tab")  # holds the first image, then the other
+        page.wait_for_timeout(500)
+        shots.append(np.asarray(Image.open(BytesIO(page.screenshot())).convert("RGB")))
+    _save(Image.fromarray(np.concatenate(shots)), name, 760)
+
+
+def _photograph_group(page: "Page", file: Path) -> None:
+    page.set_viewport_size({"width": 1366, "height": 700})
+    _open(page, file)
+    for heading, name in (
+        ("Distributions", "group_distributions"),
+        ("All scans", "group_table"),
+        ("Cohort images", "group_means"),
+    ):
+        page.get_by_role("heading", name=heading, exact=True).evaluate(
+            "(h) => h.scrollIntoView({behavior: 'instant'})"
+        )
+        page.wait_for_timeout(800)
+        if name == "group_distributions":  # with the ring of the keyboard's focus
+            page.locator("#panels a[tabindex='0']").first.focus()
+            page.keyboard.press("End")
+            page.wait_for_timeout(500)
+        _save_shot(page.screenshot(), name, 1100)
+
+
+def _save_shot(content: bytes, name: str, width: int) -> None:
+    _save(Image.open(BytesIO(content)).convert("RGB"), name, width)
+
+
+def _save(image: Image.Image, name: str, width: int) -> None:
+    image.thumbnail((width, 1200))
+    image.save(PICTURES / f"{name}.jpg", quality=70, optimize=True)
 
 
 if __name__ == "__main__":
