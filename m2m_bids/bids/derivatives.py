@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,6 @@ from m2m_bids.bids.request import (
     read_json,
 )
 from m2m_bids.bids.spaces import OutputSpace
-from m2m_bids.spatial.whole import is_whole
 
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
@@ -381,7 +380,7 @@ def missing_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]
         needed += [file for name, file in made.items() if is_corrected or "static" in name]
     for parameter in scan.diffusivities:
         needed += expected_diffusivity_outputs(scan, out_dir, parameter).values()
-    missing = [file for file in needed if not is_whole(file)]
+    missing = _not_whole(needed)
     for space, record in request.spaces.items():
         missing += _missing_in_space(scan, out_dir, space, transform, record)
     return missing + _missing_quantification(scan, out_dir, request.quantification)
@@ -401,7 +400,7 @@ def _missing_in_space(
         needed += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
     if differences(made_from(in_space["image_json"]), record):
         return needed
-    return [file for file in needed if not is_whole(file)]
+    return _not_whole(needed)
 
 
 def _missing_quantification(scan: "Scan", out_dir: Path, request: Mapping[str, Any]) -> list[Path]:
@@ -413,4 +412,11 @@ def _missing_quantification(scan: "Scan", out_dir: Path, request: Mapping[str, A
         return [made["stat_json"]]
     if NO_STATISTICS_FIELD in read_json(made["stat_json"]):
         return []
-    return [made[key] for key in ("stat", "tacs") if key in made and not is_whole(made[key])]
+    return _not_whole(made[key] for key in ("stat", "tacs") if key in made)
+
+
+def _not_whole(files: Iterable[Path]) -> list[Path]:
+    # Not for the parser, which needs no images.
+    from m2m_bids.spatial.whole import is_whole
+
+    return [file for file in files if not is_whole(file)]
