@@ -4,9 +4,10 @@ Make the pictures of the documentation from a simulated person.
     python docs/make_pictures.py WORK
 
 simulates the person in WORK/bids, runs m2m-bids on it with all that it can write, and draws what
-came out into docs/pictures/. A static scan and a dynamic one are run, and a few people for
-the page of a cohort; a second call goes on where the first one stopped, and only draws where
-nothing is left to be run. Needs Graphviz, and Chromium with Playwright for pictures of pages.
+came out into docs/pictures/. A static scan and a dynamic one are run and, for the page of a
+cohort, `tests/benchmarks/planted_failures.py` in WORK/cohort, which takes most of an hour. A
+second call goes on where the first one stopped, and only draws where nothing is left to be run.
+Needs Graphviz, and Chromium with Playwright for pictures of pages.
 """
 
 import argparse
@@ -22,7 +23,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import matplotlib as mpl
 import nibabel as nb
 import numpy as np
-import pandas as pd
 from nibabel.affines import apply_affine
 from PIL import Image
 from scipy.ndimage import map_coordinates
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 PICTURES = Path(__file__).parent / "pictures"
+COHORT = Path(__file__).parents[1] / "tests" / "benchmarks" / "planted_failures.py"
 STEP_MM = 0.8
 APP = (sys.executable, "-m", "m2m_bids")
 OPTIONS = (
@@ -42,7 +43,6 @@ OPTIONS = (
     *("--pvc", "rbv", "--psf-fwhm", "6", "--smooth-fwhm", "8", "--write-graph"),
 )
 LIMIT_BYTES = 150_000
-N_COHORT = 4
 # Parts of the report of a static scan, by the name of their picture.
 REPORT_PARTS = {
     "grid": "desc-grid_pet.svg",
@@ -71,7 +71,9 @@ def main() -> None:
     work = parser.parse_args().work.absolute()
     bids_dir = work / "bids"
     if not bids_dir.is_dir():
-        _simulate(bids_dir, 1)
+        simulate = "from m2m_bids.cli.simulate import main; import sys; sys.exit(main())"
+        command = [sys.executable, "-c", simulate, "cohort", bids_dir, "--subjects", "1"]
+        subprocess.run(command, check=True)
     static = _run(bids_dir, work / "out", work / "work", OPTIONS)
     dynamic_dir = work / "dynamic"
     if not dynamic_dir.is_dir():
@@ -81,10 +83,10 @@ def main() -> None:
     rigid += ("--skip-bids-validation",)
     dynamic = _run(dynamic_dir, work / "dynamic-out", work / "dynamic-work", rigid)
     PICTURES.mkdir(exist_ok=True)
-    _draw(static, dynamic)
+    _draw(static)
     shutil.copy(static.out_dir / "logs" / "graph.svg", PICTURES / "graph.svg")
-    cohort = _run_cohort(work)
-    photograph(static.out_dir, dynamic.out_dir, cohort.out_dir)
+    subprocess.run([sys.executable, COHORT, work / "cohort"], check=True)
+    _photograph(static, dynamic, work / "cohort" / "out" / "group.html")
     for file in PICTURES.iterdir():
         if file.stat().st_size > LIMIT_BYTES:
             raise SystemExit(f"{file}: {file.stat().st_size} bytes are too many for a repository")
@@ -94,23 +96,6 @@ def _run(bids_dir: Path, out_dir: Path, work_dir: Path, options: tuple[str, ...]
     command = [*APP, bids_dir, out_dir, "participant", "-w", work_dir, *options]
     subprocess.run(command, check=True)
     return Run(bids_dir, out_dir)
-
-
-def _run_cohort(work: Path) -> Run:
-    """Register a few people rigidly, for the sake of time, and collect them."""
-    bids_dir = work / "cohort"
-    if not bids_dir.is_dir():
-        _simulate(bids_dir, N_COHORT)
-    options = ("--transform", "rigid", "--output-spaces", "MNI152NLin2009aSym:res-2")
-    run = _run(bids_dir, work / "cohort-out", work / "cohort-work", options)
-    subprocess.run([*APP, run.bids_dir, run.out_dir, "group"], check=True)
-    return run
-
-
-def _simulate(bids_dir: Path, n_subjects: int) -> None:
-    simulate = "from m2m_bids.cli.simulate import main; import sys; sys.exit(main())"
-    command = [sys.executable, "-c", simulate, "cohort", bids_dir, "--subjects", str(n_subjects)]
-    subprocess.run(command, check=True)
 
 
 def _write_dynamic(bids_dir: Path, out_dir: Path) -> None:
@@ -221,7 +206,7 @@ def _add(row: np.ndarray, tiles: list[np.ndarray], layer: Layer) -> None:
 # --- pictures --------------------------------------------------------------------------------
 
 
-def _draw(static: Run, dynamic: Run) -> None:
+def _draw(static: Run) -> None:
     t1w, mask = static.one("M000_desc-preproc_T1w.nii.gz"), static.one("desc-brain_mask.nii.gz")
     slices, grey = Slices(mask), Layer(t1w)
     for modality, suffix, raw, colours in (
@@ -246,7 +231,6 @@ def _draw(static: Run, dynamic: Run) -> None:
         _mosaic(kind.lower(), slices, {"": [Layer(file, "inferno")]})
     _mosaic("rbv", slices, {"": [Layer(static.one("pvc-rbv_desc-preproc_pet.nii.gz"), "inferno")]})
     _draw_template(static)
-    _draw_motion(dynamic)
 
 
 def _raw(run: Run, pattern: str) -> Path:
@@ -261,22 +245,10 @@ def _draw_template(run: Run) -> None:
     _mosaic("template", slices, {"T1w": [Layer(t1w)], "PET": [Layer(pet, "inferno")]})
 
 
-def _draw_motion(run: Run) -> None:
-    table = pd.read_csv(run.one("desc-confounds_timeseries.tsv"), sep="\t")
-    figure, axes = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained")
-    for panel, kind, unit in zip(axes, ("trans", "rot"), ("mm", "radians"), strict=True):
-        for axis in "xyz":
-            panel.plot(table[f"{kind}_{axis}"], marker="o", label=axis)
-        panel.set(xlabel="frame", ylabel=f"{kind}, {unit}")
-    axes[0].legend()
-    figure.savefig(PICTURES / "motion.svg")
-    plt.close(figure)
-
-
 # --- pages -----------------------------------------------------------------------------------
 
 
-def photograph(static_dir: Path, dynamic_dir: Path, cohort_dir: Path) -> None:
+def _photograph(static: Run, dynamic: Run, group_page: Path) -> None:
     """Take pictures of a report, its parts and its viewer, and of the page of a cohort."""
     from playwright.sync_api import sync_playwright
 
@@ -286,14 +258,19 @@ def photograph(static_dir: Path, dynamic_dir: Path, cohort_dir: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1200, "height": 1500}, offline=True)
-        report = min(static_dir.glob("sub-*.html"))
+        (report,) = static.out_dir.glob("sub-*.html")
         _open(page, report)
+        # The folder where this was made is nobody's business.
+        page.evaluate(
+            "(path, body = document.body) => {"
+            " body.innerHTML = body.innerHTML.replaceAll(path, '/data'); }",
+            str(static.out_dir.parent),
+        )
         _save_shot(page.screenshot(), "report", 900)
         _photograph_parts(page, report)
-        _photograph_group(page, cohort_dir / "group.html")
-        motion = next(dynamic_dir.glob("sub-*/figures/*desc-motion_pet.svg"), None)
-        if motion is not None:
-            _photograph_figure(page, motion, "motion_frames")
+        _photograph_group(page, group_page)
+        (motion,) = dynamic.out_dir.glob("sub-*/figures/*desc-motion_pet.svg")
+        _photograph_figure(page, motion, "motion")
         browser.close()
 
 

@@ -125,8 +125,10 @@ def main() -> int:
     others = sorted(folder.name[4:] for folder in bids_dir.glob("sub-*"))[:-1]
     common = ["--skip-bids-validation", "-w", str(folder / "work")]
     labels = ["--participant-label", *others]
+    # In a space that all share, for the mean images of the cohort.
+    spaces = ["--output-spaces", "MNI152NLin2009aSym:res-2"]
     run = [str(bids_dir), str(out_dir), "participant", "--transform", transform]
-    m2m_bids([*run, *labels, *common])
+    m2m_bids([*run, *labels, *spaces, *common])
     m2m_bids([str(bids_dir), str(out_dir), "group"])
     for modality in ("pet", "fa"):
         table = pd.read_csv(out_dir / f"group_{modality}.tsv", sep="\t")
