@@ -4,7 +4,8 @@
 
 A reduction of the paper's training that two cores manage: compact networks, 33 voxels of 5.9 mm,
 one cycle an iteration, a learning rate that falls from 1e-3, simulated subjects. A row that is
-finished in FOLDER is not trained again, one that was stopped goes on.
+finished in FOLDER is not trained again, one that was stopped goes on. Subjects that FOLDER has
+are not simulated again, so that `--iterations 0` prepares it for a machine without nilearn.
 """
 
 import argparse
@@ -28,25 +29,26 @@ from m2m_bids.simulation.anatomy import random_subject, template_from_nilearn, u
 from m2m_bids.simulation.contrast import simulate_fa, simulate_pet, simulate_t1w
 from m2m_bids.simulation.truth import label_map
 
-GRID = (33, 5.9)
+FIELD_MM = 194.7
 
 
-def write_cohort(folder: Path, modality: str, n_subjects: int) -> list[str]:
+def write_cohort(
+    folder: Path, modality: str, n_subjects: int, grid: tuple[int, float]
+) -> list[str]:
     """Simulate subjects on the grid; return the names of their scans."""
-    template = template_from_nilearn(*GRID)
     simulate = {"pet": simulate_pet, "fa": simulate_fa}[modality]
     names = [f"sub-{number:03d}_{modality}" for number in range(n_subjects)]
-    for number, name in enumerate(names):
-        if (folder / name).is_dir():
-            continue
+    missing = [pair for pair in enumerate(names) if not (folder / pair[1]).is_dir()]
+    template = template_from_nilearn(*grid) if missing else None
+    for number, name in missing:
         generator = torch.Generator().manual_seed(number)
         subject = random_subject(template, generator, strength=uniform(generator, 0.5, 1.3))
         arrays = {
-            "functional": simulate(subject, GRID[1], generator)[0, 0].numpy(),
-            "t1w": simulate_t1w(subject, GRID[1], generator)[0, 0].numpy(),
+            "functional": simulate(subject, grid[1], generator)[0, 0].numpy(),
+            "t1w": simulate_t1w(subject, grid[1], generator)[0, 0].numpy(),
         }
         arrays = {key: array.astype(np.float16) for key, array in arrays.items()}
-        arrays["labels"] = label_map(subject, identity_map(GRID[0])).astype(np.uint8)
+        arrays["labels"] = label_map(subject, identity_map(grid[0])).astype(np.uint8)
         description = {"name": name, "subject": f"{number:03d}", "modality": modality}
         write_training_arrays(folder / name, description, arrays)
     return names
@@ -61,11 +63,17 @@ def main() -> int:
     parser.add_argument("--subjects", type=int, default=40)
     parser.add_argument("--pre-aligned", default="0")
     parser.add_argument("--only", nargs="+", choices=sorted(PRESETS), default=list(PRESETS))
+    parser.add_argument("--size", type=int, default=33, help="voxels along an axis")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    grid = (args.size, round(FIELD_MM / args.size, 2))
     images = args.folder / "images"
-    scans = find_training_scans(images, write_cohort(images, args.modality, args.subjects))
+    names = write_cohort(images, args.modality, args.subjects, grid)
+    scans = find_training_scans(images, names)
+    if not args.iterations:
+        return 0
     sys.stdout.write("| preset | DSC before | DSC | folds (%) | LNCC | s/iteration |\n")
     sys.stdout.write("|---|---|---|---|---|---|\n")
     for name in args.only:
@@ -77,12 +85,12 @@ def main() -> int:
             batch_size=1,
             validate_every=max(1, args.iterations // 10),
             pre_aligned=args.pre_aligned,
-            grid=GRID,
+            grid=grid,
         )
-        run_dir = args.folder / f"{args.modality}-{name}"
+        run_dir = args.folder / "-".join((args.modality, name, args.pre_aligned.rstrip("%")))
         start = time.monotonic()
         if not (run_dir / "weights").is_dir():
-            train_network(scans, options, run_dir, processes=Processes("cpu"))
+            train_network(scans, options, run_dir, processes=Processes(args.device))
         row = read_log(run_dir / "validation.csv")[-1]
         seconds = (time.monotonic() - start) / args.iterations
         sys.stdout.write(
