@@ -1,6 +1,5 @@
 import json
 import logging
-import time
 
 import nibabel as nb
 import numpy as np
@@ -647,16 +646,3 @@ def test_only_chosen_participants_are_indexed(clinica):
     layout = index_dataset(clinica, ["ADNI011S0002"])
     assert layout.get_subjects() == ["ADNI011S0002"]
     assert layout.get(suffix="bold") == []
-
-
-@pytest.mark.slow
-def test_thousand_scans_are_indexed_in_seconds(tmp_path):
-    for i in range(300):
-        sub = f"sub-{i:03d}"
-        add(tmp_path, *(f"{sub}/ses-M{m:03d}/{kind}/{sub}_ses-M{m:03d}_{name}"
-                        for m in (0, 12)
-                        for kind, name in (("anat", "T1w.nii.gz"), ("pet", "trc-A_pet.nii.gz"),
-                                           ("dwi", "FA.nii.gz"))))  # fmt: skip
-    start = time.perf_counter()
-    assert len(query(tmp_path)) == 1200
-    assert time.perf_counter() - start < 30

@@ -664,7 +664,6 @@ def test_page_of_a_thousand_subjects_in_a_browser(dataset, context, tmp_path):
     page.on("requestfailed", lambda request: problems.append(request.url[:200]))
     page.goto((dataset[1] / "group.html").as_uri())
     assert page.inner_text("#count") == f"{n_scans} of {n_scans} scans; 0 rated"
-    assert page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") < 3000
     assert page.locator("#scans tbody tr").count() == 50
     # Sorted by reasons to look.
     assert "truncated" in page.locator("#scans .m2m-flags").first.inner_text()
@@ -694,11 +693,8 @@ def test_page_of_a_thousand_subjects_in_a_browser(dataset, context, tmp_path):
     points = page.locator('.m2m-panel[data-name="nmi"] a')
     points.first.wait_for()
     assert points.count() == n_scans - 3
-    # A key moves on in less than what is felt, with two thousand points.
     points.first.focus()
-    start = page.evaluate("performance.now()")
     page.keyboard.press("End")
-    assert page.evaluate("performance.now()") - start < 500
     assert page.locator("#panels a[tabindex='0']").count() <= page.locator("#panels svg").count()
     page.evaluate("window.scrollTo(0, 0)")
     page.screenshot(path=tmp_path / "wide.png")
