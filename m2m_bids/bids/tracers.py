@@ -1,7 +1,8 @@
 """Find the names of PET tracers, and compare them."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _ISOTOPE = re.compile(
@@ -79,6 +80,39 @@ def is_same_tracer(one: str, other: str) -> bool:
     if mass_one and mass_other and mass_one.group() != mass_other.group():
         return False
     return bool(_tracer_spellings(one) & _tracer_spellings(other))
+
+
+def common_spellings(names: Iterable[str]) -> dict[str, str]:
+    """
+    Find the most frequent spelling of each tracer.
+
+    A name that could be of either of two tracers, ``FDG`` beside ``18FFDG`` and ``11CFDG``, stays
+    as it is.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Names of the scans' tracers.
+
+    Returns
+    -------
+    dict of str to str
+        Spelling that stands for each name.
+
+    Examples
+    --------
+    >>> common_spellings(["18FFDG", "fdg", "FDG", "FDG", "PiB"])
+    {'FDG': 'FDG', '18FFDG': 'FDG', 'fdg': 'FDG', 'PiB': 'PiB'}
+    """
+    counts = Counter(names)
+    tracers: list[list[str]] = []
+    for name in sorted(counts, key=lambda name: (-counts[name], name)):
+        same = [one for one in tracers if all(is_same_tracer(name, other) for other in one)]
+        if len(same) == 1:
+            same[0].append(name)
+        else:
+            tracers.append([name])
+    return {name: spellings[0] for spellings in tracers for name in spellings}
 
 
 def _tracer_spellings(name: str) -> set[str]:

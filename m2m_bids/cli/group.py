@@ -19,7 +19,7 @@ from m2m_bids.bids.derivatives import (
 from m2m_bids.bids.locks import hold_level, remove_all_unfinished
 from m2m_bids.bids.naming import output_entities, output_path, parse_name, qc_file
 from m2m_bids.bids.status import REGISTERED, StatusRow, read_status
-from m2m_bids.bids.tracers import tracer_label, tracer_names
+from m2m_bids.bids.tracers import common_spellings, tracer_label, tracer_names
 from m2m_bids.cli.cohort_images import SUFFIXES, UNKNOWN_TRACER, average_scans
 from m2m_bids.quality.cohort import outliers
 from m2m_bids.quality.limits import (
@@ -127,6 +127,7 @@ def _collect(rows: Sequence[StatusRow], settings: Settings) -> None:
         shutil.rmtree(settings.output_dir / stem, ignore_errors=True)
     write_dataset_files(settings.output_dir, settings.datasets)
     scans = [_scan(row, settings.output_dir) for row in rows]
+    _name_kinds(scans)
     _add_outliers(scans)
     written = [
         file
@@ -191,9 +192,6 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         scan["target"] = content.get("target", "T1w")
         if row.modality == "pet":
             scan["tracer"] = _tracer_of(scan["entities"], scan["target"], output_dir)
-            scan["kind"] = f"PET {scan['tracer'] or UNKNOWN_TRACER}"
-        if scan["target"] != "T1w":
-            scan["kind"] += f" at {scan['target']}"
         found = warnings_of(scan["numbers"], is_same_person=scan["target"] == "T1w")
         is_rejected = row.status == "rigid only" and not is_within_its_error(scan["numbers"])
         rejected = [f"rigid only: {scan['reason'] or 'no reason is known'}"] if is_rejected else []
@@ -202,6 +200,19 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         LOGGER.debug("", exc_info=True)
         scan["flags"] = [f"its numbers cannot be read ({type(error).__name__}): run it again"]
     return scan
+
+
+def _name_kinds(scans: Sequence[dict[str, Any]]) -> None:
+    """Say what each scan is compared with; one spelling stands for all of a tracer."""
+    spellings = common_spellings(scan["tracer"] for scan in scans if scan["tracer"])
+    for scan in scans:
+        if not scan["numbers"]:
+            continue
+        scan["tracer"] = spellings.get(scan["tracer"], "")
+        if scan["modality"] == "pet":
+            scan["kind"] += f" {scan['tracer'] or UNKNOWN_TRACER}"
+        if scan["target"] != "T1w":
+            scan["kind"] += f" at {scan['target']}"
 
 
 def _tracer_of(entities: Mapping[str, str], target: str, output_dir: Path) -> str:

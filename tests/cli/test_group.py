@@ -378,6 +378,20 @@ def test_tracers_of_old_names_have_mean_images_of_their_own(dataset):
     }
 
 
+def test_spellings_of_a_tracer_are_one_tracer(dataset):
+    out = dataset[1]
+    tracers = {"01": "trc-18FFDG", "02": "trc-FDG", "03": "trc-FDG", "04": "acq-fdg"}
+    update_status(out, [write_scan(out, label, tracer=name) for label, name in tracers.items()])
+    for label, name in tracers.items():
+        write_image(out, label, tracer=name)
+    run(dataset)
+    (mean,) = (out / "group").glob("*desc-mean*.json")
+    assert mean.name.startswith("trc-FDG_")
+    assert len(json.loads(mean.read_text())["Sources"]) == 4
+    table = pd.read_csv(out / "group_pet.tsv", sep="\t")
+    assert table.kind.tolist() == ["PET FDG"] * 4
+
+
 def write_sidecar(row, out):
     file = qc_file(row.scan, out)
     return file.with_name(file.name.replace("_desc-preproc_qc", "_space-T1w_desc-preproc_pet"))
@@ -410,9 +424,8 @@ def test_tracers_that_names_lack_are_those_of_sidecars(dataset, caplog):
     kinds = pd.read_csv(out / "group_pet.tsv", sep="\t").set_index("participant_id").kind
     assert kinds.to_dict() == {
         **dict.fromkeys(("sub-01", "sub-02"), "PET 18FFDG"),
-        **dict.fromkeys(("sub-03", "sub-04"), "PET PiB"),
+        **dict.fromkeys(("sub-03", "sub-04", "sub-08"), "PET PiB"),
         **dict.fromkeys(("sub-05", "sub-06", "sub-07", "sub-09"), "PET tracer unknown"),
-        "sub-08": "PET PIB",
     }
     means = {file.name: file for file in (out / "group").glob("*desc-mean_pet.json")}
     end = f"{SPACE}_desc-mean_pet.json"
