@@ -417,17 +417,20 @@ def normalize_and_convolve(
     -------
     Tensor, shape (N, C, I', J', K')
     """
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu":
         return convolution(normalize(layer, x, skip))
-    if _is_batch_norm_on_cpu(layer, x):
-        statistics = _Statistics(layer, x)
-        parameters = layer.weight, layer.bias
-    else:
-        x = layer(x)
-        statistics, parameters = None, (None, None)
-    return _End.apply(
-        channels_last(x), skip, convolution.weight, convolution.bias, *parameters, statistics
-    )
+    if torch.is_autocast_enabled("cpu"):
+        x, skip = x.float(), skip.float()
+    with torch.autocast("cpu", enabled=False):
+        if _is_batch_norm_on_cpu(layer, x):
+            statistics = _Statistics(layer, x)
+            parameters = layer.weight, layer.bias
+        else:
+            x = layer(x)
+            statistics, parameters = None, (None, None)
+        return _End.apply(
+            channels_last(x), skip, convolution.weight, convolution.bias, *parameters, statistics
+        )
 
 
 def _is_batch_norm_on_cpu(layer: nn.Module, x: Tensor) -> bool:
