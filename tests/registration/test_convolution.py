@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from m2m_bids.registration.networks import convolution
 from m2m_bids.registration.networks.convolution import (
     Convolution,
     _double_by_products,
@@ -21,6 +22,12 @@ from m2m_bids.registration.networks.convolution import (
 DOWN = nn.Conv3d(64, 32, 3, padding=1, stride=2)
 UP = nn.ConvTranspose3d(96, 16, 4, padding=1, stride=2)
 WIDE_UP = nn.ConvTranspose3d(48, 40, 4, padding=1, stride=2)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["AVX2", "AVX-512"])
+def processor(request, monkeypatch):
+    """Each test takes the ways of both kinds of processors."""
+    monkeypatch.setattr(convolution, "_is_pytorch_fast", lambda: request.param)
 
 
 def images(*shape, seed=0):
@@ -59,7 +66,7 @@ def test_convolutions_are_pytorchs(layer, shape, memory_format):
 
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("shape", [(4, 6, 5), (1, 2, 3), (40, 40, 3)])
-@pytest.mark.parametrize(("n_in", "n_out"), [(16, 3), (5, 5), (2, 9)])
+@pytest.mark.parametrize(("n_in", "n_out"), [(16, 3), (5, 5), (2, 9), (12, 8)])
 def test_convolutions_at_one_resolution_are_pytorchs(n_in, n_out, shape, has_bias):
     layer = Convolution(n_in, n_out, bias=has_bias).double()
     x = images(2, n_in, *shape)

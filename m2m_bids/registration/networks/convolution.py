@@ -4,9 +4,9 @@ On two AVX2 cores, in float32, PyTorch's forward pass and its gradient with resp
 run near the rate of matrix products once activations are stored channels last
 (`channels_last`), except where the weights outnumber the activations and are reordered at every
 call, or where there are few output channels. The gradients with respect to weights and bias run at
-a fraction of that rate where one side has few channels. What is done here instead is done plane by
-plane of the first spatial axis, within the last-level cache. PyTorch keeps what it does well, and
-everything on other devices.
+a fraction of that rate where one side has few channels, but for processors with AVX-512. What is
+done here instead is done plane by plane of the first spatial axis, within the last-level cache.
+PyTorch keeps what it does well, and everything on other devices.
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ from torch.nn import functional
 _N_ROWS = 9216
 # Numbers in a plane of the images, up to which PyTorch's convolutions do without oneDNN.
 _SLOW_FOR_PYTORCH = 20480
+# Output channels that are few with AVX-512 too.
+_FEW_CHANNELS = 8
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -67,6 +69,9 @@ class Convolution(nn.Conv3d):
         """
         if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
+        if x.shape[2:].numel() < self.in_channels:
+            # PyTorch takes products here, and does not reorder the weights.
+            return channels_last(super().forward(channels_last(x)))
         return _Convolution.apply(channels_last(x), self.weight, self.bias)
 
 
@@ -96,15 +101,24 @@ class _Convolution(torch.autograd.Function):
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient of a `Convolution` with respect to the weights."""
     n_out, n_in = weight.shape[:2]
-    if n_out > n_in:
-        # Sums of products, of which either factor may be the one that is moved.
-        swapped = _joined_weight_gradient(x, grad, grad[:, :0], None)
-        return swapped.flip(2, 3, 4).transpose(0, 1).contiguous()
-    if n_out < n_in or x.shape[:4].numel() <= _SLOW_FOR_PYTORCH:
-        return _joined_weight_gradient(grad, x, x[:, :0], None)
+    # Where positions are so few, most of a plane is padding, and weights outnumber images.
+    is_for_planes = x.shape[2:].numel() >= 4 * n_in
+    if is_for_planes and not (_is_pytorch_fast() and n_out >= _FEW_CHANNELS):
+        if n_out > n_in:
+            # Sums of products, of which either factor may be the one that is moved.
+            swapped = _joined_weight_gradient(x, grad, grad[:, :0], None)
+            return swapped.flip(2, 3, 4).transpose(0, 1).contiguous()
+        if n_out < n_in or x.shape[:4].numel() <= _SLOW_FOR_PYTORCH:
+            return _joined_weight_gradient(grad, x, x[:, :0], None)
     options = [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1
     mask = [False, True, False]
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *options, mask)[1]
+
+
+@lru_cache(maxsize=1)
+def _is_pytorch_fast() -> bool:
+    """Tell whether PyTorch's gradients with respect to weights run near the rate of products."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def convolve(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
@@ -136,7 +150,8 @@ def _convolve(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> Tensor:
         return _conv3d(x, layer.weight, layer.bias, stride=2)
     if n_positions < layer.in_channels:
         return _scatter_convolve(layer, x)
-    if layer.out_channels <= 32 and not torch.is_autocast_enabled("cpu"):
+    is_own = layer.out_channels <= 32 and not _is_pytorch_fast()
+    if is_own and not torch.is_autocast_enabled("cpu"):
         return _TransposedConvolution.apply(x, layer.weight, layer.bias)
     return layer(x)
 
