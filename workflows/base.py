@@ -460,7 +460,8 @@ def _add_diffusivities(
     )
     scan_wf.connect([
         (registration_wf, diffusivities_wf, [
-            (f"outputnode.{field}", f"inputnode.{field}") for field in ("best_xfm", "m2m_xfms")
+            ("outputnode.best_xfm", "inputnode.xfm"),
+            ("outputnode.m2m_xfms", "inputnode.m2m_xfms"),
         ]),
     ])  # fmt: skip
     if scan.gradients is not None:
@@ -470,7 +471,9 @@ def _add_diffusivities(
             ]),
         ])  # fmt: skip
     workflow.connect([
-        (anatomical_wf, scan_wf, [("outputnode.t1w_file", "diffusivities_wf.inputnode.t1w_file")]),
+        (anatomical_wf, scan_wf, [
+            ("outputnode.t1w_file", "diffusivities_wf.inputnode.reference_file"),
+        ]),
     ])  # fmt: skip
 
 
@@ -513,6 +516,12 @@ def _add_space(
             for field in ("best_xfm", "best_inverse_xfm", "m2m_xfms")
         ]),
     ])  # fmt: skip
+    if scan.gradients is not None:
+        scan_wf.connect([
+            (reference_wf, space_wf, [
+                (f"outputnode.{field}", f"inputnode.{field}") for field in MAPS
+            ]),
+        ])  # fmt: skip
     workflow.connect([
         (anatomical_wf, scan_wf, [
             ("outputnode.t1w_file", f"{space_wf.name}.inputnode.t1w_file"),

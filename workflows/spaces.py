@@ -20,7 +20,8 @@ from m2m_bids.interfaces.spaces import (
     TakeTemplate,
     TakeTransforms,
 )
-from m2m_bids.workflows.outputs import spatial_reference
+from m2m_bids.workflows.diffusion import MAPS, init_diffusivities_wf
+from m2m_bids.workflows.outputs import placement
 from m2m_bids.workflows.registration import RegistrationOptions
 
 _REGISTERED = "Registered to the template, affinely and with SyN (ANTs)."
@@ -177,6 +178,8 @@ def init_scan_space_wf(
     """
     Bring a scan into a space, from its own grid in one interpolation, and write it.
 
+    Diffusivities of an FA scan go with it.
+
     Parameters
     ----------
     space : OutputSpace
@@ -207,6 +210,8 @@ def init_scan_space_wf(
         As `init_registration_wf` takes and gives them.
     t1w_file
         As `init_anatomical_wf` gives it.
+    md_file, ad_file, rd_file
+        As `init_fa_fit_wf` gives them; maps that the scan has as files need none.
     template_xfm, template_inverse_xfm
         As `init_template_wf` gives them, for a template that is not the scan's target.
     """
@@ -215,45 +220,68 @@ def init_scan_space_wf(
         niu.IdentityInterface(
             fields=[
                 *("moving_file", "t1w_file", "best_xfm", "best_inverse_xfm", "m2m_xfms"),
-                *("template_xfm", "template_inverse_xfm"),
+                *("template_xfm", "template_inverse_xfm", *MAPS),
             ]
         ),
         name="inputnode",
     )
+    target = pe.Node(niu.IdentityInterface(fields=["reference_file", "xfm"]), name="target")
     make_grid = pe.Node(MakeGrid(), name="make_grid", mem_gb=1)
     if space.resolution:
         make_grid.inputs.resolution = space.resolution
     resample_scan = pe.Node(ResampleImage(), name="resample_scan", mem_gb=1.5)
+    used_xfms = (given_xfms or ())[:1]
     save_in_space = pe.Node(
         _saver(
             *(space, scan, output_dir, datasets, options, made_from),
-            used=(*scan.sources, *(given_xfms or ())[:1]),
+            used=(*scan.sources, *used_xfms),
             has_xfms=has_xfms,
         ),
         name="save_in_space",
     )
     workflow.connect([
         (inputnode, make_grid, [("moving_file", "native_file")]),
+        (make_grid, target, [("out_file", "reference_file")]),
         (inputnode, resample_scan, [("moving_file", "in_file")]),
-        (make_grid, resample_scan, [("out_file", "reference_file")]),
+        (target, resample_scan, [("reference_file", "reference_file"), ("xfm", "xfm")]),
         (inputnode, save_in_space, [("m2m_xfms", "m2m_xfms")]),
         (resample_scan, save_in_space, [("out_file", "image")]),
     ])  # fmt: skip
+    if scan.diffusivities:
+        diffusivities_wf = init_diffusivities_wf(
+            scan=scan,
+            output_dir=output_dir,
+            datasets=datasets,
+            options=options,
+            space=space,
+            given_xfms=used_xfms,
+            made_from=made_from,
+            name="diffusivities_wf",
+        )
+        fitted = MAPS if scan.gradients is not None else ()
+        workflow.connect([
+            (target, diffusivities_wf, [
+                ("reference_file", "inputnode.reference_file"), ("xfm", "inputnode.xfm"),
+            ]),
+            (inputnode, diffusivities_wf, [
+                (field, f"inputnode.{field}") for field in ("m2m_xfms", *fitted)
+            ]),
+        ])  # fmt: skip
     if not space.is_template:
         workflow.connect([
             (inputnode, make_grid, [("t1w_file", "t1w_file")]),
-            (inputnode, resample_scan, [("best_xfm", "xfm")]),
+            (inputnode, target, [("best_xfm", "xfm")]),
         ])  # fmt: skip
         return workflow
     make_grid.inputs.trait_set(**_template_inputs(space, templateflow_home))
     if space.name == scan.template:
-        workflow.connect(inputnode, "best_xfm", resample_scan, "xfm")
+        workflow.connect(inputnode, "best_xfm", target, "xfm")
         return workflow
     # Outermost first: points go from the template to the T1w, and from there to the scan.
     list_xfms = pe.Node(niu.Merge(2), name="list_xfms")
     workflow.connect([
         (inputnode, list_xfms, [("best_xfm", "in1"), ("template_xfm", "in2")]),
-        (list_xfms, resample_scan, [("out", "xfm")]),
+        (list_xfms, target, [("out", "xfm")]),
     ])  # fmt: skip
     if has_xfms:
         _add_composites(workflow)
@@ -312,14 +340,8 @@ def _saver(
         "is_skull_stripped": scan.modality == "fa",
         "source_metadata": without_frames(scan.sidecar) if has_frames else dict(scan.sidecar),
         "description": f"In the space {space}; of a dynamic scan the static image.",
+        **placement(scan, output_dir, datasets, space),
     }
-    if space.resolution == "native":
-        static["resolution"] = "Voxels of the size of the scan's own."
-    elif space.resolution:
-        kind = "The template's resolution number" if space.is_template else "Voxels of, in mm,"
-        static["resolution"] = f"{kind} {space.resolution}."
-    if not space.is_template:
-        static["spatial_reference"] = spatial_reference(scan, output_dir, datasets)
     return SaveInSpace(
         outputs={
             name: {key: str(file) for key, file in named.items()} for name, named in files.items()

@@ -394,11 +394,14 @@ def _missing_in_space(
     record: Mapping[str, Any],
 ) -> list[Path]:
     """List what a scan lacks in a space."""
-    in_space = expected_space_outputs(scan, out_dir, space, transform)
-    needed = [*in_space.values()]
+    images = [
+        expected_space_outputs(scan, out_dir, space, transform),
+        *(expected_diffusivity_outputs(scan, out_dir, name, space) for name in scan.diffusivities),
+    ]
+    needed = [file for files in images for file in files.values()]
     if space.is_template and scan.t1w is not None:
         needed += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
-    if differences(made_from(in_space["image_json"]), record):
+    if any(differences(made_from(files["image_json"]), record) for files in images):
         return needed
     return _not_whole(needed)
 

@@ -331,19 +331,31 @@ def expected_space_outputs(
     return outputs
 
 
-def expected_diffusivity_outputs(scan: "Scan", out_dir: Path, parameter: str) -> dict[str, Path]:
+def expected_diffusivity_outputs(
+    scan: "Scan", out_dir: Path, parameter: str, space: OutputSpace | None = None
+) -> dict[str, Path]:
     """
     List what there is of a map of the tensor beside FA.
+
+    Parameters
+    ----------
+    scan : Scan
+        An FA scan.
+    out_dir : Path
+        Root of the output dataset.
+    parameter : str
+        MD, AD or RD.
+    space : OutputSpace, optional
+        Where it is; by default on the target's grid.
 
     Returns
     -------
     dict
-        ``image``, on the target's grid, and ``image_json``.
+        ``image``, on the grid that FA has there, and ``image_json``.
     """
+    placed = space.entities if space else {"space": scan.space}
     return {
-        name: _scan_image(
-            scan, out_dir, extension, space=scan.space, param=parameter, desc="preproc"
-        )
+        name: _scan_image(scan, out_dir, extension, **placed, param=parameter, desc="preproc")
         for name, extension in (("image", ".nii.gz"), ("image_json", ".json"))
     }
 

@@ -72,7 +72,8 @@ def _written(scan: "Scan", out_dir: Path, request: Request) -> Iterator[Path]:
     if scan.modality == "pet":
         yield from frame_outputs(scan, out_dir).values()
     for parameter in scan.diffusivities:
-        yield from expected_diffusivity_outputs(scan, out_dir, parameter).values()
+        for place in (None, *request.spaces):
+            yield from expected_diffusivity_outputs(scan, out_dir, parameter, place).values()
     for space in request.spaces:
         yield from expected_space_outputs(scan, out_dir, space, "m2m").values()
         yield from expected_space_outputs(scan, out_dir, space, "rigid").values()

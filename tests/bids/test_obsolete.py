@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from m2m_bids.bids.diffusion import GradientFiles
 from m2m_bids.bids.naming import expected_outputs
 from m2m_bids.bids.obsolete import obsolete_outputs
 from m2m_bids.bids.query import Scan
@@ -109,6 +110,20 @@ def test_other_maps_of_a_tensor_go_with_fa(tmp_path):
     for name in names:
         (folder / name).touch()
     assert [file.name for file in obsolete_outputs(FA, tmp_path, ASKED)] == names[:1]
+
+
+def test_other_maps_of_a_tensor_are_kept_in_the_spaces_that_are_asked_for(tmp_path):
+    folder = tmp_path / "sub-1/ses-A/dwi"
+    folder.mkdir(parents=True)
+    fitted = replace(FA, gradients=GradientFiles(Path("a.bval"), Path("a.bvec")))
+    names = [
+        f"sub-1_ses-A_space-MNI152NLin2009aSym_res-{number}_param-MD_desc-preproc_dwimap.json"
+        for number in (1, 2)
+    ]
+    for name in names:
+        (folder / name).touch()
+    asked = ASKED._replace(spaces={parse_space("MNI152NLin2009aSym:res-2"): {}})
+    assert [file.name for file in obsolete_outputs(fitted, tmp_path, asked)] == names[:1]
 
 
 def test_nothing_is_there(tmp_path):

@@ -12,7 +12,12 @@ from nibabel.affines import from_matvec
 from nipype.pipeline.engine.nodes import NodeExecutionError
 
 from m2m_bids.api import DEFAULT_WEIGHTS
-from m2m_bids.bids.naming import expected_space_outputs, expected_template_outputs
+from m2m_bids.bids.diffusion import GradientFiles
+from m2m_bids.bids.naming import (
+    expected_diffusivity_outputs,
+    expected_space_outputs,
+    expected_template_outputs,
+)
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import parse_space
 from m2m_bids.preprocessing.mutual_information import rotation_matrix
@@ -249,6 +254,41 @@ def test_static_image_of_a_dynamic_scan_has_no_frame_times(scan, tmp_path, xfms)
     sidecar = json.loads(outputs["image_json"].read_text())
     assert sidecar["TracerName"] == "FDG"
     assert not {"FrameTimesStart", "FrameDuration"} & set(sidecar)
+
+
+@pytest.mark.parametrize("space", ["MNI152NLin2009aSym:res-8", "T1w:res-native", "T1w:res-4"])
+@pytest.mark.parametrize("is_fitted", [True, False], ids=["fitted", "given"])
+def test_diffusivities_are_where_fa_is(scan, tmp_path, xfms, space, is_fitted):
+    """Multiples of FA stay multiples of it: of one grid, by one transform, interpolated once."""
+    image = nb.load(scan.file)
+    factors = {"MD": 2e-6, "AD": 3e-6, "RD": 1e-6}
+    maps = {name: scan.file.with_name(f"sub-01_{name}.nii.gz") for name in factors}
+    for name, file in maps.items():
+        nb.save(
+            nb.Nifti1Image(factors[name] * image.get_fdata(dtype=np.float32), image.affine), file
+        )
+    gradients = [scan.file.with_name(f"sub-01_pet.{end}") for end in ("bval", "bvec")]
+    scan = replace(scan, modality="fa", gradients=GradientFiles(*gradients) if is_fitted else None)
+    if not is_fitted:
+        scan = replace(scan, file=scan.file.rename(scan.file.with_name("sub-01_FA.nii.gz")))
+    fields = {f"{name.lower()}_file": file for name, file in maps.items()}
+    pair = xfms["template_xfm"], xfms["template_inverse_xfm"]
+    outputs = run(scan, tmp_path, space, xfms, pair, **(fields if is_fitted else {}))
+    fa, told = nb.load(outputs["image"]), json.loads(outputs["image_json"].read_text())
+    assert np.count_nonzero(fa.get_fdata()) > 1000
+    for name, factor in factors.items():
+        files = expected_diffusivity_outputs(scan, tmp_path / "out", name, parse_space(space))
+        found = nb.load(files["image"])
+        np.testing.assert_array_equal(found.affine, fa.affine)
+        expected = factor * fa.get_fdata()
+        np.testing.assert_allclose(found.get_fdata(), expected, atol=1e-5 * expected.max())
+        sidecar = json.loads(files["image_json"].read_text())
+        assert sidecar.pop("Units", None) == ("mm^2/s" if is_fitted else None)
+        assert space in sidecar["Description"]
+        first = [] if is_fitted else [f"bids:raw:sub-01/pet/sub-01_{name}.nii.gz"]
+        assert sidecar.pop("Sources") == [*first, *told["Sources"]]
+        alike = told.keys() - {"Description", "Sources"}
+        assert {key: sidecar[key] for key in alike} == {key: told[key] for key in alike}
 
 
 def test_a_rejected_step_leaves_nothing_of_an_accepted_one(scan, tmp_path, xfms):
