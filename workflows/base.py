@@ -509,19 +509,21 @@ def _add_space(
     reference_wf, registration_wf = (
         scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
     )
+    made = {"out_file": "moving_file"}
+    if scan.modality == "pet":
+        made |= {field: field for field in ("frames_file", "frame_xfms")}
+        made["method"] = "reference_method"
+    elif scan.gradients is not None:
+        made |= {field: field for field in MAPS}
     scan_wf.connect([
-        (reference_wf, space_wf, [("outputnode.out_file", "inputnode.moving_file")]),
+        (reference_wf, space_wf, [
+            (f"outputnode.{output}", f"inputnode.{field}") for output, field in made.items()
+        ]),
         (registration_wf, space_wf, [
             (f"outputnode.{field}", f"inputnode.{field}")
             for field in ("best_xfm", "best_inverse_xfm", "m2m_xfms")
         ]),
     ])  # fmt: skip
-    if scan.gradients is not None:
-        scan_wf.connect([
-            (reference_wf, space_wf, [
-                (f"outputnode.{field}", f"inputnode.{field}") for field in MAPS
-            ]),
-        ])  # fmt: skip
     workflow.connect([
         (anatomical_wf, scan_wf, [
             ("outputnode.t1w_file", f"{space_wf.name}.inputnode.t1w_file"),

@@ -7,12 +7,16 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from m2m_bids.bids.derivatives import bids_uri, without_frames
-from m2m_bids.bids.naming import expected_space_outputs, expected_template_outputs
+from m2m_bids.bids.derivatives import bids_uri
+from m2m_bids.bids.naming import (
+    expected_space_outputs,
+    expected_template_outputs,
+    static_outputs,
+)
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import OutputSpace
 from m2m_bids.interfaces.outputs import SaveInSpace, SaveTemplate
-from m2m_bids.interfaces.registration import ResampleImage
+from m2m_bids.interfaces.registration import ResampleFrames, ResampleImage
 from m2m_bids.interfaces.spaces import (
     ComposeTransforms,
     MakeGrid,
@@ -111,7 +115,7 @@ def init_template_wf(
 #### Template
 
 {found} the template {space.template}{precomputed}. Images, of dynamic scans
-the static one, were brought there by the composite of all transforms.
+all frames, were brought there by the composite of all transforms.
 """
     inputnode = pe.Node(
         niu.IdentityInterface(
@@ -178,7 +182,8 @@ def init_scan_space_wf(
     """
     Bring a scan into a space, from its own grid in one interpolation, and write it.
 
-    Diffusivities of an FA scan go with it.
+    The frames of a dynamic scan, each by its motion too, and the diffusivities of an FA scan go
+    with it.
 
     Parameters
     ----------
@@ -212,6 +217,8 @@ def init_scan_space_wf(
         As `init_anatomical_wf` gives it.
     md_file, ad_file, rd_file
         As `init_fa_fit_wf` gives them; maps that the scan has as files need none.
+    frames_file, frame_xfms, reference_method
+        As `init_pet_reference_wf` gives them, the last as ``method``; of FA scans none.
     template_xfm, template_inverse_xfm
         As `init_template_wf` gives them, for a template that is not the scan's target.
     """
@@ -220,7 +227,8 @@ def init_scan_space_wf(
         niu.IdentityInterface(
             fields=[
                 *("moving_file", "t1w_file", "best_xfm", "best_inverse_xfm", "m2m_xfms"),
-                *("template_xfm", "template_inverse_xfm", *MAPS),
+                *("template_xfm", "template_inverse_xfm"),
+                *("frames_file", "frame_xfms", "reference_method", *MAPS),
             ]
         ),
         name="inputnode",
@@ -245,8 +253,11 @@ def init_scan_space_wf(
         (inputnode, resample_scan, [("moving_file", "in_file")]),
         (target, resample_scan, [("reference_file", "reference_file"), ("xfm", "xfm")]),
         (inputnode, save_in_space, [("m2m_xfms", "m2m_xfms")]),
-        (resample_scan, save_in_space, [("out_file", "image")]),
     ])  # fmt: skip
+    if scan.modality == "pet":
+        _add_frames(workflow)
+    else:
+        workflow.connect(resample_scan, "out_file", save_in_space, "image")
     if scan.diffusivities:
         diffusivities_wf = init_diffusivities_wf(
             scan=scan,
@@ -288,6 +299,22 @@ def init_scan_space_wf(
     return workflow
 
 
+def _add_frames(workflow: Workflow) -> None:
+    """Bring all frames of a dynamic scan along; of a 3-D scan there is the static image alone."""
+    inputnode, target, resample_scan, save_in_space = (
+        workflow.get_node(name)
+        for name in ("inputnode", "target", "resample_scan", "save_in_space")
+    )
+    resample_frames = pe.Node(ResampleFrames(), name="resample_frames", mem_gb=2)
+    workflow.connect([
+        (inputnode, resample_frames, [("frames_file", "in_file"), ("frame_xfms", "frame_xfms")]),
+        (target, resample_frames, [("reference_file", "reference_file"), ("xfm", "xfm")]),
+        (resample_scan, resample_frames, [("out_file", "static_file")]),
+        (inputnode, save_in_space, [("reference_method", "reference_method")]),
+        (resample_frames, save_in_space, [("out_file", "image"), ("static_file", "static")]),
+    ])  # fmt: skip
+
+
 def _add_composites(workflow: Workflow) -> None:
     """Write the transforms between a scan and a template."""
     inputnode, list_xfms, save_in_space = (
@@ -325,28 +352,28 @@ def _saver(
     has_xfms: bool,
 ) -> SaveInSpace:
     """Make the interface that writes a scan in a space."""
-    files = {
+    static = static_outputs(scan, output_dir, space) if scan.modality == "pet" else {}
+    outputs = {
         transform: {
-            key: file
-            for key, file in expected_space_outputs(scan, output_dir, space, transform).items()
+            key: str(file)
+            for key, file in {
+                **expected_space_outputs(scan, output_dir, space, transform),
+                **static,
+            }.items()
             if has_xfms or not key.endswith("xfm")
         }
         for transform in ("m2m", "rigid")
     }
-    timings = (scan.sidecar.get(name) for name in ("FrameDuration", "FrameTimesStart"))
-    has_frames = any(isinstance(values, list) and len(values) > 1 for values in timings)
-    static = {
+    sidecar = {
         "sources": [bids_uri(file, output_dir, datasets) for file in used],
         "is_skull_stripped": scan.modality == "fa",
-        "source_metadata": without_frames(scan.sidecar) if has_frames else dict(scan.sidecar),
-        "description": f"In the space {space}; of a dynamic scan the static image.",
+        "source_metadata": dict(scan.sidecar),
+        "description": f"In the space {space}.",
         **placement(scan, output_dir, datasets, space),
     }
     return SaveInSpace(
-        outputs={
-            name: {key: str(file) for key, file in named.items()} for name, named in files.items()
-        },
-        sidecar=static,
+        outputs=outputs,
+        sidecar=sidecar,
         provenance=options.provenance,
         linear=scan.linear,
         made_from=made_from or {},

@@ -22,6 +22,7 @@ from m2m_bids.bids.naming import (
     expected_template_outputs,
     frame_outputs,
     quantification_outputs,
+    static_outputs,
 )
 from m2m_bids.bids.request import (
     FRAMES,
@@ -382,7 +383,9 @@ def missing_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]
         needed += expected_diffusivity_outputs(scan, out_dir, parameter).values()
     missing = _not_whole(needed)
     for space, record in request.spaces.items():
-        missing += _missing_in_space(scan, out_dir, space, transform, record)
+        missing += _missing_in_space(
+            scan, out_dir, space, transform, record, has_frames=FRAMES in used
+        )
     return missing + _missing_quantification(scan, out_dir, request.quantification)
 
 
@@ -392,6 +395,8 @@ def _missing_in_space(
     space: OutputSpace,
     transform: Transform,
     record: Mapping[str, Any],
+    *,
+    has_frames: bool,
 ) -> list[Path]:
     """List what a scan lacks in a space."""
     images = [
@@ -399,6 +404,8 @@ def _missing_in_space(
         *(expected_diffusivity_outputs(scan, out_dir, name, space) for name in scan.diffusivities),
     ]
     needed = [file for files in images for file in files.values()]
+    if has_frames:
+        needed += static_outputs(scan, out_dir, space).values()
     if space.is_template and scan.t1w is not None:
         needed += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
     if any(differences(made_from(files["image_json"]), record) for files in images):

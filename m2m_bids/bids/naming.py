@@ -267,24 +267,20 @@ def frame_outputs(scan: "Scan", out_dir: Path) -> dict[str, Path]:
     Returns
     -------
     dict
-        ``static`` (image on the target's grid) and ``motion`` (table of motion parameters), both
-        with ``_json``, and ``motion_xfm`` (ITK affines from the frames to the static image).
+        ``static`` and ``static_json``, as `static_outputs` gives them, ``motion`` (table of motion
+        parameters) and ``motion_json``, and ``motion_xfm`` (ITK affines from the frames to the
+        static image).
     """
-    described = {
-        "static": ({"space": scan.space}, "petref", ".nii.gz"),
-        "motion": ({"desc": "confounds"}, "timeseries", ".tsv"),
-    }
-    outputs = {
-        f"{name}{end}": output_path(
+    outputs = static_outputs(scan, out_dir)
+    for name, extension in (("motion", ".tsv"), ("motion_json", ".json")):
+        outputs[name] = output_path(
             out_dir,
-            {**output_entities(scan.entities), **entities},
+            output_entities(scan.entities),
             datatype="pet",
-            suffix=suffix,
-            extension=".json" if end else extension,
+            suffix="timeseries",
+            extension=extension,
+            desc="confounds",
         )
-        for name, (entities, suffix, extension) in described.items()
-        for end in ("", "_json")
-    }
     outputs["motion_xfm"] = output_path(
         out_dir,
         {**output_entities(scan.entities), "from": "orig", "to": "petref"},
@@ -295,6 +291,39 @@ def frame_outputs(scan: "Scan", out_dir: Path) -> dict[str, Path]:
         desc="hmc",
     )
     return outputs
+
+
+def static_outputs(
+    scan: "Scan", out_dir: Path, space: OutputSpace | None = None
+) -> dict[str, Path]:
+    """
+    List what there is of the static image of a dynamic PET scan.
+
+    Parameters
+    ----------
+    scan : Scan
+        A PET scan.
+    out_dir : Path
+        Root of the output dataset.
+    space : OutputSpace, optional
+        Where it is; by default on the target's grid.
+
+    Returns
+    -------
+    dict
+        ``static``, on the grid that the frames have there, and ``static_json``.
+    """
+    placed = space.entities if space else {"space": scan.space}
+    return {
+        name: output_path(
+            out_dir,
+            {**output_entities(scan.entities), **placed},
+            datatype="pet",
+            suffix="petref",
+            extension=extension,
+        )
+        for name, extension in (("static", ".nii.gz"), ("static_json", ".json"))
+    }
 
 
 def expected_space_outputs(
@@ -317,7 +346,8 @@ def expected_space_outputs(
     Returns
     -------
     dict
-        ``image`` and ``image_json``; in the space of a template that is not the scan's target also
+        ``image``, of a dynamic scan all frames (`static_outputs` has the static image), and
+        ``image_json``; in the space of a template that is not the scan's target also
         ``xfm`` and ``inverse_xfm``, ITK composites between the scan and the template. ``xfm``
         carries images to the template.
     """

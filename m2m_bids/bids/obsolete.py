@@ -14,6 +14,7 @@ from m2m_bids.bids.naming import (
     output_entities,
     parse_name,
     quantification_outputs,
+    static_outputs,
 )
 from m2m_bids.bids.request import SEGMENTATION, Request, differences, made_from
 
@@ -77,6 +78,8 @@ def _written(scan: "Scan", out_dir: Path, request: Request) -> Iterator[Path]:
     for space in request.spaces:
         yield from expected_space_outputs(scan, out_dir, space, "m2m").values()
         yield from expected_space_outputs(scan, out_dir, space, "rigid").values()
+        if scan.modality == "pet":
+            yield from static_outputs(scan, out_dir, space).values()
     segmentation = request.quantification[SEGMENTATION]
     for pvc in {None, request.quantification.get("PartialVolumeCorrection")} - {"none"}:
         yield from quantification_outputs(scan, out_dir, segmentation, pvc=pvc).values()

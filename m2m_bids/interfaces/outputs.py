@@ -310,13 +310,16 @@ class SaveScan(SimpleInterface):
 
 
 class _SaveInSpaceInputSpec(BaseInterfaceInputSpec):
-    image = File(exists=True, mandatory=True, desc="image of the scan in the space")
+    image = File(exists=True, mandatory=True, desc="image of the scan in the space, or its frames")
+    static = File(exists=True, desc="static image of a dynamic scan there")
+    reference_method = traits.Str(desc="how the static image was made")
     xfm = File(exists=True, desc="ITK composite from the scan to the template")
     inverse_xfm = File(exists=True, desc="its inverse")
     m2m_xfms = traits.List(File(exists=True), desc="deformable transforms, empty if rejected")
     outputs = traits.Dict(
         mandatory=True,
-        desc="paths for each transform, as `bids.naming.expected_space_outputs` gives",
+        desc="paths for each transform, as `bids.naming.expected_space_outputs` gives, and for "
+        "PET `static_outputs`",
     )
     sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
     provenance = traits.Dict(mandatory=True, desc="fields of `bids.derivatives.Provenance`")
@@ -327,7 +330,7 @@ class _SaveInSpaceInputSpec(BaseInterfaceInputSpec):
 
 
 class SaveInSpace(SimpleInterface):
-    """Copy the image of a scan in another space, its sidecar last, and the transforms there."""
+    """Copy the images of a scan in another space, a sidecar last, and the transforms there."""
 
     input_spec = _SaveInSpaceInputSpec
     output_spec = _SaveOutputSpec
@@ -350,12 +353,30 @@ class SaveInSpace(SimpleInterface):
         ]
         transform = inputs.linear if used == "rigid" else used
         provenance = Provenance(**{**inputs.provenance, "transform": transform})
+        written += self._save_static(outputs, provenance)
         sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
         if isdefined(inputs.made_from) and inputs.made_from:
             sidecar[MADE_FROM_FIELD] = inputs.made_from
         write_json(outputs["image_json"], sidecar)
         self._results["out_files"] = [*written, str(outputs["image_json"])]
         return runtime
+
+    def _save_static(self, outputs, provenance):
+        """Save the static image of a dynamic scan; of an earlier run nothing is left."""
+        from m2m_bids.bids.derivatives import image_sidecar, without_frames, write_json
+
+        inputs = self.inputs
+        if not isdefined(inputs.static):
+            _remove([str(outputs[name]) for name in {"static", "static_json"} & outputs.keys()])
+            return []
+        static = {
+            **inputs.sidecar,
+            "source_metadata": without_frames(inputs.sidecar["source_metadata"]),
+            "description": f"{inputs.sidecar['description']} Static image: "
+            f"{inputs.reference_method}.",
+        }
+        write_json(outputs["static_json"], image_sidecar(**static, provenance=provenance))
+        return [_copy(inputs.static, outputs["static"]), str(outputs["static_json"])]
 
 
 class _SaveTemplateInputSpec(BaseInterfaceInputSpec):

@@ -16,9 +16,10 @@ from m2m_bids.bids.naming import (
     expected_space_outputs,
     expected_template_outputs,
     output_path,
+    static_outputs,
 )
 from m2m_bids.bids.query import Scan
-from m2m_bids.bids.request import MADE_FROM_FIELD, Request
+from m2m_bids.bids.request import FRAMES, MADE_FROM_FIELD, Request
 from m2m_bids.bids.spaces import parse_space
 
 T1W = {"sub": "01", "ses": "M000"}
@@ -234,6 +235,22 @@ class TestMissingOutputs:
         of_t1w = expected_template_outputs(scans[0].t1w_entities, out_dir, space)
         assert missing == [*in_space.values(), *of_t1w.values()]
         assert "desc-m2m" in in_space["xfm"].name
+
+    def test_static_images_of_dynamic_scans_are_part_of_further_spaces(self, finished, fill):
+        scans, out_dir = finished
+        space = parse_space("T1w:res-native")
+        motion = {FRAMES: {"Reference": "auto", "MotionCorrection": False}}
+        asked = M2M._replace(registration={**M2M.registration, **motion}, spaces={space: {}})
+        fill(*expected_space_outputs(scans[0], out_dir, space, "m2m").values())
+        assert derivatives.missing_outputs(scans[0], out_dir, asked) == []
+        sidecar = {"Transform": "m2m", MADE_FROM_FIELD: asked.registration}
+        outputs = expected_outputs(scans[0], out_dir, "m2m")
+        derivatives.write_json(outputs["preproc_json"], sidecar)
+        on_t1w, there = (static_outputs(scans[0], out_dir, place) for place in (None, space))
+        missing = derivatives.missing_outputs(scans[0], out_dir, asked)
+        assert missing == [*on_t1w.values(), *there.values()]
+        fill(*missing)
+        assert derivatives.missing_outputs(scans[0], out_dir, asked) == []
 
     def test_rejected_deformable_step_is_finished(self, scans, tmp_path, fill):
         out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]

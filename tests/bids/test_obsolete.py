@@ -91,7 +91,7 @@ def test_what_is_written_again_is_not_obsolete(folder, tmp_path):
     space = parse_space("MNI152NLin2009aSym")
     asked = ASKED._replace(quantification=measured, spaces={space: {}})
     assert found(PET, tmp_path, asked) == {
-        *(OLDER[1:]),
+        *(OLDER[1:3]),
         "seg-tissues_desc-preproc_stat.tsv",
         "seg-tissues_pvc-gtm_desc-preproc_tacs.tsv",
     }
@@ -101,6 +101,11 @@ def test_a_scan_at_a_template_keeps_nothing_in_the_t1w_space(folder, tmp_path):
     at_template = replace(PET, t1w=None, t1w_entities={}, template="MNI152NLin2009aSym")
     kept = {*OLDER, "desc-confounds_timeseries.tsv"}
     assert found(at_template, tmp_path) == {*REGISTERED, *MEASURED} - kept
+
+
+def test_static_images_of_dynamic_scans_stay_beside_their_frames(folder, tmp_path):
+    asked = ASKED._replace(spaces={parse_space("MNI152NLin2009aSym"): {}})
+    assert found(PET, tmp_path, asked) == {*OLDER[1:3], *MEASURED}
 
 
 def test_other_maps_of_a_tensor_go_with_fa(tmp_path):

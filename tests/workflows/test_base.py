@@ -249,6 +249,12 @@ def test_what_is_registered_of_pet_is_not_what_is_written(settings, scan, modali
             ("quantification_wf", f"inputnode.{field}"): f"outputnode.{field}"
             for field in ("frames_file", "frame_xfms")
         }
+        # And other spaces: all frames, and what is said of the static image.
+        expected |= {
+            ("T1w_res_native_wf", "inputnode.frames_file"): "outputnode.frames_file",
+            ("T1w_res_native_wf", "inputnode.frame_xfms"): "outputnode.frame_xfms",
+            ("T1w_res_native_wf", "inputnode.reference_method"): "outputnode.method",
+        }
     assert {key: given[key] for key in expected} == expected
 
 
