@@ -1,7 +1,7 @@
 """Read BIDS file names and build the paths of the outputs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -458,8 +458,26 @@ def _scan_xfms(
     return forward, inverse
 
 
+def smoothed_desc(desc: str, fwhm_mm: float) -> str:
+    """
+    Name a smoothed copy of an image by the image's ``desc`` and the width of the kernel, mm.
+
+    Examples
+    --------
+    >>> smoothed_desc("preprocSUVR", 8.0), smoothed_desc("preproc", 5.5)
+    ('preprocSUVRSmoothed8', 'preprocSmoothed5p5')
+    """
+    width = str(float(fwhm_mm)).removesuffix(".0").replace(".", "p")
+    return f"{desc}Smoothed{width}"
+
+
 def quantification_outputs(
-    scan: "Scan", out_dir: Path, segmentation: str, *, pvc: str | None = None
+    scan: "Scan",
+    out_dir: Path,
+    segmentation: str,
+    *,
+    pvc: str | None = None,
+    smooth_fwhm_mm: Sequence[float] = (),
 ) -> dict[str, Path]:
     """
     List what quantification of a scan may write; each also with ``_json``.
@@ -474,13 +492,15 @@ def quantification_outputs(
         Label of the ``seg`` entity.
     pvc : str, optional
         Correction for partial volume effects, by which names differ.
+    smooth_fwhm_mm : sequence of float
+        Widths of the kernels of smoothed copies.
 
     Returns
     -------
     dict
         ``stat`` and, of PET, ``tacs`` (tables, which name the space where it is a template's), and
         images in the target's space by their ``desc``: ``preproc`` with a correction,
-        ``preprocSUV``, ``preprocSUVR``, and each with ``Smoothed`` at its end.
+        ``preprocSUV``, ``preprocSUVR``, and the `smoothed_desc` of each, also of ``preproc``.
     """
     is_pet = scan.modality == "pet"
     entities = {
@@ -491,9 +511,8 @@ def quantification_outputs(
     datatype = "pet" if is_pet else "dwi"
     tables = ("tacs", "stat") if is_pet else ("stat",)
     kinds = ("preproc", "preprocSUV", "preprocSUVR") if is_pet else ("preproc",)
-    images = [f"{kind}{end}" for kind in kinds for end in ("", "Smoothed")]
-    if pvc is None:
-        images.remove("preproc")
+    images = list(kinds if pvc else kinds[1:])
+    images += [smoothed_desc(kind, width) for kind in kinds for width in smooth_fwhm_mm]
     measured = {"space": scan.template or None, "seg": segmentation, "desc": "preproc"}
     described = {
         **{table: (measured, table, ".tsv") for table in tables},

@@ -15,6 +15,8 @@ FRAMES = "Frames"
 """Entry that matters to dynamic scans alone; the sidecars of others do not have it."""
 SEGMENTATION = "Segmentation"
 """Entry of a quantification: the label of its ``seg`` entity."""
+SMOOTHING = "SmoothingFullWidthHalfMaximum"
+"""Entry of a quantification: widths of the kernels of smoothed copies, mm; none without."""
 
 
 class Request(NamedTuple):

@@ -43,7 +43,8 @@ MEASURED = (
     "seg-aparcaseg_desc-preproc_stat.tsv",
     "seg-aparcaseg_desc-preproc_tacs.json",
     "seg-tissues_pvc-gtm_desc-preproc_tacs.tsv",
-    "space-T1w_pvc-rbv_desc-preprocSUVRSmoothed_pet.nii.gz",
+    "space-T1w_pvc-rbv_desc-preprocSUVRSmoothed8_pet.nii.gz",
+    "space-T1w_desc-preprocSmoothed_pet.nii.gz",
 )
 FOREIGN = (
     "space-T1w_desc-mine_pet.nii.gz",
@@ -94,7 +95,19 @@ def test_what_is_written_again_is_not_obsolete(folder, tmp_path):
         *(OLDER[1:3]),
         "seg-tissues_desc-preproc_stat.tsv",
         "seg-tissues_pvc-gtm_desc-preproc_tacs.tsv",
+        *MEASURED[3:],
     }
+
+
+def test_copies_smoothed_by_other_widths_are_obsolete(folder, tmp_path):
+    mark(tmp_path, {"Weights": "b"})
+    names = [f"space-T1w_desc-preproc{end}_pet.json" for end in ("Smoothed5p5", "SUVRSmoothed8")]
+    for name in names:
+        (folder / f"sub-1_ses-A_trc-FDG_{name}").touch()
+    measured = {**ASKED.quantification, "SmoothingFullWidthHalfMaximum": [6.0, 8.0]}
+    asked = ASKED._replace(quantification=measured)
+    assert found(PET, tmp_path, asked) == {*MEASURED, names[0]}
+    assert found(PET, tmp_path) == {*MEASURED, *names}
 
 
 def test_a_scan_at_a_template_keeps_nothing_in_the_t1w_space(folder, tmp_path):
