@@ -177,7 +177,7 @@ def init_diffusivities_wf(
     given_xfms : tuple of Path
         Transforms that another program has made and that are used: sources of the maps.
     made_from : dict, optional
-        What the maps depend on beside the registration, which their sidecars keep.
+        What the maps depend on, which their sidecars keep.
     name : str
         Name of the workflow.
 

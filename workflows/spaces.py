@@ -205,7 +205,7 @@ def init_scan_space_wf(
         Whether the composites to and from a template are written too: they are the same for all
         of its grids.
     made_from : dict, optional
-        What the image depends on beside the registration, which its sidecar keeps.
+        What the images depend on, which their sidecars keep.
     name : str
         Name of the workflow.
 

@@ -283,7 +283,7 @@ class SaveScan(SimpleInterface):
     def _sidecar(self, transform: str) -> dict:
         from m2m_bids.bids.derivatives import Provenance, image_sidecar
         from m2m_bids.bids.methods import METHODS_FIELD
-        from m2m_bids.bids.request import FRAMES, MADE_FROM_FIELD
+        from m2m_bids.bids.request import MADE_FROM_FIELD
 
         inputs = self.inputs
         known = {"weights_sha256": inputs.sha256, "device": inputs.device_used}
@@ -300,9 +300,7 @@ class SaveScan(SimpleInterface):
             METHODS_FIELD: inputs.methods,
         }
         if isdefined(inputs.made_from):
-            is_dynamic = isdefined(inputs.static)
-            used = {k: v for k, v in inputs.made_from.items() if k != FRAMES or is_dynamic}
-            numbers[MADE_FROM_FIELD] = used
+            numbers[MADE_FROM_FIELD] = _record(inputs)
         return {
             **sidecar,
             **{name: value for name, value in numbers.items() if isdefined(value) and value != {}},
@@ -326,7 +324,7 @@ class _SaveInSpaceInputSpec(BaseInterfaceInputSpec):
     linear = traits.Enum(
         "rigid", "affine", usedefault=True, desc="transform if none is deformable"
     )
-    made_from = traits.Dict(desc="what these outputs alone depend on (`bids.request`)")
+    made_from = traits.Dict(desc="what these outputs depend on (`bids.request`)")
 
 
 class SaveInSpace(SimpleInterface):
@@ -356,7 +354,7 @@ class SaveInSpace(SimpleInterface):
         written += self._save_static(outputs, provenance)
         sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
         if isdefined(inputs.made_from) and inputs.made_from:
-            sidecar[MADE_FROM_FIELD] = inputs.made_from
+            sidecar[MADE_FROM_FIELD] = _record(inputs)
         write_json(outputs["image_json"], sidecar)
         self._results["out_files"] = [*written, str(outputs["image_json"])]
         return runtime
@@ -484,6 +482,14 @@ class SaveQuantification(SimpleInterface):
         if key == "stat" and isdefined(inputs.made_from):
             told[MADE_FROM_FIELD] = inputs.made_from
         return {**inputs.table_sidecar, **facts, **told, **columns}
+
+
+def _record(inputs: _SaveScanInputSpec | _SaveInSpaceInputSpec) -> dict:
+    """Say what outputs depend on; those of a scan of one frame not on how frames are used."""
+    from m2m_bids.bids.request import FRAMES
+
+    is_dynamic = isdefined(inputs.static)
+    return {key: value for key, value in inputs.made_from.items() if key != FRAMES or is_dynamic}
 
 
 def _remove(files: list[str]) -> None:

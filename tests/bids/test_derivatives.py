@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nb
@@ -10,8 +11,10 @@ import pytest
 from m2m_bids import __version__
 from m2m_bids.bids import derivatives
 from m2m_bids.bids.derivatives import Provenance
+from m2m_bids.bids.diffusion import GradientFiles
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
+    expected_diffusivity_outputs,
     expected_outputs,
     expected_space_outputs,
     expected_template_outputs,
@@ -251,6 +254,29 @@ class TestMissingOutputs:
         assert missing == [*on_t1w.values(), *there.values()]
         fill(*missing)
         assert derivatives.missing_outputs(scans[0], out_dir, asked) == []
+
+    def test_images_by_an_earlier_registration_are_made_anew(self, finished, fill):
+        """As a run leaves them that was interrupted between the images of a scan."""
+        scans, out_dir = finished
+        fitted = replace(scans[1], gradients=GradientFiles(Path("a.bval"), Path("a.bvec")))
+        space = parse_space("T1w:res-native")
+        asked = M2M._replace(spaces={space: M2M.registration})
+        in_space = expected_space_outputs(fitted, out_dir, space, "m2m")
+        maps = [
+            expected_diffusivity_outputs(fitted, out_dir, name, place)
+            for place in (None, space)
+            for name in ("MD", "AD", "RD")
+        ]
+        for files in (in_space, *maps):
+            fill(files["image"])
+            derivatives.write_json(files["image_json"], {MADE_FROM_FIELD: M2M.registration})
+        assert derivatives.missing_outputs(fitted, out_dir, asked) == []
+        derivatives.write_json(in_space["image_json"], {MADE_FROM_FIELD: {"Transform": "rigid"}})
+        missing = derivatives.missing_outputs(fitted, out_dir, asked)
+        assert missing[:2] == [*in_space.values()]
+        derivatives.write_json(in_space["image_json"], {MADE_FROM_FIELD: M2M.registration})
+        derivatives.write_json(maps[0]["image_json"], {MADE_FROM_FIELD: {"Transform": "rigid"}})
+        assert derivatives.missing_outputs(fitted, out_dir, asked) == [*maps[0].values()]
 
     def test_rejected_deformable_step_is_finished(self, scans, tmp_path, fill):
         out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]

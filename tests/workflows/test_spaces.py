@@ -20,6 +20,7 @@ from m2m_bids.bids.naming import (
     static_outputs,
 )
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import FRAMES, made_from
 from m2m_bids.bids.spaces import parse_space
 from m2m_bids.preprocessing.mutual_information import rotation_matrix
 from m2m_bids.spatial.fields import DisplacementField
@@ -67,6 +68,9 @@ def scan(tmp_path):
     return Scan("pet", files["pet"], {"sub": "01"}, files["T1w"], {"sub": "01"})
 
 
+FRAMES_REQUEST = {"Reference": "auto", "MotionCorrection": True}
+
+
 def run(scan, tmp_path, space, xfms, given_xfms=None, **inputs):
     """Run the workflow of a space; return its outputs."""
     out = tmp_path / "out"
@@ -78,6 +82,7 @@ def run(scan, tmp_path, space, xfms, given_xfms=None, **inputs):
         datasets={"raw": tmp_path / "bids", "fmriprep": tmp_path},
         options=OPTIONS,
         given_xfms=given_xfms,
+        made_from={"Target": "T1w", FRAMES: FRAMES_REQUEST},
     )
     workflow.base_dir = str(tmp_path / "work")
     given = {"moving_file": scan.file, "t1w_file": scan.t1w, **xfms}
@@ -329,6 +334,7 @@ def test_frames_keep_their_times_and_the_static_image_has_none(dynamic, tmp_path
         json.loads(file.read_text()) for file in (outputs["image_json"], files["static_json"])
     )
     assert {key: frames.get(key) for key in TIMING} == TIMING
+    assert frames["MadeFrom"] == {"Target": "T1w", FRAMES: FRAMES_REQUEST}
     assert static["TracerName"] == "FDG"
     assert not {"FrameTimesStart", "FrameDuration"} & set(static)
     assert "mean of 2 frames, weighted by duration" in static["Description"]
@@ -346,6 +352,8 @@ def test_a_scan_that_is_no_longer_dynamic_leaves_no_static_image(dynamic, tmp_pa
     outputs = run(scan, tmp_path, "T1w:res-native", xfms)
     assert nb.load(outputs["image"]).ndim == 3
     assert not any(file.exists() for file in files.values())
+    # Which does not depend on how frames are used either.
+    assert made_from(outputs["image_json"]) == {"Target": "T1w"}
 
 
 @pytest.mark.parametrize("space", ["MNI152NLin2009aSym:res-8", "T1w:res-native", "T1w:res-4"])
