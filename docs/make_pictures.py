@@ -226,9 +226,9 @@ def _draw(static: Run) -> None:
     _mosaic("t1w_preproc", slices, {"": [grey]})
     _mosaic("brain_mask", slices, {"": [grey, Layer(mask, "outline")]})
     _mosaic("tissues", slices, {"": [grey, Layer(static.one("_dseg.nii.gz"), "labels")]})
-    for kind in ("SUVR", "SUVRSmoothed"):
+    for picture, kind in (("suvr", "SUVR"), ("suvrsmoothed", "SUVRSmoothed8")):
         file = static.one(f"coregiso_space-T1w_desc-preproc{kind}_pet.nii.gz")
-        _mosaic(kind.lower(), slices, {"": [Layer(file, "inferno")]})
+        _mosaic(picture, slices, {"": [Layer(file, "inferno")]})
     _mosaic("rbv", slices, {"": [Layer(static.one("pvc-rbv_desc-preproc_pet.nii.gz"), "inferno")]})
     _draw_template(static)
 

@@ -200,8 +200,8 @@ class Settings:
         Correction for partial volume effects.
     psf_fwhm_mm : tuple of float
         Width of the scanner's point spread function, or three: to the right, to the front, up.
-    smooth_fwhm_mm : float, optional
-        Width of the kernel by which further images are smoothed.
+    smooth_fwhm_mm : tuple of float
+        Widths of the kernels by which copies of images are smoothed.
     baseline_spacing_mm : float
         Voxels of the images that methods other than M2M-Reg see.
     dry_run, write_graph, reports_only : bool
@@ -279,7 +279,7 @@ class Settings:
     suvr_mask: str = ""
     pvc: Literal["none", "gtm", "rbv"] = "none"
     psf_fwhm_mm: tuple[float, ...] = ()
-    smooth_fwhm_mm: float | None = None
+    smooth_fwhm_mm: tuple[float, ...] = ()
     baseline_spacing_mm: float = DEFAULT_BASELINE_SPACING_MM
     dry_run: bool = False
     write_graph: bool = False
@@ -297,7 +297,7 @@ class Settings:
         for name, folders in (("derivatives", given), ("compare", self.compare)):
             absolute = tuple((label, _absolute(path)) for label, path in folders)
             object.__setattr__(self, name, absolute)
-        for name in _TUPLES:
+        for name in (*_TUPLES, "smooth_fwhm_mm"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         _check_choices(self)
         _check_brain_extraction(self)
@@ -440,11 +440,8 @@ _PATHS = (
 _LABELS = ("participant_label", "session_label", "tracer_label", "rec_label", "run_label")
 _TUPLES = (*_LABELS, "modalities", "methods", "output_spaces")
 _NAMED_FOLDERS = ("derivatives", "compare")
-_NUMBERS = ("psf_fwhm_mm",)
-_FLOATS = (
-    *("mem_gb", "learning_rate", "aligned_share", "grid_spacing_mm", "baseline_spacing_mm"),
-    "smooth_fwhm_mm",
-)
+_NUMBERS = ("psf_fwhm_mm", "smooth_fwhm_mm")
+_FLOATS = ("mem_gb", "learning_rate", "aligned_share", "grid_spacing_mm", "baseline_spacing_mm")
 
 
 def nested_derivatives(bids_dir: Path) -> tuple[tuple[str, Path], ...]:
@@ -514,8 +511,8 @@ def _from_toml_value(name: str, value: Any, where: str) -> Any:
         is_valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
         value = tuple(value) if is_valid else value
     elif name in _NUMBERS:
-        is_valid = isinstance(value, list) and all(type(item) in (int, float) for item in value)
-        value = tuple(value) if is_valid else value
+        value = tuple(value) if isinstance(value, list) else (value,)
+        is_valid = all(type(item) in (int, float) for item in value)
     elif name in _PATHS:
         is_valid = isinstance(value, str)
         value = Path(value) if is_valid else value
@@ -646,8 +643,9 @@ def _check_quantification(settings: Settings) -> None:
         )
     if len(widths) not in (0, 1, 3) or not all(0.5 <= width <= 30 for width in widths):
         raise ValueError(f"--psf-fwhm: {list(widths)} must be one or three widths, 0.5 to 30 mm")
-    if settings.smooth_fwhm_mm is not None and not 0.5 <= settings.smooth_fwhm_mm <= 30:
-        raise ValueError(f"--smooth-fwhm: {settings.smooth_fwhm_mm} mm must be from 0.5 to 30")
+    for width in settings.smooth_fwhm_mm:
+        if not 0.5 <= width <= 30:
+            raise ValueError(f"--smooth-fwhm: {width} mm must be from 0.5 to 30")
     if not settings.suvr_mask:
         return
     if settings.suvr_region != "auto":

@@ -99,7 +99,8 @@ def test_paths_become_absolute(folders, tmp_path):
         ({"psf_fwhm_mm": (5.0,)}, "--pvc none and --psf-fwhm: give both or none"),
         ({"pvc": "gtm", "psf_fwhm_mm": (5.0, 6.0)}, "--psf-fwhm: .* one or three widths"),
         ({"pvc": "gtm", "psf_fwhm_mm": (0.1,)}, "--psf-fwhm"),
-        ({"smooth_fwhm_mm": 0.0}, "--smooth-fwhm"),
+        ({"smooth_fwhm_mm": (0.0,)}, "--smooth-fwhm: 0.0 mm must be"),
+        ({"smooth_fwhm_mm": (6.0, 31.0)}, "--smooth-fwhm: 31.0 mm must be"),
         ({"suvr_mask": "x", "suvr_region": "brainstem"}, "--suvr-mask and --suvr-region"),
         ({"suvr_mask": "{subject}/x.nii"}, "--suvr-mask"),
         ({"suvr_mask": "{sub.x}"}, "--suvr-mask"),
@@ -203,7 +204,7 @@ def unusual(folders, tmp_path):
         suvr_region="brainstem",
         pvc="rbv",
         psf_fwhm_mm=(5.0, 5.0, 6.5),
-        smooth_fwhm_mm=8.0,
+        smooth_fwhm_mm=(6.0, 8.0),
         baseline_spacing_mm=3.0,
         dry_run=True,
         write_graph=True,
@@ -222,6 +223,18 @@ def test_every_option_survives_toml(unusual):
     assert file == unusual.output_dir / "logs" / f"config_{unusual.run_uuid}.toml"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert Settings.from_toml(file) == unusual
+
+
+def test_one_width_of_a_settings_file_needs_no_list(folders, tmp_path):
+    """As files had it while there was but one."""
+    file = Settings(**folders, smooth_fwhm_mm=(8.0,)).to_toml(tmp_path / "a.toml")
+    table = "smooth_fwhm_mm = [\n    8.0,\n]"
+    assert table in file.read_text()
+    file.write_text(file.read_text().replace(table, "smooth_fwhm_mm = 8.0"))
+    assert Settings.from_toml(file).smooth_fwhm_mm == (8.0,)
+    file.write_text(file.read_text().replace("= 8.0", '= "8"'))
+    with pytest.raises(ValueError, match=r"smooth_fwhm_mm: .* is of the wrong type"):
+        Settings.from_toml(file)
 
 
 def test_masks_survive_toml(folders, tmp_path):

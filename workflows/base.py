@@ -188,7 +188,9 @@ def scan_request(scan: Scan, settings: Settings, options: RegistrationOptions) -
     spaces = {}
     for space in spaces_from(scan.space, settings.further_spaces):
         given_xfms = given.template_xfms.get(space.template)
-        spaces[space] = {"TemplateTransforms": marks(given_xfms)} if given_xfms else {}
+        spaces[space] = dict(registration)
+        if given_xfms:
+            spaces[space]["TemplateTransforms"] = marks(given_xfms)
     return Request(
         settings.transform,
         registration,
@@ -278,7 +280,7 @@ def _add_outputs(
         _add_frames(workflow, scan_wf, anatomical_wf)
     _add_scan_outputs(scan_wf, scan, settings, options, request, obsolete)
     if scan.diffusivities:
-        _add_diffusivities(workflow, scan, anatomical_wf, settings, options)
+        _add_diffusivities(workflow, scan, anatomical_wf, settings, options, request)
     _add_quantification(workflow, scan_wf, scan, anatomical_wf, settings, request, obsolete)
     for space, made_from in request.spaces.items():
         _add_space(workflow, scan, anatomical_wf, settings, options, space, dict(made_from))
@@ -445,6 +447,7 @@ def _add_diffusivities(
     anatomical_wf: Workflow,
     settings: Settings,
     options: RegistrationOptions,
+    request: Request,
 ) -> None:
     """Write the diffusivities of an FA scan, those given or those fitted with it."""
     diffusivities_wf = init_diffusivities_wf(
@@ -452,6 +455,7 @@ def _add_diffusivities(
         output_dir=settings.output_dir,
         datasets=settings.datasets,
         options=options,
+        made_from=dict(request.registration),
         name="diffusivities_wf",
     )
     scan_wf = workflow.get_node(scan_wf_name(scan))
@@ -460,7 +464,8 @@ def _add_diffusivities(
     )
     scan_wf.connect([
         (registration_wf, diffusivities_wf, [
-            (f"outputnode.{field}", f"inputnode.{field}") for field in ("best_xfm", "m2m_xfms")
+            ("outputnode.best_xfm", "inputnode.xfm"),
+            ("outputnode.m2m_xfms", "inputnode.m2m_xfms"),
         ]),
     ])  # fmt: skip
     if scan.gradients is not None:
@@ -470,7 +475,9 @@ def _add_diffusivities(
             ]),
         ])  # fmt: skip
     workflow.connect([
-        (anatomical_wf, scan_wf, [("outputnode.t1w_file", "diffusivities_wf.inputnode.t1w_file")]),
+        (anatomical_wf, scan_wf, [
+            ("outputnode.t1w_file", "diffusivities_wf.inputnode.reference_file"),
+        ]),
     ])  # fmt: skip
 
 
@@ -506,8 +513,16 @@ def _add_space(
     reference_wf, registration_wf = (
         scan_wf.get_node(name) for name in ("reference_wf", "registration_wf")
     )
+    made = {"out_file": "moving_file"}
+    if scan.modality == "pet":
+        made |= {field: field for field in ("frames_file", "frame_xfms")}
+        made["method"] = "reference_method"
+    elif scan.gradients is not None:
+        made |= {field: field for field in MAPS}
     scan_wf.connect([
-        (reference_wf, space_wf, [("outputnode.out_file", "inputnode.moving_file")]),
+        (reference_wf, space_wf, [
+            (f"outputnode.{output}", f"inputnode.{field}") for output, field in made.items()
+        ]),
         (registration_wf, space_wf, [
             (f"outputnode.{field}", f"inputnode.{field}")
             for field in ("best_xfm", "best_inverse_xfm", "m2m_xfms")

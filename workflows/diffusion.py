@@ -1,6 +1,7 @@
 """A map of fractional anisotropy, fitted where there is none, and cleaned; its diffusivities."""
 
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
@@ -10,10 +11,11 @@ from m2m_bids.bids.derivatives import bids_uri
 from m2m_bids.bids.diffusion import DIFFUSIVITIES, GradientFiles
 from m2m_bids.bids.naming import expected_diffusivity_outputs
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.spaces import OutputSpace
 from m2m_bids.interfaces.outputs import SaveInSpace
 from m2m_bids.interfaces.preprocessing import CleanFA, FitTensor
 from m2m_bids.interfaces.registration import ResampleImage
-from m2m_bids.workflows.outputs import spatial_reference
+from m2m_bids.workflows.outputs import placement
 from m2m_bids.workflows.registration import RegistrationOptions
 
 MAPS = ("md_file", "ad_file", "rd_file")
@@ -152,10 +154,13 @@ def init_diffusivities_wf(
     output_dir: Path,
     datasets: dict[str, Path],
     options: RegistrationOptions,
+    space: OutputSpace | None = None,
+    given_xfms: tuple[Path, ...] = (),
+    made_from: dict[str, Any] | None = None,
     name: str = "diffusivities_wf",
 ) -> Workflow:
     """
-    Bring the diffusivities of an FA scan to its T1w by FA's transform, and write them.
+    Bring the diffusivities of an FA scan by FA's transform to where FA is, and write them.
 
     Parameters
     ----------
@@ -167,21 +172,29 @@ def init_diffusivities_wf(
         Datasets that sources are in, by the name in BIDS URIs.
     options : RegistrationOptions
         How FA was registered.
+    space : OutputSpace, optional
+        Where they are brought; by default to the T1w.
+    given_xfms : tuple of Path
+        Transforms that another program has made and that are used: sources of the maps.
+    made_from : dict, optional
+        What the maps depend on, which their sidecars keep.
     name : str
         Name of the workflow.
 
     Inputs
     ------
-    t1w_file
-        As `init_anatomical_wf` gives it.
-    best_xfm, m2m_xfms
-        As `init_registration_wf` gives them.
+    reference_file
+        Image on whose grid FA is.
+    xfm
+        ITK transforms, outermost first: points of that grid to points of FA.
+    m2m_xfms
+        As `init_registration_wf` gives it.
     md_file, ad_file, rd_file
         As `init_fa_fit_wf` gives them; set here where the scan has them as files.
     """
     workflow = Workflow(name=name)
     inputnode = pe.Node(
-        niu.IdentityInterface(fields=["t1w_file", "best_xfm", "m2m_xfms", *MAPS]),
+        niu.IdentityInterface(fields=["reference_file", "xfm", "m2m_xfms", *MAPS]),
         name="inputnode",
     )
     for parameter, file in scan.diffusivities.items():
@@ -189,12 +202,14 @@ def init_diffusivities_wf(
         if file is not None:
             setattr(inputnode.inputs, field, str(file))
         resample = pe.Node(ResampleImage(), name=f"resample_{key}", mem_gb=1.5)
-        save = pe.Node(
-            _diffusivity_saver(scan, parameter, output_dir, datasets, options), name=f"save_{key}"
+        saver = _diffusivity_saver(
+            scan, parameter, output_dir, datasets, options, space, given_xfms
         )
+        save = pe.Node(saver, name=f"save_{key}")
+        save.inputs.made_from = made_from or {}
         workflow.connect([
             (inputnode, resample, [
-                (field, "in_file"), ("t1w_file", "reference_file"), ("best_xfm", "xfm"),
+                (field, "in_file"), ("reference_file", "reference_file"), ("xfm", "xfm"),
             ]),
             (inputnode, save, [("m2m_xfms", "m2m_xfms")]),
             (resample, save, [("out_file", "image")]),
@@ -208,23 +223,25 @@ def _diffusivity_saver(
     output_dir: Path,
     datasets: dict[str, Path],
     options: RegistrationOptions,
+    space: OutputSpace | None,
+    given_xfms: tuple[Path, ...],
 ) -> SaveInSpace:
     """Make the interface that writes a diffusivity."""
-    files = expected_diffusivity_outputs(scan, output_dir, parameter)
+    files = expected_diffusivity_outputs(scan, output_dir, parameter, space)
     outputs = {key: str(file) for key, file in files.items()}
     file = scan.diffusivities[parameter]
-    sources = scan.sources if file is None else [file, *scan.sources]
+    sources = [*([] if file is None else [file]), *scan.sources, *given_xfms]
     # Of maps that others have made the unit is not known.
     units = {"Units": "mm^2/s"} if file is None else {}
     return SaveInSpace(
         outputs={"m2m": outputs, "rigid": outputs},
         sidecar={
             "sources": [bids_uri(source, output_dir, datasets) for source in sources],
-            "spatial_reference": spatial_reference(scan, output_dir, datasets),
+            **placement(scan, output_dir, datasets, space),
             "is_skull_stripped": True,
             "source_metadata": {**scan.sidecar, **units},
             "description": f"{DIFFUSIVITIES[parameter]} diffusivity, brought to "
-            f"{scan.template or 'the T1w'} by the transform of FA, in one interpolation.",
+            f"{space or scan.template or 'the T1w'} by the transform of FA, in one interpolation.",
         },
         provenance=options.provenance,
         linear=scan.linear,

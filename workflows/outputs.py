@@ -20,6 +20,7 @@ from m2m_bids.bids.naming import (
 )
 from m2m_bids.bids.precomputed import Precomputed
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.spaces import OutputSpace
 from m2m_bids.interfaces.bids import DerivativesDataSink
 from m2m_bids.interfaces.labels import PrepareLabels
 from m2m_bids.interfaces.outputs import (
@@ -235,7 +236,7 @@ def init_scan_outputs_wf(
             },
             sidecar={
                 "sources": [bids_uri(file, output_dir, datasets) for file in scan.sources],
-                "spatial_reference": spatial_reference(scan, output_dir, datasets),
+                **placement(scan, output_dir, datasets),
                 "is_skull_stripped": scan.modality == "fa",
                 "source_metadata": dict(scan.sidecar),
                 "description": description_of(scan),
@@ -268,6 +269,23 @@ def spatial_reference(scan: Scan, output_dir: Path, datasets: dict[str, Path]) -
         return None
     reference = expected_anat_outputs(scan.t1w_entities, output_dir)["preproc"]
     return bids_uri(reference, output_dir, datasets)
+
+
+def placement(
+    scan: Scan, output_dir: Path, datasets: dict[str, Path], space: OutputSpace | None = None
+) -> dict[str, str | None]:
+    """Say where an image is, at its target or in a space, as `image_sidecar` takes it."""
+    if space is None:
+        return {"spatial_reference": spatial_reference(scan, output_dir, datasets)}
+    placed = {}
+    if space.resolution == "native":
+        placed["resolution"] = "Voxels of the size of the scan's own."
+    elif space.resolution:
+        kind = "The template's resolution number" if space.is_template else "Voxels of, in mm,"
+        placed["resolution"] = f"{kind} {space.resolution}."
+    if not space.is_template:
+        placed["spatial_reference"] = spatial_reference(scan, output_dir, datasets)
+    return placed
 
 
 def description_of(scan: Scan) -> str | None:

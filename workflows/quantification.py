@@ -218,7 +218,7 @@ def _quantify_node(
                 "suvr_region": plan.suvr_region,
                 "suvr_mask_label": plan.suvr_mask_label,
                 "suvr_reason": plan.suvr_reason,
-                "smooth_fwhm_mm": options.smooth_fwhm_mm,
+                "smooth_fwhm_mm": list(options.smooth_fwhm_mm),
             }
         ),
         name=name,
@@ -255,7 +255,11 @@ def _saved(
         "outputs": {
             key: str(file)
             for key, file in quantification_outputs(
-                scan, output_dir, plan.segmentation, pvc=pvc
+                scan,
+                output_dir,
+                plan.segmentation,
+                pvc=pvc,
+                smooth_fwhm_mm=options.smooth_fwhm_mm,
             ).items()
         },
         "image_sidecar": {
@@ -294,9 +298,12 @@ weight; it was computed where the metadata of a scan had all of these.
 SUVR is the ratio to the mean of a reference region, which the sidecars name.
 """
     if options.smooth_fwhm_mm:
+        *others, width = (f"{width:g}" for width in options.smooth_fwhm_mm)
+        widths = f"{', '.join(others)} and {width}" if others else width
+        kernels = "Gaussian kernels" if others else "a Gaussian kernel"
         text += f"""
-Copies of registered images, and of what was computed from them, were smoothed with a Gaussian
-kernel of {options.smooth_fwhm_mm:g} mm full width at half maximum.
+Copies of registered images, and of what was computed from them, were smoothed with
+{kernels} of {widths} mm full width at half maximum.
 """
     if plan.pvc != "none":
         width = " x ".join(f"{value:g}" for value in options.psf_fwhm_mm)

@@ -7,12 +7,16 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
-from m2m_bids.bids.derivatives import bids_uri, without_frames
-from m2m_bids.bids.naming import expected_space_outputs, expected_template_outputs
+from m2m_bids.bids.derivatives import bids_uri
+from m2m_bids.bids.naming import (
+    expected_space_outputs,
+    expected_template_outputs,
+    static_outputs,
+)
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import OutputSpace
 from m2m_bids.interfaces.outputs import SaveInSpace, SaveTemplate
-from m2m_bids.interfaces.registration import ResampleImage
+from m2m_bids.interfaces.registration import ResampleFrames, ResampleImage
 from m2m_bids.interfaces.spaces import (
     ComposeTransforms,
     MakeGrid,
@@ -20,7 +24,8 @@ from m2m_bids.interfaces.spaces import (
     TakeTemplate,
     TakeTransforms,
 )
-from m2m_bids.workflows.outputs import spatial_reference
+from m2m_bids.workflows.diffusion import MAPS, init_diffusivities_wf
+from m2m_bids.workflows.outputs import placement
 from m2m_bids.workflows.registration import RegistrationOptions
 
 _REGISTERED = "Registered to the template, affinely and with SyN (ANTs)."
@@ -110,7 +115,7 @@ def init_template_wf(
 #### Template
 
 {found} the template {space.template}{precomputed}. Images, of dynamic scans
-the static one, were brought there by the composite of all transforms.
+all frames, were brought there by the composite of all transforms.
 """
     inputnode = pe.Node(
         niu.IdentityInterface(
@@ -177,6 +182,9 @@ def init_scan_space_wf(
     """
     Bring a scan into a space, from its own grid in one interpolation, and write it.
 
+    The frames of a dynamic scan, each by its motion too, and the diffusivities of an FA scan go
+    with it.
+
     Parameters
     ----------
     space : OutputSpace
@@ -197,7 +205,7 @@ def init_scan_space_wf(
         Whether the composites to and from a template are written too: they are the same for all
         of its grids.
     made_from : dict, optional
-        What the image depends on beside the registration, which its sidecar keeps.
+        What the images depend on, which their sidecars keep.
     name : str
         Name of the workflow.
 
@@ -207,6 +215,10 @@ def init_scan_space_wf(
         As `init_registration_wf` takes and gives them.
     t1w_file
         As `init_anatomical_wf` gives it.
+    md_file, ad_file, rd_file
+        As `init_fa_fit_wf` gives them; maps that the scan has as files need none.
+    frames_file, frame_xfms, reference_method
+        As `init_pet_reference_wf` gives them, the last as ``method``; of FA scans none.
     template_xfm, template_inverse_xfm
         As `init_template_wf` gives them, for a template that is not the scan's target.
     """
@@ -216,48 +228,91 @@ def init_scan_space_wf(
             fields=[
                 *("moving_file", "t1w_file", "best_xfm", "best_inverse_xfm", "m2m_xfms"),
                 *("template_xfm", "template_inverse_xfm"),
+                *("frames_file", "frame_xfms", "reference_method", *MAPS),
             ]
         ),
         name="inputnode",
     )
+    target = pe.Node(niu.IdentityInterface(fields=["reference_file", "xfm"]), name="target")
     make_grid = pe.Node(MakeGrid(), name="make_grid", mem_gb=1)
     if space.resolution:
         make_grid.inputs.resolution = space.resolution
     resample_scan = pe.Node(ResampleImage(), name="resample_scan", mem_gb=1.5)
+    used_xfms = (given_xfms or ())[:1]
     save_in_space = pe.Node(
         _saver(
             *(space, scan, output_dir, datasets, options, made_from),
-            used=(*scan.sources, *(given_xfms or ())[:1]),
+            used=(*scan.sources, *used_xfms),
             has_xfms=has_xfms,
         ),
         name="save_in_space",
     )
     workflow.connect([
         (inputnode, make_grid, [("moving_file", "native_file")]),
+        (make_grid, target, [("out_file", "reference_file")]),
         (inputnode, resample_scan, [("moving_file", "in_file")]),
-        (make_grid, resample_scan, [("out_file", "reference_file")]),
+        (target, resample_scan, [("reference_file", "reference_file"), ("xfm", "xfm")]),
         (inputnode, save_in_space, [("m2m_xfms", "m2m_xfms")]),
-        (resample_scan, save_in_space, [("out_file", "image")]),
     ])  # fmt: skip
+    if scan.modality == "pet":
+        _add_frames(workflow)
+    else:
+        workflow.connect(resample_scan, "out_file", save_in_space, "image")
+    if scan.diffusivities:
+        diffusivities_wf = init_diffusivities_wf(
+            scan=scan,
+            output_dir=output_dir,
+            datasets=datasets,
+            options=options,
+            space=space,
+            given_xfms=used_xfms,
+            made_from=made_from,
+            name="diffusivities_wf",
+        )
+        fitted = MAPS if scan.gradients is not None else ()
+        workflow.connect([
+            (target, diffusivities_wf, [
+                ("reference_file", "inputnode.reference_file"), ("xfm", "inputnode.xfm"),
+            ]),
+            (inputnode, diffusivities_wf, [
+                (field, f"inputnode.{field}") for field in ("m2m_xfms", *fitted)
+            ]),
+        ])  # fmt: skip
     if not space.is_template:
         workflow.connect([
             (inputnode, make_grid, [("t1w_file", "t1w_file")]),
-            (inputnode, resample_scan, [("best_xfm", "xfm")]),
+            (inputnode, target, [("best_xfm", "xfm")]),
         ])  # fmt: skip
         return workflow
     make_grid.inputs.trait_set(**_template_inputs(space, templateflow_home))
     if space.name == scan.template:
-        workflow.connect(inputnode, "best_xfm", resample_scan, "xfm")
+        workflow.connect(inputnode, "best_xfm", target, "xfm")
         return workflow
     # Outermost first: points go from the template to the T1w, and from there to the scan.
     list_xfms = pe.Node(niu.Merge(2), name="list_xfms")
     workflow.connect([
         (inputnode, list_xfms, [("best_xfm", "in1"), ("template_xfm", "in2")]),
-        (list_xfms, resample_scan, [("out", "xfm")]),
+        (list_xfms, target, [("out", "xfm")]),
     ])  # fmt: skip
     if has_xfms:
         _add_composites(workflow)
     return workflow
+
+
+def _add_frames(workflow: Workflow) -> None:
+    """Bring all frames of a dynamic scan along; of a 3-D scan there is the static image alone."""
+    inputnode, target, resample_scan, save_in_space = (
+        workflow.get_node(name)
+        for name in ("inputnode", "target", "resample_scan", "save_in_space")
+    )
+    resample_frames = pe.Node(ResampleFrames(), name="resample_frames", mem_gb=2)
+    workflow.connect([
+        (inputnode, resample_frames, [("frames_file", "in_file"), ("frame_xfms", "frame_xfms")]),
+        (target, resample_frames, [("reference_file", "reference_file"), ("xfm", "xfm")]),
+        (resample_scan, resample_frames, [("out_file", "static_file")]),
+        (inputnode, save_in_space, [("reference_method", "reference_method")]),
+        (resample_frames, save_in_space, [("out_file", "image"), ("static_file", "static")]),
+    ])  # fmt: skip
 
 
 def _add_composites(workflow: Workflow) -> None:
@@ -297,34 +352,28 @@ def _saver(
     has_xfms: bool,
 ) -> SaveInSpace:
     """Make the interface that writes a scan in a space."""
-    files = {
+    static = static_outputs(scan, output_dir, space) if scan.modality == "pet" else {}
+    outputs = {
         transform: {
-            key: file
-            for key, file in expected_space_outputs(scan, output_dir, space, transform).items()
+            key: str(file)
+            for key, file in {
+                **expected_space_outputs(scan, output_dir, space, transform),
+                **static,
+            }.items()
             if has_xfms or not key.endswith("xfm")
         }
         for transform in ("m2m", "rigid")
     }
-    timings = (scan.sidecar.get(name) for name in ("FrameDuration", "FrameTimesStart"))
-    has_frames = any(isinstance(values, list) and len(values) > 1 for values in timings)
-    static = {
+    sidecar = {
         "sources": [bids_uri(file, output_dir, datasets) for file in used],
         "is_skull_stripped": scan.modality == "fa",
-        "source_metadata": without_frames(scan.sidecar) if has_frames else dict(scan.sidecar),
-        "description": f"In the space {space}; of a dynamic scan the static image.",
+        "source_metadata": dict(scan.sidecar),
+        "description": f"In the space {space}.",
+        **placement(scan, output_dir, datasets, space),
     }
-    if space.resolution == "native":
-        static["resolution"] = "Voxels of the size of the scan's own."
-    elif space.resolution:
-        kind = "The template's resolution number" if space.is_template else "Voxels of, in mm,"
-        static["resolution"] = f"{kind} {space.resolution}."
-    if not space.is_template:
-        static["spatial_reference"] = spatial_reference(scan, output_dir, datasets)
     return SaveInSpace(
-        outputs={
-            name: {key: str(file) for key, file in named.items()} for name, named in files.items()
-        },
-        sidecar=static,
+        outputs=outputs,
+        sidecar=sidecar,
         provenance=options.provenance,
         linear=scan.linear,
         made_from=made_from or {},

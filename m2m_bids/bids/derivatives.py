@@ -22,6 +22,7 @@ from m2m_bids.bids.naming import (
     expected_template_outputs,
     frame_outputs,
     quantification_outputs,
+    static_outputs,
 )
 from m2m_bids.bids.request import (
     FRAMES,
@@ -378,11 +379,13 @@ def missing_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]
         made = frame_outputs(scan, out_dir)
         is_corrected = used[FRAMES].get("MotionCorrection")
         needed += [file for name, file in made.items() if is_corrected or "static" in name]
-    for parameter in scan.diffusivities:
-        needed += expected_diffusivity_outputs(scan, out_dir, parameter).values()
     missing = _not_whole(needed)
+    maps = [expected_diffusivity_outputs(scan, out_dir, name) for name in scan.diffusivities]
+    missing += _missing_images(maps, request.registration)
     for space, record in request.spaces.items():
-        missing += _missing_in_space(scan, out_dir, space, transform, record)
+        missing += _missing_in_space(
+            scan, out_dir, space, transform, record, has_frames=FRAMES in used
+        )
     return missing + _missing_quantification(scan, out_dir, request.quantification)
 
 
@@ -392,15 +395,29 @@ def _missing_in_space(
     space: OutputSpace,
     transform: Transform,
     record: Mapping[str, Any],
+    *,
+    has_frames: bool,
 ) -> list[Path]:
     """List what a scan lacks in a space."""
-    in_space = expected_space_outputs(scan, out_dir, space, transform)
-    needed = [*in_space.values()]
+    images = [
+        expected_space_outputs(scan, out_dir, space, transform),
+        *(expected_diffusivity_outputs(scan, out_dir, name, space) for name in scan.diffusivities),
+    ]
+    beside: list[Path] = []
+    if has_frames:
+        beside += static_outputs(scan, out_dir, space).values()
     if space.is_template and scan.t1w is not None:
-        needed += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
-    if differences(made_from(in_space["image_json"]), record):
-        return needed
-    return _not_whole(needed)
+        beside += expected_template_outputs(scan.t1w_entities, out_dir, space).values()
+    return _missing_images(images, record) + _not_whole(beside)
+
+
+def _missing_images(images: Iterable[Mapping[str, Path]], record: Mapping[str, Any]) -> list[Path]:
+    """List files of images that lack one, or that were made otherwise than is asked for."""
+    missing = []
+    for files in images:
+        is_other = differences(made_from(files["image_json"]), record)
+        missing += files.values() if is_other else _not_whole(files.values())
+    return missing
 
 
 def _missing_quantification(scan: "Scan", out_dir: Path, request: Mapping[str, Any]) -> list[Path]:

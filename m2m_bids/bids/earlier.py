@@ -61,7 +61,8 @@ def as_made(scan: "Scan", out_dir: Path, request: Request) -> AsMade:
         sidecar = expected_space_outputs(scan, out_dir, space, "rigid")["image_json"]
         if sidecar.is_file():
             spaces[space] = made_from(sidecar)
-        if not sidecar.is_file() or differences(spaces[space], wanted):
+        of_space = {key: wanted[key] for key in wanted.keys() - request.registration.keys()}
+        if not sidecar.is_file() or differences(spaces[space], {**used, **of_space}):
             changed.append(f"output space {space}")
     measured = _measured(scan, out_dir, request)
     changed += differences(measured, request.quantification)

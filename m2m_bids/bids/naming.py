@@ -1,7 +1,7 @@
 """Read BIDS file names and build the paths of the outputs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -267,24 +267,20 @@ def frame_outputs(scan: "Scan", out_dir: Path) -> dict[str, Path]:
     Returns
     -------
     dict
-        ``static`` (image on the target's grid) and ``motion`` (table of motion parameters), both
-        with ``_json``, and ``motion_xfm`` (ITK affines from the frames to the static image).
+        ``static`` and ``static_json``, as `static_outputs` gives them, ``motion`` (table of motion
+        parameters) and ``motion_json``, and ``motion_xfm`` (ITK affines from the frames to the
+        static image).
     """
-    described = {
-        "static": ({"space": scan.space}, "petref", ".nii.gz"),
-        "motion": ({"desc": "confounds"}, "timeseries", ".tsv"),
-    }
-    outputs = {
-        f"{name}{end}": output_path(
+    outputs = static_outputs(scan, out_dir)
+    for name, extension in (("motion", ".tsv"), ("motion_json", ".json")):
+        outputs[name] = output_path(
             out_dir,
-            {**output_entities(scan.entities), **entities},
+            output_entities(scan.entities),
             datatype="pet",
-            suffix=suffix,
-            extension=".json" if end else extension,
+            suffix="timeseries",
+            extension=extension,
+            desc="confounds",
         )
-        for name, (entities, suffix, extension) in described.items()
-        for end in ("", "_json")
-    }
     outputs["motion_xfm"] = output_path(
         out_dir,
         {**output_entities(scan.entities), "from": "orig", "to": "petref"},
@@ -295,6 +291,39 @@ def frame_outputs(scan: "Scan", out_dir: Path) -> dict[str, Path]:
         desc="hmc",
     )
     return outputs
+
+
+def static_outputs(
+    scan: "Scan", out_dir: Path, space: OutputSpace | None = None
+) -> dict[str, Path]:
+    """
+    List what there is of the static image of a dynamic PET scan.
+
+    Parameters
+    ----------
+    scan : Scan
+        A PET scan.
+    out_dir : Path
+        Root of the output dataset.
+    space : OutputSpace, optional
+        Where it is; by default on the target's grid.
+
+    Returns
+    -------
+    dict
+        ``static``, on the grid that the frames have there, and ``static_json``.
+    """
+    placed = space.entities if space else {"space": scan.space}
+    return {
+        name: output_path(
+            out_dir,
+            {**output_entities(scan.entities), **placed},
+            datatype="pet",
+            suffix="petref",
+            extension=extension,
+        )
+        for name, extension in (("static", ".nii.gz"), ("static_json", ".json"))
+    }
 
 
 def expected_space_outputs(
@@ -317,7 +346,8 @@ def expected_space_outputs(
     Returns
     -------
     dict
-        ``image`` and ``image_json``; in the space of a template that is not the scan's target also
+        ``image``, of a dynamic scan all frames (`static_outputs` has the static image), and
+        ``image_json``; in the space of a template that is not the scan's target also
         ``xfm`` and ``inverse_xfm``, ITK composites between the scan and the template. ``xfm``
         carries images to the template.
     """
@@ -331,19 +361,31 @@ def expected_space_outputs(
     return outputs
 
 
-def expected_diffusivity_outputs(scan: "Scan", out_dir: Path, parameter: str) -> dict[str, Path]:
+def expected_diffusivity_outputs(
+    scan: "Scan", out_dir: Path, parameter: str, space: OutputSpace | None = None
+) -> dict[str, Path]:
     """
     List what there is of a map of the tensor beside FA.
+
+    Parameters
+    ----------
+    scan : Scan
+        An FA scan.
+    out_dir : Path
+        Root of the output dataset.
+    parameter : str
+        MD, AD or RD.
+    space : OutputSpace, optional
+        Where it is; by default on the target's grid.
 
     Returns
     -------
     dict
-        ``image``, on the target's grid, and ``image_json``.
+        ``image``, on the grid that FA has there, and ``image_json``.
     """
+    placed = space.entities if space else {"space": scan.space}
     return {
-        name: _scan_image(
-            scan, out_dir, extension, space=scan.space, param=parameter, desc="preproc"
-        )
+        name: _scan_image(scan, out_dir, extension, **placed, param=parameter, desc="preproc")
         for name, extension in (("image", ".nii.gz"), ("image_json", ".json"))
     }
 
@@ -416,8 +458,26 @@ def _scan_xfms(
     return forward, inverse
 
 
+def smoothed_desc(desc: str, fwhm_mm: float) -> str:
+    """
+    Name a smoothed copy of an image by the image's ``desc`` and the width of the kernel, mm.
+
+    Examples
+    --------
+    >>> smoothed_desc("preprocSUVR", 8.0), smoothed_desc("preproc", 5.5)
+    ('preprocSUVRSmoothed8', 'preprocSmoothed5p5')
+    """
+    width = str(float(fwhm_mm)).removesuffix(".0").replace(".", "p")
+    return f"{desc}Smoothed{width}"
+
+
 def quantification_outputs(
-    scan: "Scan", out_dir: Path, segmentation: str, *, pvc: str | None = None
+    scan: "Scan",
+    out_dir: Path,
+    segmentation: str,
+    *,
+    pvc: str | None = None,
+    smooth_fwhm_mm: Sequence[float] = (),
 ) -> dict[str, Path]:
     """
     List what quantification of a scan may write; each also with ``_json``.
@@ -432,13 +492,15 @@ def quantification_outputs(
         Label of the ``seg`` entity.
     pvc : str, optional
         Correction for partial volume effects, by which names differ.
+    smooth_fwhm_mm : sequence of float
+        Widths of the kernels of smoothed copies.
 
     Returns
     -------
     dict
         ``stat`` and, of PET, ``tacs`` (tables, which name the space where it is a template's), and
         images in the target's space by their ``desc``: ``preproc`` with a correction,
-        ``preprocSUV``, ``preprocSUVR``, and each with ``Smoothed`` at its end.
+        ``preprocSUV``, ``preprocSUVR``, and the `smoothed_desc` of each, also of ``preproc``.
     """
     is_pet = scan.modality == "pet"
     entities = {
@@ -449,9 +511,8 @@ def quantification_outputs(
     datatype = "pet" if is_pet else "dwi"
     tables = ("tacs", "stat") if is_pet else ("stat",)
     kinds = ("preproc", "preprocSUV", "preprocSUVR") if is_pet else ("preproc",)
-    images = [f"{kind}{end}" for kind in kinds for end in ("", "Smoothed")]
-    if pvc is None:
-        images.remove("preproc")
+    images = list(kinds if pvc else kinds[1:])
+    images += [smoothed_desc(kind, width) for kind in kinds for width in smooth_fwhm_mm]
     measured = {"space": scan.template or None, "seg": segmentation, "desc": "preproc"}
     described = {
         **{table: (measured, table, ".tsv") for table in tables},

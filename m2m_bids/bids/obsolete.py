@@ -14,21 +14,23 @@ from m2m_bids.bids.naming import (
     output_entities,
     parse_name,
     quantification_outputs,
+    static_outputs,
 )
-from m2m_bids.bids.request import SEGMENTATION, Request, differences, made_from
+from m2m_bids.bids.request import SEGMENTATION, SMOOTHING, Request, differences, made_from
 
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
 
+_IMAGES = re.compile(r"rigid|affine|preproc(SUVR?)?(Smoothed[0-9p]*)?")
 # Descriptions of what this app writes, by suffix; other files are not its own.
 _OWN = {
     "xfm": re.compile(r"rigid|affine|m2m"),
     "petref": re.compile(""),
     "timeseries": re.compile("confounds"),
     **dict.fromkeys(("stat", "tacs"), re.compile("preproc")),
-    **dict.fromkeys(("pet", "dwimap"), re.compile(r"rigid|affine|preproc(SUVR?)?(Smoothed)?")),
+    **dict.fromkeys(("pet", "dwimap"), _IMAGES),
 }
-_QUANTIFIED = re.compile(r"preprocSUVR?|.*Smoothed")
+_QUANTIFIED = re.compile(r"preprocSUVR?|.*Smoothed.*")
 
 
 def obsolete_outputs(scan: "Scan", out_dir: Path, request: Request) -> list[Path]:
@@ -72,13 +74,22 @@ def _written(scan: "Scan", out_dir: Path, request: Request) -> Iterator[Path]:
     if scan.modality == "pet":
         yield from frame_outputs(scan, out_dir).values()
     for parameter in scan.diffusivities:
-        yield from expected_diffusivity_outputs(scan, out_dir, parameter).values()
+        for place in (None, *request.spaces):
+            yield from expected_diffusivity_outputs(scan, out_dir, parameter, place).values()
     for space in request.spaces:
         yield from expected_space_outputs(scan, out_dir, space, "m2m").values()
         yield from expected_space_outputs(scan, out_dir, space, "rigid").values()
-    segmentation = request.quantification[SEGMENTATION]
-    for pvc in {None, request.quantification.get("PartialVolumeCorrection")} - {"none"}:
-        yield from quantification_outputs(scan, out_dir, segmentation, pvc=pvc).values()
+        if scan.modality == "pet":
+            yield from static_outputs(scan, out_dir, space).values()
+    measured = request.quantification
+    for pvc in {None, measured.get("PartialVolumeCorrection")} - {"none"}:
+        yield from quantification_outputs(
+            scan,
+            out_dir,
+            measured[SEGMENTATION],
+            pvc=pvc,
+            smooth_fwhm_mm=measured.get(SMOOTHING, ()),
+        ).values()
 
 
 def _own_name(file: Path, scan: "Scan") -> ParsedName | None:

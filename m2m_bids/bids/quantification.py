@@ -9,7 +9,7 @@ from m2m_bids.bids.body_weight import BodyWeight, find_body_weight
 from m2m_bids.bids.labels import PONS, LabelFile, find_pons
 from m2m_bids.bids.naming import parse_name
 from m2m_bids.bids.precomputed import find_anatomy
-from m2m_bids.bids.request import SEGMENTATION
+from m2m_bids.bids.request import SEGMENTATION, SMOOTHING
 from m2m_bids.bids.tracers import reference_region_of
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class QuantificationOptions:
         Correction for partial volume effects.
     psf_fwhm_mm : tuple of float
         One width of the point spread function, or three; none without correction.
-    smooth_fwhm_mm : float or None
-        Width of the kernel that further images are smoothed with.
+    smooth_fwhm_mm : tuple of float
+        Widths of the kernels that copies of images are smoothed with.
     """
 
     fs_subjects_dir: Path | None = None
@@ -47,7 +47,7 @@ class QuantificationOptions:
     suvr_mask: str = ""
     pvc: Literal["none", "gtm", "rbv"] = "none"
     psf_fwhm_mm: tuple[float, ...] = ()
-    smooth_fwhm_mm: float | None = None
+    smooth_fwhm_mm: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def quantification_record(
         "BodyWeightUnits": str(plan.weight.units),
         "PartialVolumeCorrection": plan.pvc,
         "PSFFullWidthHalfMaximum": list(options.psf_fwhm_mm) if plan.pvc != "none" else None,
-        "SmoothingFullWidthHalfMaximum": options.smooth_fwhm_mm,
+        SMOOTHING: sorted(options.smooth_fwhm_mm) or None,
     }
     return {name: value for name, value in record.items() if value not in (None, "None")}
 

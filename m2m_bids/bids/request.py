@@ -10,11 +10,13 @@ from m2m_bids.bids.naming import Transform
 from m2m_bids.bids.spaces import OutputSpace
 
 MADE_FROM_FIELD = "MadeFrom"
-"""Field of the sidecars of registered images, of statistics, and of images in other spaces."""
+"""Field of the sidecars of registered images, in all spaces, and of statistics."""
 FRAMES = "Frames"
 """Entry that matters to dynamic scans alone; the sidecars of others do not have it."""
 SEGMENTATION = "Segmentation"
 """Entry of a quantification: the label of its ``seg`` entity."""
+SMOOTHING = "SmoothingFullWidthHalfMaximum"
+"""Entry of a quantification: widths of the kernels of smoothed copies, mm; none without."""
 
 
 class Request(NamedTuple):
@@ -30,7 +32,8 @@ class Request(NamedTuple):
     quantification : dict
         The same for tables, SUV, SUVR and what is corrected or smoothed; empty for none.
     spaces : mapping of OutputSpace to dict
-        Spaces beside the grid of the scan's target, each with what alone its images depend on.
+        Spaces beside the grid of the scan's target, each with all that its images depend on: the
+        registration, and what is of the space alone.
     """
 
     transform: Transform

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from m2m_bids.bids.derivatives import file_uri, image_sidecar, write_json
 from m2m_bids.bids.naming import parse_name, qc_file
+from m2m_bids.bids.spaces import T1W
 from m2m_bids.quality.averages import Average, average_images
 from m2m_bids.reports.group import AveragePicture
 from m2m_bids.settings import Settings
@@ -123,8 +124,8 @@ def find_images(scans: Sequence[Mapping[str, Any]], output_dir: Path) -> dict[Co
         folder = qc_file(scan["scan"], output_dir).parent
         for file in sorted(folder.glob(f"*_space-*_desc-preproc_{SUFFIXES[modality]}.nii.gz")):
             space = _space_of(file, scan["entities"])
-            if space is not None and space != "T1w":
-                cohort = Cohort(modality, scan["tracer"], scan["target"] != "T1w", space)
+            if space is not None and parse_name(file).entities["space"] != T1W:
+                cohort = Cohort(modality, scan["tracer"], scan["target"] != T1W, space)
                 static = file.with_name(file.name.replace("_desc-preproc_pet.", "_petref."))
                 images[cohort].append(static if static.is_file() else file)
     return images

@@ -369,9 +369,11 @@ def _add_quantification(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--smooth-fwhm",
         dest="smooth_fwhm_mm",
+        nargs="+",
         type=float,
         metavar="MM",
-        help="write smoothed images in T1w space too (default: none)",
+        help="write smoothed copies of images in T1w space too, one for each width "
+        "(default: none)",
     )
 
 

@@ -283,7 +283,7 @@ class SaveScan(SimpleInterface):
     def _sidecar(self, transform: str) -> dict:
         from m2m_bids.bids.derivatives import Provenance, image_sidecar
         from m2m_bids.bids.methods import METHODS_FIELD
-        from m2m_bids.bids.request import FRAMES, MADE_FROM_FIELD
+        from m2m_bids.bids.request import MADE_FROM_FIELD
 
         inputs = self.inputs
         known = {"weights_sha256": inputs.sha256, "device": inputs.device_used}
@@ -300,9 +300,7 @@ class SaveScan(SimpleInterface):
             METHODS_FIELD: inputs.methods,
         }
         if isdefined(inputs.made_from):
-            is_dynamic = isdefined(inputs.static)
-            used = {k: v for k, v in inputs.made_from.items() if k != FRAMES or is_dynamic}
-            numbers[MADE_FROM_FIELD] = used
+            numbers[MADE_FROM_FIELD] = _record(inputs)
         return {
             **sidecar,
             **{name: value for name, value in numbers.items() if isdefined(value) and value != {}},
@@ -310,24 +308,27 @@ class SaveScan(SimpleInterface):
 
 
 class _SaveInSpaceInputSpec(BaseInterfaceInputSpec):
-    image = File(exists=True, mandatory=True, desc="image of the scan in the space")
+    image = File(exists=True, mandatory=True, desc="image of the scan in the space, or its frames")
+    static = File(exists=True, desc="static image of a dynamic scan there")
+    reference_method = traits.Str(desc="how the static image was made")
     xfm = File(exists=True, desc="ITK composite from the scan to the template")
     inverse_xfm = File(exists=True, desc="its inverse")
     m2m_xfms = traits.List(File(exists=True), desc="deformable transforms, empty if rejected")
     outputs = traits.Dict(
         mandatory=True,
-        desc="paths for each transform, as `bids.naming.expected_space_outputs` gives",
+        desc="paths for each transform, as `bids.naming.expected_space_outputs` gives, and for "
+        "PET `static_outputs`",
     )
     sidecar = traits.Dict(mandatory=True, desc="arguments of `bids.derivatives.image_sidecar`")
     provenance = traits.Dict(mandatory=True, desc="fields of `bids.derivatives.Provenance`")
     linear = traits.Enum(
         "rigid", "affine", usedefault=True, desc="transform if none is deformable"
     )
-    made_from = traits.Dict(desc="what these outputs alone depend on (`bids.request`)")
+    made_from = traits.Dict(desc="what these outputs depend on (`bids.request`)")
 
 
 class SaveInSpace(SimpleInterface):
-    """Copy the image of a scan in another space, its sidecar last, and the transforms there."""
+    """Copy the images of a scan in another space, a sidecar last, and the transforms there."""
 
     input_spec = _SaveInSpaceInputSpec
     output_spec = _SaveOutputSpec
@@ -350,12 +351,30 @@ class SaveInSpace(SimpleInterface):
         ]
         transform = inputs.linear if used == "rigid" else used
         provenance = Provenance(**{**inputs.provenance, "transform": transform})
+        written += self._save_static(outputs, provenance)
         sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
         if isdefined(inputs.made_from) and inputs.made_from:
-            sidecar[MADE_FROM_FIELD] = inputs.made_from
+            sidecar[MADE_FROM_FIELD] = _record(inputs)
         write_json(outputs["image_json"], sidecar)
         self._results["out_files"] = [*written, str(outputs["image_json"])]
         return runtime
+
+    def _save_static(self, outputs, provenance):
+        """Save the static image of a dynamic scan; of an earlier run nothing is left."""
+        from m2m_bids.bids.derivatives import image_sidecar, without_frames, write_json
+
+        inputs = self.inputs
+        if not isdefined(inputs.static):
+            _remove([str(outputs[name]) for name in {"static", "static_json"} & outputs.keys()])
+            return []
+        static = {
+            **inputs.sidecar,
+            "source_metadata": without_frames(inputs.sidecar["source_metadata"]),
+            "description": f"{inputs.sidecar['description']} Static image: "
+            f"{inputs.reference_method}.",
+        }
+        write_json(outputs["static_json"], image_sidecar(**static, provenance=provenance))
+        return [_copy(inputs.static, outputs["static"]), str(outputs["static_json"])]
 
 
 class _SaveTemplateInputSpec(BaseInterfaceInputSpec):
@@ -463,6 +482,14 @@ class SaveQuantification(SimpleInterface):
         if key == "stat" and isdefined(inputs.made_from):
             told[MADE_FROM_FIELD] = inputs.made_from
         return {**inputs.table_sidecar, **facts, **told, **columns}
+
+
+def _record(inputs: _SaveScanInputSpec | _SaveInSpaceInputSpec) -> dict:
+    """Say what outputs depend on; those of a scan of one frame not on how frames are used."""
+    from m2m_bids.bids.request import FRAMES
+
+    is_dynamic = isdefined(inputs.static)
+    return {key: value for key, value in inputs.made_from.items() if key != FRAMES or is_dynamic}
 
 
 def _remove(files: list[str]) -> None:

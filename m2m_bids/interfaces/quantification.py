@@ -181,7 +181,8 @@ class QuantifyScan(SimpleInterface):
     output_spec = _QuantifyScanOutputSpec
 
     def _run_interface(self, runtime):
-        from m2m_bids.quantification.scan import field_of_view, quantify
+        from m2m_bids.bids.naming import smoothed_desc
+        from m2m_bids.quantification.scan import field_of_view, quantify, smoothed_copies
         from m2m_bids.quantification.tables import write_statistics, write_tacs
         from m2m_bids.spatial.images import load_image, save_image
         from m2m_bids.spatial.itk import read_chain
@@ -203,10 +204,16 @@ class QuantifyScan(SimpleInterface):
                 names = [row.region for row in statistics]
                 means = found.regional.frame_means
                 files["tacs"] = write_tacs(folder / "tacs.tsv", names, means, found.times)
-        for desc, image in found.images.items():
-            files[desc] = save_image(image, folder / f"{desc}.nii.gz")
+        facts = dict(found.facts)
+        for desc, made in found.images.items():
+            files[desc] = save_image(made, folder / f"{desc}.nii.gz")
+        images = {"preproc": image, **found.images}
+        for desc, width_mm, copy in smoothed_copies(images, scan.smooth_fwhm_mm, is_seen):
+            key = smoothed_desc(desc, width_mm)
+            files[key] = save_image(copy, folder / f"{key}.nii.gz")
+            facts[key] = {**facts.get(desc, {}), "SmoothingFullWidthHalfMaximum": width_mm}
         self._results["files"] = {key: str(file) for key, file in files.items()}
-        self._results["facts"] = found.facts
+        self._results["facts"] = facts
         return runtime
 
     def _scan(self):

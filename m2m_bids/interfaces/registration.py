@@ -152,8 +152,9 @@ class _ResampleFramesInputSpec(BaseInterfaceInputSpec):
         exists=True, mandatory=True, desc="static image of the scan on the reference grid"
     )
     reference_file = File(exists=True, mandatory=True, desc="image on whose grid the output is")
-    xfm = File(
-        exists=True, desc="ITK transform: reference to static image points; none on its grid"
+    xfm = InputMultiObject(
+        File(exists=True),
+        desc="ITK transforms, outermost first: reference to static image points; none on its grid",
     )
 
 
@@ -179,7 +180,7 @@ class ResampleFrames(SimpleInterface):
         if not is_dynamic(image):
             self._results["out_file"] = inputs.static_file
             return runtime
-        chain = read_chain(inputs.xfm) if isdefined(inputs.xfm) else ()
+        chain = read_chain(*inputs.xfm) if isdefined(inputs.xfm) else ()
         # Outermost first: points go from the reference grid to the static image, then the frame.
         chains = [(*read_chain(file), *chain) for file in inputs.frame_xfms or []]
         out_file = resample_frames(

@@ -1,7 +1,7 @@
 """Everything that is measured in a registered scan."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -55,8 +55,8 @@ class Quantification:
         Why there is neither.
     labels_reason : str
         Why there are no labels, where there are none.
-    smooth_fwhm_mm : float or None
-        Width of the kernel for further images.
+    smooth_fwhm_mm : sequence of float
+        Widths of the kernels of smoothed copies, see `smoothed_copies`.
     """
 
     scheme: Scheme
@@ -70,7 +70,7 @@ class Quantification:
     suvr_mask_label: int | None = None
     suvr_reason: str = ""
     labels_reason: str = ""
-    smooth_fwhm_mm: float | None = None
+    smooth_fwhm_mm: Sequence[float] = ()
 
 
 class Quantities(NamedTuple):
@@ -150,13 +150,33 @@ def quantify(
                 reasons[f"{name}NotComputed"] = str(error)
                 level = logging.WARNING if _is_expected(name, scan) else logging.INFO
                 logger.log(level, "%s is not computed: %s", name, error)
-    if scan.smooth_fwhm_mm:
-        width = {"SmoothingFullWidthHalfMaximum": scan.smooth_fwhm_mm}
-        for name, one in {"preproc": image, **images}.items():
-            images[f"{name}Smoothed"] = smooth(one, scan.smooth_fwhm_mm, is_seen)
-            facts[f"{name}Smoothed"] = {**facts.get(name, {}), **width}
     times = frame_times(scan.metadata, n_frames)
     return Quantities(measured, times, images, {**facts, "stat": reasons})
+
+
+def smoothed_copies(
+    images: Mapping[str, nb.Nifti1Image], widths_mm: Sequence[float], is_seen: np.ndarray
+) -> Iterator[tuple[str, float, nb.Nifti1Image]]:
+    """
+    Smooth images with each of some kernels, one copy in memory at a time.
+
+    Parameters
+    ----------
+    images : mapping of str to Nifti1Image, shape (I, J, K) or (I, J, K, T)
+        Images by their ``desc``.
+    widths_mm : sequence of float
+        Full widths at half maximum.
+    is_seen : ndarray of bool, shape (I, J, K)
+        Field of view of the scan, see `field_of_view`.
+
+    Yields
+    ------
+    str, float, Nifti1Image
+        The ``desc`` of the image, the width, and the copy.
+    """
+    for width_mm in widths_mm:
+        for desc, image in images.items():
+            yield desc, width_mm, smooth(image, width_mm, is_seen)
 
 
 def field_of_view(

@@ -140,7 +140,7 @@ def alignment(folder: Path, shape: tuple[int, ...], size_mm: float):
     )
 
 
-def quantification(folder: Path, t1w: int, n_frames: int, smooth_fwhm_mm: float | None = None):
+def quantification(folder: Path, t1w: int, n_frames: int, *smooth_fwhm_mm: float):
     from m2m_bids.interfaces.quantification import QuantifyScan
     from m2m_bids.spatial.itk import write_affine
 
@@ -159,7 +159,7 @@ def quantification(folder: Path, t1w: int, n_frames: int, smooth_fwhm_mm: float 
         xfm=str(write_affine(np.eye(4), folder / "xfm.txt")),
         scan={
             **{"scheme": "freesurfer", "metadata": metadata, "weight": 60, "weight_units": "kg"},
-            **{"suvr_region": "whole-cerebellum", "smooth_fwhm_mm": smooth_fwhm_mm},
+            **{"suvr_region": "whole-cerebellum", "smooth_fwhm_mm": list(smooth_fwhm_mm)},
         },
     )
 
@@ -199,7 +199,8 @@ def made() -> dict[str, list[tuple]]:
         "align_frames": [(alignment, *case) for case in frames],
         "correct_pv": [(correction, *case) for case in pvc],
         "quantify_scan": [
-            (quantification, *case) for case in ((64, 1), (128, 12), (192, 12), (128, 12, 8.0))
+            (quantification, *case)
+            for case in ((64, 1), (128, 12), (192, 12), (128, 12, 6.0, 8.0))
         ],
         "synthstrip": [(synthstrip, n) for n in (192, 256)],
     }

@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nb
@@ -10,15 +11,18 @@ import pytest
 from m2m_bids import __version__
 from m2m_bids.bids import derivatives
 from m2m_bids.bids.derivatives import Provenance
+from m2m_bids.bids.diffusion import GradientFiles
 from m2m_bids.bids.naming import (
     expected_anat_outputs,
+    expected_diffusivity_outputs,
     expected_outputs,
     expected_space_outputs,
     expected_template_outputs,
     output_path,
+    static_outputs,
 )
 from m2m_bids.bids.query import Scan
-from m2m_bids.bids.request import MADE_FROM_FIELD, Request
+from m2m_bids.bids.request import FRAMES, MADE_FROM_FIELD, Request
 from m2m_bids.bids.spaces import parse_space
 
 T1W = {"sub": "01", "ses": "M000"}
@@ -234,6 +238,45 @@ class TestMissingOutputs:
         of_t1w = expected_template_outputs(scans[0].t1w_entities, out_dir, space)
         assert missing == [*in_space.values(), *of_t1w.values()]
         assert "desc-m2m" in in_space["xfm"].name
+
+    def test_static_images_of_dynamic_scans_are_part_of_further_spaces(self, finished, fill):
+        scans, out_dir = finished
+        space = parse_space("T1w:res-native")
+        motion = {FRAMES: {"Reference": "auto", "MotionCorrection": False}}
+        asked = M2M._replace(registration={**M2M.registration, **motion}, spaces={space: {}})
+        fill(*expected_space_outputs(scans[0], out_dir, space, "m2m").values())
+        assert derivatives.missing_outputs(scans[0], out_dir, asked) == []
+        sidecar = {"Transform": "m2m", MADE_FROM_FIELD: asked.registration}
+        outputs = expected_outputs(scans[0], out_dir, "m2m")
+        derivatives.write_json(outputs["preproc_json"], sidecar)
+        on_t1w, there = (static_outputs(scans[0], out_dir, place) for place in (None, space))
+        missing = derivatives.missing_outputs(scans[0], out_dir, asked)
+        assert missing == [*on_t1w.values(), *there.values()]
+        fill(*missing)
+        assert derivatives.missing_outputs(scans[0], out_dir, asked) == []
+
+    def test_images_by_an_earlier_registration_are_made_anew(self, finished, fill):
+        """As a run leaves them that was interrupted between the images of a scan."""
+        scans, out_dir = finished
+        fitted = replace(scans[1], gradients=GradientFiles(Path("a.bval"), Path("a.bvec")))
+        space = parse_space("T1w:res-native")
+        asked = M2M._replace(spaces={space: M2M.registration})
+        in_space = expected_space_outputs(fitted, out_dir, space, "m2m")
+        maps = [
+            expected_diffusivity_outputs(fitted, out_dir, name, place)
+            for place in (None, space)
+            for name in ("MD", "AD", "RD")
+        ]
+        for files in (in_space, *maps):
+            fill(files["image"])
+            derivatives.write_json(files["image_json"], {MADE_FROM_FIELD: M2M.registration})
+        assert derivatives.missing_outputs(fitted, out_dir, asked) == []
+        derivatives.write_json(in_space["image_json"], {MADE_FROM_FIELD: {"Transform": "rigid"}})
+        missing = derivatives.missing_outputs(fitted, out_dir, asked)
+        assert missing[:2] == [*in_space.values()]
+        derivatives.write_json(in_space["image_json"], {MADE_FROM_FIELD: M2M.registration})
+        derivatives.write_json(maps[0]["image_json"], {MADE_FROM_FIELD: {"Transform": "rigid"}})
+        assert derivatives.missing_outputs(fitted, out_dir, asked) == [*maps[0].values()]
 
     def test_rejected_deformable_step_is_finished(self, scans, tmp_path, fill):
         out_dir, bids_dir = tmp_path / "out", scans[0].file.parents[3]

@@ -1,9 +1,13 @@
+import json
+
 import pytest
 
 from m2m_bids.bids.derivatives import missing_outputs
 from m2m_bids.bids.diffusion import RAW_FIT, maps_beside
+from m2m_bids.bids.naming import expected_diffusivity_outputs, expected_space_outputs
 from m2m_bids.bids.query import query
-from m2m_bids.bids.request import Request
+from m2m_bids.bids.request import MADE_FROM_FIELD, Request
+from m2m_bids.bids.spaces import parse_space
 
 STEM = "sub-01/ses-1/dwi/sub-01_ses-1"
 SPACE = f"{STEM}_space-ACPC"
@@ -245,3 +249,33 @@ def test_diffusivities_are_outputs(raw, qsiprep, tmp_path):
     (given,) = query(raw)
     assert given.diffusivities == {"MD": raw / f"{STEM}_MD.nii.gz"}
     assert len(expected & set(missing_outputs(given, out, asked))) == 1
+
+
+def test_diffusivities_in_every_space_are_outputs(raw, tmp_path, fill):
+    add(raw, f"{STEM}_FA.nii.gz", f"{STEM}_MD.nii.gz", f"{STEM}_RD.nii.gz")
+    (scan,) = query(raw)
+    out, space = tmp_path / "out", parse_space("T1w:res-native")
+    record = {"TemplateTransforms": {"a.h5": "1"}}
+    fa = expected_space_outputs(scan, out, space, "rigid")
+    md, rd = (expected_diffusivity_outputs(scan, out, name, space) for name in ("MD", "RD"))
+    assert md["image"].name == (
+        "sub-01_ses-1_space-T1w_res-native_param-MD_desc-preproc_dwimap.nii.gz"
+    )
+    files = [file for made in (fa, md, rd) for file in made.values()]
+
+    def missing(record):
+        asked = Request("rigid", {}, {}, {space: record})
+        return [file for file in missing_outputs(scan, out, asked) if "res-native" in file.name]
+
+    assert missing(record) == files
+    fill(*(file for file in files if file.suffix == ".gz"))
+    for made in (fa, md, rd):
+        made["image_json"].write_text(json.dumps({MADE_FROM_FIELD: record}))
+    assert missing(record) == []
+    md["image"].unlink()
+    assert missing(record) == [md["image"]]
+    fill(md["image"])
+    assert missing({"TemplateTransforms": {"a.h5": "2"}}) == files
+    # As after an interruption between both files.
+    md["image_json"].write_text(json.dumps({MADE_FROM_FIELD: {}}))
+    assert missing(record) == [*md.values()]

@@ -36,7 +36,8 @@ def out_dir(tmp_path):
 
 
 def test_what_is_asked_for_does_not_change_what_was_made(out_dir):
-    asked = Request("m2m", {**MADE, "Transform": "m2m"}, TISSUES, {SPACE: {}})
+    wanted = {**MADE, "Transform": "m2m"}
+    asked = Request("m2m", wanted, TISSUES, {SPACE: wanted})
     made, changed = as_made(SCAN, out_dir, asked)
     assert made == Request("rigid", MADE, LABELS, {})
     assert changed == ["Transform", f"output space {SPACE}", "Segmentation"]
@@ -45,12 +46,23 @@ def test_what_is_asked_for_does_not_change_what_was_made(out_dir):
 
 def test_spaces_count_where_they_are(out_dir):
     file = expected_space_outputs(SCAN, out_dir, SPACE, "rigid")["image_json"]
-    given = {"TemplateTransforms": {"a": "1"}}
+    given = {**MADE, "TemplateTransforms": {"a": "1"}}
     write(file, given)
-    for wanted, told in (({}, [f"output space {SPACE}"]), (given, [])):
+    for wanted, told in ((MADE, [f"output space {SPACE}"]), (given, [])):
         made, changed = as_made(SCAN, out_dir, Request("rigid", MADE, LABELS, {SPACE: wanted}))
         assert made.spaces == {SPACE: given}
         assert changed == told
+
+
+def test_another_registration_is_told_once_and_not_for_each_space(out_dir):
+    file = expected_space_outputs(SCAN, out_dir, SPACE, "rigid")["image_json"]
+    write(file, MADE)
+    wanted = {**MADE, "RandomSeed": 1}
+    asked = Request("rigid", wanted, LABELS, {SPACE: wanted})
+    assert as_made(SCAN, out_dir, asked).changed == ["RandomSeed"]
+    # But an image there that is of another registration than that in the T1w's space.
+    write(file, {**MADE, "RandomSeed": 2})
+    assert as_made(SCAN, out_dir, asked).changed == ["RandomSeed", f"output space {SPACE}"]
 
 
 def test_nothing_made_is_what_is_asked_for(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from m2m_bids.bids.diffusion import GradientFiles
 from m2m_bids.bids.naming import expected_outputs
 from m2m_bids.bids.obsolete import obsolete_outputs
 from m2m_bids.bids.query import Scan
@@ -42,7 +43,8 @@ MEASURED = (
     "seg-aparcaseg_desc-preproc_stat.tsv",
     "seg-aparcaseg_desc-preproc_tacs.json",
     "seg-tissues_pvc-gtm_desc-preproc_tacs.tsv",
-    "space-T1w_pvc-rbv_desc-preprocSUVRSmoothed_pet.nii.gz",
+    "space-T1w_pvc-rbv_desc-preprocSUVRSmoothed8_pet.nii.gz",
+    "space-T1w_desc-preprocSmoothed_pet.nii.gz",
 )
 FOREIGN = (
     "space-T1w_desc-mine_pet.nii.gz",
@@ -90,16 +92,33 @@ def test_what_is_written_again_is_not_obsolete(folder, tmp_path):
     space = parse_space("MNI152NLin2009aSym")
     asked = ASKED._replace(quantification=measured, spaces={space: {}})
     assert found(PET, tmp_path, asked) == {
-        *(OLDER[1:]),
+        *(OLDER[1:3]),
         "seg-tissues_desc-preproc_stat.tsv",
         "seg-tissues_pvc-gtm_desc-preproc_tacs.tsv",
+        *MEASURED[3:],
     }
+
+
+def test_copies_smoothed_by_other_widths_are_obsolete(folder, tmp_path):
+    mark(tmp_path, {"Weights": "b"})
+    names = [f"space-T1w_desc-preproc{end}_pet.json" for end in ("Smoothed5p5", "SUVRSmoothed8")]
+    for name in names:
+        (folder / f"sub-1_ses-A_trc-FDG_{name}").touch()
+    measured = {**ASKED.quantification, "SmoothingFullWidthHalfMaximum": [6.0, 8.0]}
+    asked = ASKED._replace(quantification=measured)
+    assert found(PET, tmp_path, asked) == {*MEASURED, names[0]}
+    assert found(PET, tmp_path) == {*MEASURED, *names}
 
 
 def test_a_scan_at_a_template_keeps_nothing_in_the_t1w_space(folder, tmp_path):
     at_template = replace(PET, t1w=None, t1w_entities={}, template="MNI152NLin2009aSym")
     kept = {*OLDER, "desc-confounds_timeseries.tsv"}
     assert found(at_template, tmp_path) == {*REGISTERED, *MEASURED} - kept
+
+
+def test_static_images_of_dynamic_scans_stay_beside_their_frames(folder, tmp_path):
+    asked = ASKED._replace(spaces={parse_space("MNI152NLin2009aSym"): {}})
+    assert found(PET, tmp_path, asked) == {*OLDER[1:3], *MEASURED}
 
 
 def test_other_maps_of_a_tensor_go_with_fa(tmp_path):
@@ -109,6 +128,20 @@ def test_other_maps_of_a_tensor_go_with_fa(tmp_path):
     for name in names:
         (folder / name).touch()
     assert [file.name for file in obsolete_outputs(FA, tmp_path, ASKED)] == names[:1]
+
+
+def test_other_maps_of_a_tensor_are_kept_in_the_spaces_that_are_asked_for(tmp_path):
+    folder = tmp_path / "sub-1/ses-A/dwi"
+    folder.mkdir(parents=True)
+    fitted = replace(FA, gradients=GradientFiles(Path("a.bval"), Path("a.bvec")))
+    names = [
+        f"sub-1_ses-A_space-MNI152NLin2009aSym_res-{number}_param-MD_desc-preproc_dwimap.json"
+        for number in (1, 2)
+    ]
+    for name in names:
+        (folder / name).touch()
+    asked = ASKED._replace(spaces={parse_space("MNI152NLin2009aSym:res-2"): {}})
+    assert [file.name for file in obsolete_outputs(fitted, tmp_path, asked)] == names[:1]
 
 
 def test_nothing_is_there(tmp_path):

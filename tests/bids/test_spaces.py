@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from m2m_bids.bids.naming import expected_space_outputs, expected_template_outputs
+from m2m_bids.bids.naming import (
+    expected_space_outputs,
+    expected_template_outputs,
+    static_outputs,
+)
 from m2m_bids.bids.query import Scan
 from m2m_bids.bids.spaces import OutputSpace, parse_space
 
@@ -65,6 +69,12 @@ def test_names_of_outputs():
     assert [file.name for file in outputs.values()] == [
         f"{start}_space-T1w_res-native_desc-preproc_pet{end}" for end in (".nii.gz", ".json")
     ]
+    # Beside the frames, as in the T1w's space: `cli.cohort_images` finds it by that.
+    static = static_outputs(scan, Path("out"), space)
+    assert [file.name for file in static.values()] == [
+        f"{image.removesuffix('_desc-preproc_pet')}_petref{end}" for end in (".nii.gz", ".json")
+    ]
+    assert {file.parent for file in static.values()} == {Path("out/sub-01/ses-1/pet")}
     outputs = expected_template_outputs({"sub": "01"}, Path("out"), space)
     assert [file.name for file in outputs.values()] == [
         "sub-01_cohort-1_space-MNIPediatricAsym_desc-preproc_T1w.nii.gz",

@@ -298,6 +298,18 @@ def test_static_images_of_dynamic_scans_are_averaged(dataset):
     assert "4-D" in sidecar["LeftOut"][0]
 
 
+def test_images_on_further_grids_of_persons_are_not_averaged(dataset):
+    """Only templates are a space that persons share."""
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02")])
+    for label in ("01", "02"):
+        for space in ("space-T1w", "space-T1w_res-native", f"{SPACE}_res-native"):
+            write_image(out, label, stem=f"{space}_desc-preproc_pet")
+    assert run(dataset) == 0
+    means = [file.name for file in (out / "group").glob("*_desc-mean_pet.nii.gz")]
+    assert means == [f"trc-18FFDG_{SPACE}_res-native_desc-mean_pet.nii.gz"]
+
+
 def test_too_few_images_are_told_with_their_reasons(dataset):
     out = dataset[1]
     update_status(out, [write_scan(out, label) for label in ("01", "02", "03")])

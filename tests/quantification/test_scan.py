@@ -6,7 +6,12 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from m2m_bids.quantification.scan import Quantification, field_of_view, quantify
+from m2m_bids.quantification.scan import (
+    Quantification,
+    field_of_view,
+    quantify,
+    smoothed_copies,
+)
 from m2m_bids.quantification.tables import write_statistics, write_tacs
 from m2m_bids.spatial.resampling import resample
 
@@ -93,7 +98,6 @@ def test_frames_are_scaled_one_by_one(moved, labels):
         METADATA,
         weight_source="no body weight",
         suvr_region="cerebellar-grey",
-        smooth_fwhm_mm=6.0,
     )
     found = quantify(frames, labels, seen, scan)
     np.testing.assert_allclose(
@@ -106,9 +110,23 @@ def test_frames_are_scaled_one_by_one(moved, labels):
     assert found.facts["stat"] == {"SUVNotComputed": "no body weight"}
     ratio = found.images["preprocSUVR"].get_fdata()
     np.testing.assert_allclose(ratio[..., 0], ratio[..., 1], rtol=1e-5)
-    assert set(found.images) == {"preprocSUVR", "preprocSmoothed", "preprocSUVRSmoothed"}
-    assert found.facts["preprocSUVRSmoothed"]["SmoothingFullWidthHalfMaximum"] == 6.0
-    assert "ReferenceRegion" in found.facts["preprocSUVRSmoothed"]
+    assert set(found.images) == {"preprocSUVR"}
+
+
+def test_copies_are_smoothed_by_each_width(moved):
+    """A ridge along an axis gets the width that the kernel and it have together."""
+    _, image, _ = moved
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)[0]
+    shape = image.shape[:3]
+    place = spacing * (np.arange(shape[0]) - shape[0] // 2)
+    ridge = np.exp(-0.5 * (place / 5) ** 2)[:, None, None] * np.ones(shape)
+    images = {"a": nb.Nifti1Image(ridge, image.affine), "b": nb.Nifti1Image(-ridge, image.affine)}
+    copies = list(smoothed_copies(images, (6.0, 9.0), np.ones(shape, bool)))
+    assert [copy[:2] for copy in copies] == [("a", 6), ("b", 6), ("a", 9), ("b", 9)]
+    for desc, width, copy in copies:
+        sigma = np.hypot(5, width / np.sqrt(8 * np.log(2)))
+        peak = copy.get_fdata()[shape[0] // 2, shape[1] // 2, shape[2] // 2]
+        assert peak == pytest.approx((1 if desc == "a" else -1) * 5 / sigma, rel=0.01)
 
 
 @pytest.mark.parametrize("duration", [[0], 0, [-1]])
@@ -146,13 +164,17 @@ def test_frames_without_a_reference_have_no_suvr(moved, labels):
     _, image, seen = moved
     data = np.asarray(image.dataobj)
     frames = nb.Nifti1Image(np.stack([-0.1 * data, data], -1), image.affine)
-    scan = Quantification("freesurfer", METADATA, suvr_region="cerebellar-grey", smooth_fwhm_mm=6)
+    scan = Quantification("freesurfer", METADATA, suvr_region="cerebellar-grey")
     found = quantify(frames, labels, seen, scan)
     alone = quantify(image, labels, seen, scan)
-    for name in ("preprocSUVR", "preprocSUVRSmoothed"):
-        ratio = found.images[name].get_fdata()
-        assert np.isnan(ratio[..., 0]).all()
-        np.testing.assert_allclose(ratio[..., 1], alone.images[name].get_fdata(), rtol=1e-6)
+    (copy,), (copy_alone,) = (
+        [smoothed for *_, smoothed in smoothed_copies(of.images, (6.0,), seen)]
+        for of in (found, alone)
+    )
+    pairs = [(found.images["preprocSUVR"], alone.images["preprocSUVR"]), (copy, copy_alone)]
+    for ratio, expected in pairs:
+        assert np.isnan(ratio.get_fdata()[..., 0]).all()
+        np.testing.assert_allclose(ratio.get_fdata()[..., 1], expected.get_fdata(), rtol=1e-6)
     said = found.facts["preprocSUVR"]
     assert said["FramesWithoutSUVR"] == [0]
     assert said["ReferenceRegionMean"][0] < 0

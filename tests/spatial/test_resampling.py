@@ -1,3 +1,5 @@
+import tracemalloc
+
 import nibabel as nb
 import numpy as np
 import pytest
@@ -193,6 +195,42 @@ def test_frames_have_chains_of_their_own(rng, tmp_path, name):
     np.testing.assert_allclose(output.affine, FIXED_AFFINE, atol=1e-5)
     assert output.header.get_zooms()[3] == 60
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_scale_factors_of_frames_and_grid_are_not_those_of_the_result(rng, tmp_path):
+    """Of integers that a header scales, as files of scanners hold them."""
+    frames = moving_image(rng, (28, 30, 26, 2))
+    grid = nb.Nifti1Image(rng.normal(size=(24, 22, 20)), FIXED_AFFINE)
+    stored = {}
+    for name, image in (("frames", frames), ("grid", grid)):
+        image.set_data_dtype(np.int16)
+        nb.save(image, tmp_path / f"{name}.nii.gz")
+        stored[name] = nb.load(tmp_path / f"{name}.nii.gz")
+        assert stored[name].dataobj.slope not in (0, 1)
+    chains = [(RIGID,), (np.eye(4),)]
+    file = resample_frames(stored["frames"], chains, stored["grid"], tmp_path / "output.nii")
+    output = nb.load(file)
+    assert (output.dataobj.slope, output.dataobj.inter) == (1, 0)
+    for index, chain in enumerate(chains):
+        frame = nb.Nifti1Image(frames.get_fdata(dtype=np.float32)[..., index], MOVING_AFFINE)
+        expected = resample(frame, chain, grid).get_fdata()
+        # The values are of 0 to 1000, in steps of 1/65.
+        np.testing.assert_allclose(output.dataobj[..., index], expected, atol=0.1)
+
+
+def test_memory_does_not_grow_with_frames(tmp_path):
+    """What numpy takes beside the frames as they came; the result is a file."""
+    grid = nb.Nifti1Image(np.zeros((48, 48, 48), np.uint8), np.eye(4))
+    peaks = []
+    for n_frames in (2, 12):
+        frames = nb.Nifti1Image(np.ones((8, 8, 8, n_frames), np.float32), np.eye(4))
+        tracemalloc.start()
+        resample_frames(frames, [()] * n_frames, grid, tmp_path / f"{n_frames}.nii.gz")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    one_frame = 4 * 48**3
+    assert peaks[0] > one_frame
+    assert peaks[1] - peaks[0] < one_frame
 
 
 def test_every_frame_needs_a_chain(rng, tmp_path):

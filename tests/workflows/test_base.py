@@ -249,6 +249,12 @@ def test_what_is_registered_of_pet_is_not_what_is_written(settings, scan, modali
             ("quantification_wf", f"inputnode.{field}"): f"outputnode.{field}"
             for field in ("frames_file", "frame_xfms")
         }
+        # And other spaces: all frames, and what is said of the static image.
+        expected |= {
+            ("T1w_res_native_wf", "inputnode.frames_file"): "outputnode.frames_file",
+            ("T1w_res_native_wf", "inputnode.frame_xfms"): "outputnode.frame_xfms",
+            ("T1w_res_native_wf", "inputnode.reference_method"): "outputnode.method",
+        }
     assert {key: given[key] for key in expected} == expected
 
 
@@ -505,7 +511,11 @@ def test_transforms_to_templates_are_taken_from_datasets_of_this_t1w(settings, s
     nodes = {node.name: node for node in workflow._get_all_nodes()}
     assert ("normalize_t1w" in nodes) is (offset_mm > 0)
     assert not unset_inputs(workflow)
-    used = scan_request(pet, settings, options()).spaces
+    request = scan_request(pet, settings, options())
+    used = request.spaces
+    # What is brought to a space depends on all that the registration does.
+    assert all(made.items() >= request.registration.items() for made in used.values())
+    assert nodes["save_in_space"].inputs.made_from in used.values()
     assert any("TemplateTransforms" in made for made in used.values()) is (offset_mm == 0)
     if offset_mm == 0:
         assert nodes["take_xfms"].inputs.xfm_file == names[0]
@@ -661,3 +671,5 @@ def test_diffusivities_of_a_map_come_along_where_there_are_any(settings, scan):
     diffusivities_wf = workflow.get_node(scan_wf_name(fa)).get_node("diffusivities_wf")
     assert diffusivities_wf.inputs.inputnode.md_file == str(md_file)
     assert diffusivities_wf.get_node("save_ad") is None
+    made_from = diffusivities_wf.get_node("save_md").inputs.made_from
+    assert made_from == scan_request(fa, settings, options()).registration

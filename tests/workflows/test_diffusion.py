@@ -152,8 +152,8 @@ def test_diffusivities_take_the_transform_of_fa(tmp_path, is_fitted):
     shift = np.eye(4)
     shift[0, 3] = 6.0
     inputs = workflow.inputs.inputnode
-    inputs.t1w_file = str(t1w_file)
-    inputs.best_xfm = str(write_affine(shift, tmp_path / "shift.txt"))
+    inputs.reference_file = str(t1w_file)
+    inputs.xfm = str(write_affine(shift, tmp_path / "shift.txt"))
     if is_fitted:
         inputs.md_file, inputs.ad_file, inputs.rd_file = map(str, maps.values())
     workflow.run(plugin="Linear")

@@ -49,7 +49,7 @@ def test_steps_declare_what_was_measured(tmp_path):
     )
 
 
-@pytest.mark.parametrize("smooth_fwhm_mm", [None, 8.0])
+@pytest.mark.parametrize("smooth_fwhm_mm", [[], [8.0], [6.0, 8.0]])
 @pytest.mark.parametrize("name", ["quantify_scan", "quantify_corrected"])
 def test_frames_of_pet_count_on_the_grid_of_the_t1w(tmp_path, name, smooth_fwhm_mm):
     workflow, scan_wf = Workflow(name="sub_1_wf"), Workflow(name="a_pet_wf")

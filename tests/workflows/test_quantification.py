@@ -15,6 +15,7 @@ from m2m_bids.bids.derivatives import missing_outputs
 from m2m_bids.bids.labels import LabelFile
 from m2m_bids.bids.methods import read_description
 from m2m_bids.bids.naming import quantification_outputs
+from m2m_bids.bids.obsolete import obsolete_outputs
 from m2m_bids.bids.quantification import (
     QuantificationOptions,
     plan_quantification,
@@ -118,13 +119,15 @@ def run(dataset, scan, tmp_path):
         datasets = {"raw": tmp_path / "bids"}
         if options.fs_subjects_dir:
             datasets["freesurfer"] = options.fs_subjects_dir
+        record = quantification_record(plan, options, {})
         workflow = init_quantification_wf(
             scan=scan,
             plan=plan,
             options=options,
             output_dir=tmp_path / "out",
             datasets=datasets,
-            made_from=quantification_record(plan, options, {}),
+            made_from=record,
+            obsolete=obsolete_outputs(scan, tmp_path / "out", Request("rigid", {}, record, {})),
         )
         workflow.base_dir = str(tmp_path / "scratch")
         for name, file in dataset.items():
@@ -148,8 +151,8 @@ def value_in_ball(file):
     return image.dataobj[tuple(voxel)]
 
 
-def outputs(scan, tmp_path, segmentation="aparcaseg", pvc=None):
-    return quantification_outputs(scan, tmp_path / "out", segmentation, pvc=pvc)
+def outputs(scan, tmp_path, segmentation="aparcaseg", **options):
+    return quantification_outputs(scan, tmp_path / "out", segmentation, **options)
 
 
 def test_labels_give_tables_suv_and_suvr(run, scan, tmp_path):
@@ -289,13 +292,49 @@ def test_tissues_give_tables_alone(run, scan, tmp_path):
     }
 
 
+def test_copies_are_smoothed_by_each_width_and_named_by_it(run, scan, tmp_path):
+    """Of the image, and of what is computed from it; copies of other widths go."""
+    options = {"fs_subjects_dir": tmp_path / "fs", "pvc": "rbv", "psf_fwhm_mm": (6.0,)}
+
+    def copies(pvc):
+        found = outputs(scan, tmp_path, pvc=pvc, smooth_fwhm_mm=(5.5, 8.0, 6.0))
+        return {key: file for key, file in found.items() if "Smoothed" in key and file.is_file()}
+
+    run(**options, smooth_fwhm_mm=(5.5, 8.0))
+    for pvc in (None, "rbv"):
+        expected = {
+            f"preproc{kind}Smoothed{width}{end}"
+            for kind in ("", "SUV", "SUVR")
+            for width in ("5p5", "8")
+            for end in ("", "_json")
+        }
+        files = copies(pvc)
+        assert set(files) == expected
+        assert files["preprocSUVRSmoothed5p5"].name.endswith(
+            "_desc-preprocSUVRSmoothed5p5_pet.nii.gz"
+        )
+        widths, spreads = [], []
+        for label in ("5p5", "8"):
+            sidecar = json.loads(files[f"preprocSUVRSmoothed{label}_json"].read_text())
+            assert "ReferenceRegion" in sidecar
+            widths.append(sidecar["SmoothingFullWidthHalfMaximum"])
+            spreads.append(nb.load(files[f"preprocSUVRSmoothed{label}"]).get_fdata().std())
+        assert widths == [5.5, 8.0]
+        assert spreads[0] > spreads[1]
+    run(**options, smooth_fwhm_mm=(6.0, 8.0))
+    for pvc in (None, "rbv"):
+        assert {key.partition("Smoothed")[2].removesuffix("_json") for key in copies(pvc)} == {
+            "6", "8",
+        }  # fmt: skip
+
+
 def test_results_of_other_options_are_replaced(run, scan, tmp_path):
-    run(fs_subjects_dir=tmp_path / "fs", smooth_fwhm_mm=6.0)
-    files = outputs(scan, tmp_path)
-    assert files["preprocSUVRSmoothed"].exists()
+    run(fs_subjects_dir=tmp_path / "fs", smooth_fwhm_mm=(6.0,))
+    files = outputs(scan, tmp_path, smooth_fwhm_mm=(6.0,))
+    assert files["preprocSUVRSmoothed6"].exists()
     run(fs_subjects_dir=tmp_path / "fs", suvr_region="none")
     assert not files["preprocSUVR"].exists()
-    assert not files["preprocSUVRSmoothed_json"].exists()
+    assert not files["preprocSUVRSmoothed6_json"].exists()
     assert json.loads(files["stat_json"].read_text())["SUVRNotComputed"] == "not asked for"
 
 
@@ -360,7 +399,11 @@ def test_scan_is_not_finished_before_it_is_measured(run, scan, tmp_path):
     assert is_missing()
     run()
     assert not is_missing()
-    assert is_missing(smooth_fwhm_mm=5.0)
+    assert is_missing(smooth_fwhm_mm=(5.0,))
+    run(smooth_fwhm_mm=(5.0, 8.0))
+    assert not is_missing(smooth_fwhm_mm=(8.0, 5.0))
+    assert is_missing(smooth_fwhm_mm=(5.0,))
+    run()
     outputs(scan, tmp_path, "tissues")["stat"].unlink()
     assert is_missing()
 
@@ -443,7 +486,7 @@ def test_inputs_are_those_of_the_workflow(scan, tmp_path):
 def test_methods_have_a_paragraph_for_each_fact(scan, tmp_path, modality):
     """So that scans that share one fact and not another are not told twice of the first."""
     options = QuantificationOptions(
-        pvc="rbv", psf_fwhm_mm=(6.0,), smooth_fwhm_mm=8.0, suvr_region="brainstem"
+        pvc="rbv", psf_fwhm_mm=(6.0,), smooth_fwhm_mm=(5.5, 8.0), suvr_region="brainstem"
     )
     one = replace(scan, modality=modality)
     workflow = init_quantification_wf(
@@ -461,6 +504,6 @@ def test_methods_have_a_paragraph_for_each_fact(scan, tmp_path, modality):
         starts.append("Partial volume effects were corrected")
     assert len(texts) == len(starts)
     assert all(text.startswith(start) for text, start in zip(texts, starts, strict=True))
-    assert "kernel of 8 mm" in " ".join(texts).replace("\n", " ")
+    assert "Gaussian kernels of 5.5 and 8 mm" in " ".join(texts).replace("\n", " ")
     # Nothing is drawn of what an FA map cannot have.
     assert (workflow.get_node("draw_suvr") is not None) is (modality == "pet")

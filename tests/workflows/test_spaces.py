@@ -8,12 +8,19 @@ import ants
 import nibabel as nb
 import numpy as np
 import pytest
-from nibabel.affines import from_matvec
+from nibabel.affines import apply_affine, from_matvec
 from nipype.pipeline.engine.nodes import NodeExecutionError
 
 from m2m_bids.api import DEFAULT_WEIGHTS
-from m2m_bids.bids.naming import expected_space_outputs, expected_template_outputs
+from m2m_bids.bids.diffusion import GradientFiles
+from m2m_bids.bids.naming import (
+    expected_diffusivity_outputs,
+    expected_space_outputs,
+    expected_template_outputs,
+    static_outputs,
+)
 from m2m_bids.bids.query import Scan
+from m2m_bids.bids.request import FRAMES, made_from
 from m2m_bids.bids.spaces import parse_space
 from m2m_bids.preprocessing.mutual_information import rotation_matrix
 from m2m_bids.spatial.fields import DisplacementField
@@ -61,6 +68,9 @@ def scan(tmp_path):
     return Scan("pet", files["pet"], {"sub": "01"}, files["T1w"], {"sub": "01"})
 
 
+FRAMES_REQUEST = {"Reference": "auto", "MotionCorrection": True}
+
+
 def run(scan, tmp_path, space, xfms, given_xfms=None, **inputs):
     """Run the workflow of a space; return its outputs."""
     out = tmp_path / "out"
@@ -72,9 +82,13 @@ def run(scan, tmp_path, space, xfms, given_xfms=None, **inputs):
         datasets={"raw": tmp_path / "bids", "fmriprep": tmp_path},
         options=OPTIONS,
         given_xfms=given_xfms,
+        made_from={"Target": "T1w", FRAMES: FRAMES_REQUEST},
     )
     workflow.base_dir = str(tmp_path / "work")
-    given = {"moving_file": scan.file, "t1w_file": scan.t1w, **xfms, **inputs}
+    given = {"moving_file": scan.file, "t1w_file": scan.t1w, **xfms}
+    if scan.modality == "pet":
+        given |= {"frames_file": scan.file, "frame_xfms": [], "reference_method": "3-D image"}
+    given |= inputs
     for name, value in given.items():
         is_list = isinstance(value, list)
         setattr(workflow.inputs.inputnode, name, value if is_list else str(value))
@@ -243,12 +257,138 @@ def test_native_voxels_in_the_t1w_space(scan, tmp_path, xfms):
     assert sidecar["Resolution"] == "Voxels of the size of the scan's own."
 
 
-def test_static_image_of_a_dynamic_scan_has_no_frame_times(scan, tmp_path, xfms):
-    timing = {"FrameTimesStart": [0, 60], "FrameDuration": [60, 60], "TracerName": "FDG"}
-    outputs = run(replace(scan, sidecar=timing), tmp_path, "T1w:res-native", xfms)
-    sidecar = json.loads(outputs["image_json"].read_text())
-    assert sidecar["TracerName"] == "FDG"
-    assert not {"FrameTimesStart", "FrameDuration"} & set(sidecar)
+TIMING = {"FrameTimesStart": [0, 60], "FrameDuration": [60, 180], "TracerName": "FDG"}
+# Points of the head in the static image to its points in the second frame.
+MOVED = from_matvec(rotation_matrix(np.array([0.1, 0.5, -0.4])), (15, -10, 8))
+DOSES = 1.0, 0.4
+
+
+def activity(points):
+    """What is where, mm in the world of the static image; extremes, which are cut, at corners."""
+    return 3000 + points @ (4, -3, 5) + 200 * np.sin(points / 20).sum(axis=-1)
+
+
+@pytest.fixture
+def dynamic(scan, tmp_path):
+    """Two frames of one head, which has moved; integers with a scale factor, as scanners write."""
+    static = nb.load(scan.file)
+    points = apply_affine(static.affine, np.moveaxis(np.indices(static.shape), 0, -1))
+    frames = np.stack(
+        [
+            dose * activity(apply_affine(np.linalg.inv(motion), points))
+            for dose, motion in zip(DOSES, (np.eye(4), MOVED), strict=True)
+        ],
+        axis=-1,
+    )
+    image = nb.Nifti1Image(frames, static.affine)
+    image.set_data_dtype(np.int16)
+    nb.save(image, scan.file)
+    assert nb.load(scan.file).dataobj.slope not in (0, 1)
+    mean = np.average(DOSES, weights=TIMING["FrameDuration"]) * activity(points)
+    static_file = tmp_path / "static.nii.gz"
+    nb.save(nb.Nifti1Image(mean.astype(np.float32), static.affine), static_file)
+    frame_xfms = [
+        str(write_affine(motion, tmp_path / f"frame_{index}.txt"))
+        for index, motion in enumerate((np.eye(4), MOVED))
+    ]
+    inputs = {
+        **{"moving_file": static_file, "frame_xfms": frame_xfms},
+        "reference_method": "mean of 2 frames, weighted by duration",
+    }
+    return replace(scan, sidecar=TIMING), inputs
+
+
+@pytest.mark.parametrize("space", ["MNI152NLin2009aSym:res-4", "T1w:res-native"])
+def test_frames_go_through_motion_and_all_transforms_at_once(
+    dynamic, tmp_path, xfms, field, space
+):
+    scan, inputs = dynamic
+    outputs = run(scan, tmp_path, space, xfms, **inputs)
+    files = static_outputs(scan, tmp_path / "out", parse_space(space))
+    image, static = nb.load(outputs["image"]), nb.load(files["static"])
+    assert image.shape == (*static.shape, 2)
+    np.testing.assert_array_equal(image.affine, static.affine)
+    assert (image.get_data_dtype(), image.dataobj.slope, image.dataobj.inter) == ("<f4", 1, 0)
+    points = apply_affine(image.affine, np.moveaxis(np.indices(static.shape), 0, -1))
+    chain = (FORWARD["best"], field)
+    if parse_space(space).is_template:
+        chain += (FORWARD["template"], field)
+    points = map_points(chain, points.reshape(-1, 3)).reshape(points.shape)
+    native = nb.load(scan.file)
+    doses = [*DOSES, np.average(DOSES, weights=TIMING["FrameDuration"])]
+    volumes = np.concatenate([image.get_fdata(), static.get_fdata()[..., None]], axis=-1)
+    for index, (dose, motion) in enumerate(zip(doses, (np.eye(4), MOVED, np.eye(4)), strict=True)):
+        seen = apply_affine(np.linalg.inv(native.affine) @ motion, points)
+        # Splines bend at the border, and integers come in steps of 0.05.
+        inside = ((seen > 6) & (seen < np.array(native.shape[:3]) - 7)).all(axis=-1)
+        assert inside.sum() > 1000
+        error = volumes[..., index] - dose * activity(points)
+        assert np.abs(error[inside]).max() < 0.1
+
+
+def test_frames_keep_their_times_and_the_static_image_has_none(dynamic, tmp_path, xfms):
+    scan, inputs = dynamic
+    outputs = run(scan, tmp_path, "T1w:res-native", xfms, **inputs)
+    files = static_outputs(scan, tmp_path / "out", parse_space("T1w:res-native"))
+    frames, static = (
+        json.loads(file.read_text()) for file in (outputs["image_json"], files["static_json"])
+    )
+    assert {key: frames.get(key) for key in TIMING} == TIMING
+    assert frames["MadeFrom"] == {"Target": "T1w", FRAMES: FRAMES_REQUEST}
+    assert static["TracerName"] == "FDG"
+    assert not {"FrameTimesStart", "FrameDuration"} & set(static)
+    assert "mean of 2 frames, weighted by duration" in static["Description"]
+    for key in ("Transform", "Resolution", "SpatialReference", "Sources"):
+        assert static[key] == frames[key]
+
+
+def test_a_scan_that_is_no_longer_dynamic_leaves_no_static_image(dynamic, tmp_path, xfms):
+    scan, inputs = dynamic
+    run(scan, tmp_path, "T1w:res-native", xfms, **inputs)
+    files = static_outputs(scan, tmp_path / "out", parse_space("T1w:res-native"))
+    assert all(file.is_file() for file in files.values())
+    volume = nb.load(inputs["moving_file"])
+    nb.save(volume, scan.file)
+    outputs = run(scan, tmp_path, "T1w:res-native", xfms)
+    assert nb.load(outputs["image"]).ndim == 3
+    assert not any(file.exists() for file in files.values())
+    # Which does not depend on how frames are used either.
+    assert made_from(outputs["image_json"]) == {"Target": "T1w"}
+
+
+@pytest.mark.parametrize("space", ["MNI152NLin2009aSym:res-8", "T1w:res-native", "T1w:res-4"])
+@pytest.mark.parametrize("is_fitted", [True, False], ids=["fitted", "given"])
+def test_diffusivities_are_where_fa_is(scan, tmp_path, xfms, space, is_fitted):
+    """Multiples of FA stay multiples of it: of one grid, by one transform, interpolated once."""
+    image = nb.load(scan.file)
+    factors = {"MD": 2e-6, "AD": 3e-6, "RD": 1e-6}
+    maps = {name: scan.file.with_name(f"sub-01_{name}.nii.gz") for name in factors}
+    for name, file in maps.items():
+        nb.save(
+            nb.Nifti1Image(factors[name] * image.get_fdata(dtype=np.float32), image.affine), file
+        )
+    gradients = [scan.file.with_name(f"sub-01_pet.{end}") for end in ("bval", "bvec")]
+    scan = replace(scan, modality="fa", gradients=GradientFiles(*gradients) if is_fitted else None)
+    if not is_fitted:
+        scan = replace(scan, file=scan.file.rename(scan.file.with_name("sub-01_FA.nii.gz")))
+    fields = {f"{name.lower()}_file": file for name, file in maps.items()}
+    pair = xfms["template_xfm"], xfms["template_inverse_xfm"]
+    outputs = run(scan, tmp_path, space, xfms, pair, **(fields if is_fitted else {}))
+    fa, told = nb.load(outputs["image"]), json.loads(outputs["image_json"].read_text())
+    assert np.count_nonzero(fa.get_fdata()) > 1000
+    for name, factor in factors.items():
+        files = expected_diffusivity_outputs(scan, tmp_path / "out", name, parse_space(space))
+        found = nb.load(files["image"])
+        np.testing.assert_array_equal(found.affine, fa.affine)
+        expected = factor * fa.get_fdata()
+        np.testing.assert_allclose(found.get_fdata(), expected, atol=1e-5 * expected.max())
+        sidecar = json.loads(files["image_json"].read_text())
+        assert sidecar.pop("Units", None) == ("mm^2/s" if is_fitted else None)
+        assert space in sidecar["Description"]
+        first = [] if is_fitted else [f"bids:raw:sub-01/pet/sub-01_{name}.nii.gz"]
+        assert sidecar.pop("Sources") == [*first, *told["Sources"]]
+        alike = told.keys() - {"Description", "Sources"}
+        assert {key: sidecar[key] for key in alike} == {key: told[key] for key in alike}
 
 
 def test_a_rejected_step_leaves_nothing_of_an_accepted_one(scan, tmp_path, xfms):
