@@ -9,6 +9,7 @@ import nibabel as nb
 from nipype.interfaces.base import Undefined, isdefined
 from nipype.pipeline.engine import Workflow
 
+from m2m_bids.interfaces.registration import ResampleFrames
 from m2m_bids.spatial.images import READ_ERRORS
 
 
@@ -55,7 +56,12 @@ MEASURED = {
     "quantify_scan, PET, smoothed": Need(0.12, of_t1w=0.018, of_frames=0.0268),
     "static_reference": Need(0.12, of_scan=0.004),
     "estimate_motion": Need(0.32, of_scan=0.0024),
-    "align_frames": Need(0.18, of_scan=0.009),
+    "align_frames": Need(0.175, of_scan=0.007),
+    "align_frames, 3-D": Need(0.1, of_scan=0.005),
+    "resample_frames": Need(0.25, of_frames=0.005),
+    "resample_frames, 3-D": Need(0.1, of_scan=0.005),
+    "resample_corrected": Need(0.25, of_t1w=0.005, of_frames=0.005),
+    "draw_suvr": Need(0.16, of_t1w=0.021, of_frames=0.007),
     "correct_pv": Need(0.18, of_t1w=0.0255, of_scan=0.0155),
     "fit_tensor": Need(0.28, of_scan=0.0112),
     "fit_tensor, raw": Need(0.43, of_scan=0.0112),
@@ -96,21 +102,23 @@ def declare_memory(
             count = node.interface.network_voxels
             largest = max((_millions(file, count) for file in t1w_files), default=default)
             node._mem_gb = MARGIN * (SYNTHSTRIP.fixed + SYNTHSTRIP.of_t1w * largest)
-        elif need := MEASURED.get(_kind(node)):
+        elif need := MEASURED.get(_kind(node, file := scans.get(id(node)))):
             parts = [need.of_t1w * t1w]
-            if file := scans.get(id(node)):
+            if file:
                 parts += [need.of_scan * _millions(file), need.of_frames * t1w * _n_frames(file)]
             node._mem_gb = MARGIN * (need.fixed + max(parts))
 
 
-def _kind(node: Any) -> str:
-    """Name a step; raw diffusion, frames of PET and their smoothing take more."""
+def _kind(node: Any, file: Path | None) -> str:
+    """Name a step; raw diffusion, PET and its smoothing take more, volumes without frames less."""
     name = node.name.replace("quantify_corrected", "quantify_scan")
     is_raw, scan = (getattr(node.inputs, field, Undefined) for field in ("is_raw", "scan"))
     if isdefined(is_raw) and is_raw:
         name += ", raw"
     if isdefined(scan) and scan["is_pet"]:
         name += ", PET, smoothed" if scan["smooth_fwhm_mm"] else ", PET"
+    if file and isinstance(node.interface, ResampleFrames) and _n_frames(file) == 1:
+        name += ", 3-D"
     return name
 
 

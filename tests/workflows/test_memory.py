@@ -7,7 +7,9 @@ from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 
 from m2m_bids.interfaces.preprocessing import ExtractBrain
-from m2m_bids.interfaces.quantification import QuantifyScan
+from m2m_bids.interfaces.quantification import QuantifyScan, ResampleCorrected
+from m2m_bids.interfaces.registration import ResampleFrames
+from m2m_bids.interfaces.reports import SUVRFigure
 from m2m_bids.workflows.memory import MARGIN, MEASURED, SYNTHSTRIP, declare_memory
 
 T1W_NODES = ("extract_brain", "register_m2m", "save_scan")
@@ -66,6 +68,30 @@ def test_frames_of_pet_count_on_the_grid_of_the_t1w(tmp_path, name, smooth_fwhm_
     declare_memory(workflow, [t1w], {"a_pet_wf": image(tmp_path, "volume.nii", (10, 10, 10))})
     larger = max(need.of_t1w, need.of_frames)
     assert declared(workflow)[name] == pytest.approx(MARGIN * (need.fixed + larger * 1))
+
+
+@pytest.mark.parametrize(
+    ("interface", "name", "n_frames", "measured_gb"),
+    [
+        (ResampleFrames, "resample_frames", 24, 0.492),
+        (ResampleFrames, "resample_frames", 1, 0.106),
+        (ResampleFrames, "align_frames", 24, 0.334),
+        (ResampleFrames, "align_frames", 1, 0.106),
+        (ResampleCorrected, "resample_corrected", 24, 0.542),
+        (ResampleCorrected, "resample_corrected", 1, 0.256),
+        (SUVRFigure, "draw_suvr", 24, 0.493),
+        (SUVRFigure, "draw_suvr", 1, 0.194),
+    ],
+)
+def test_steps_of_frames_declare_what_they_took(tmp_path, interface, name, n_frames, measured_gb):
+    """Within 30 % of the kernel's peak, and no less; of a volume there are no frames to bring."""
+    workflow, scan_wf = Workflow(name="sub_1_wf"), Workflow(name="a_pet_wf")
+    scan_wf.add_nodes([Node(interface(), name=name, mem_gb=2)])
+    workflow.add_nodes([scan_wf])
+    t1w = image(tmp_path, "T1w.nii", (128, 128, 128))
+    scan = image(tmp_path, "pet.nii", (128, 128, 63, n_frames))
+    declare_memory(workflow, [t1w], {"a_pet_wf": scan})
+    assert measured_gb <= declared(workflow)[name] <= 1.3 * measured_gb
 
 
 def test_the_largest_t1w_counts(tmp_path):
