@@ -599,10 +599,15 @@ class TestFilters:
             ({"pte": {}}, "unknown key 'pte'"),
             ({"pet": "FDG"}, "must be an object"),
             ({"pet": {"tracer": {"a": 1}}}, "must be a label"),
+            ({"pet": {"trace": "FDG"}}, r"pet\.trace: no such entity, expected .*tracer"),
+            ({"fa": {"x": []}}, r"fa\.x: no such entity"),
+            # Arguments of pybids.
+            ({"pet": {"return_type": "id"}}, r"pet\.return_type: no such"),
+            ({"t1w": {"scope": "raw"}}, r"t1w\.scope: no such"),
         ],
     )
     def test_bad_files(self, tmp_path, content, message):
-        with pytest.raises(QueryError, match=message):
+        with pytest.raises(QueryError, match=rf"filter\.json: .*{message}"):
             self.write(tmp_path, content)
 
     def test_unreadable_files(self, tmp_path):

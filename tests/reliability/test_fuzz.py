@@ -283,9 +283,11 @@ def test_tables(tmp_path, n_cases):
 
 # --- options that are files ------------------------------------------------------------------
 
+# Entities, none, and arguments of pybids.
+FILTER_NAMES = ["ses", "session", "run", "acq", "x", "return_type", "scope"]
 FILTERS = st.dictionaries(
     st.sampled_from(["t1w", "pet", "fa", "bold", "PET", "x"]),
-    VALUES | st.dictionaries(st.sampled_from(["ses", "session", "run", "acq", "x"]), VALUES),
+    VALUES | st.dictionaries(st.sampled_from(FILTER_NAMES), VALUES),
     max_size=3,
 )
 YAML = st.sampled_from(
