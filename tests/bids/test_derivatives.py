@@ -151,6 +151,11 @@ def test_write_text_replaces_in_one_step(tmp_path, monkeypatch):
     derivatives.write_text(file, "old")  # the same text needs no write
 
 
+def test_text_is_on_the_disk_before_it_has_its_name(tmp_path, renamed):
+    derivatives.write_text(tmp_path / "a.txt", "content\n")
+    assert renamed == {tmp_path / "a.txt": 8}
+
+
 def test_written_files_follow_the_umask(tmp_path):
     plain = tmp_path / "plain"
     plain.touch()

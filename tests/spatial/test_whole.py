@@ -40,6 +40,13 @@ def written(tmp_path, rng):
     return write
 
 
+@pytest.mark.parametrize("name", ["image.nii.gz", "image.nii", "xfm.h5", "xfm.txt"])
+def test_content_is_on_the_disk_before_it_has_its_name(written, name, renamed):
+    """A power cut leaves a file whole or without its name."""
+    file = written(name)
+    assert renamed == {file: file.stat().st_size}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_written_to_its_end(written, name):
     assert is_whole(written(name))
