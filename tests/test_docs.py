@@ -139,7 +139,8 @@ def options_of(parser):
 def test_rows_of_the_reliability_page_are_tests():
     """The last column has pytest's names of tests, below tests/; '::' alone is the same file."""
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\|.*\|$", page.partition("## Faults")[2].partition("## ")[0], re.MULTILINE)
+    section = page.partition("## Faults")[2].partition("## ")[0]
+    rows = re.findall(r"^\|.*\|$", section, re.MULTILINE)
     assert len(rows) > 25
     for row in rows[2:]:
         file = ""

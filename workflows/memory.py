@@ -9,7 +9,6 @@ import nibabel as nb
 from nipype.interfaces.base import Undefined, isdefined
 from nipype.pipeline.engine import Workflow
 
-from m2m_bids.interfaces.registration import ResampleFrames
 from m2m_bids.spatial.images import READ_ERRORS
 
 
@@ -35,19 +34,21 @@ class Need(NamedTuple):
     of_frames: float = 0.0
 
 
+# Of a volume that a step of frames has nothing to do with but to read it.
+UNUSED = Need(0.1, of_scan=0.005)
 # By two sizes of images each, with tests/benchmarks/memory.py and SLURM's accounting;
 # docs/cluster.md has the table.
 MEASURED = {
     "conform_t1w": Need(0.13, of_t1w=0.0135),
     "extract_brain": Need(0.66, of_t1w=0.011),
     "correct_bias": Need(0.31, of_t1w=0.019),
-    "segment_tissues": Need(0.36, of_t1w=0.045),
+    "segment_tissues": Need(0.36, of_t1w=0.037),
     "draw_anatomy": Need(0.15, of_t1w=0.021),
     "register_rigid": Need(0.37, of_t1w=0.002),
     # Its network has a grid of its own.
     "register_m2m": Need(1.0),
-    "resample_rigid": Need(0.12, of_t1w=0.017),
-    "resample_m2m": Need(0.12, of_t1w=0.020),
+    "resample_rigid": Need(0.25, of_t1w=0.005),
+    "resample_m2m": Need(0.26, of_t1w=0.006),
     "draw_registration": Need(0.17, of_t1w=0.029),
     "measure_scan": Need(0.24, of_t1w=0.014),
     "place_labels": Need(0.11, of_t1w=0.016),
@@ -56,13 +57,17 @@ MEASURED = {
     "quantify_scan, PET, smoothed": Need(0.12, of_t1w=0.018, of_frames=0.0268),
     "static_reference": Need(0.12, of_scan=0.004),
     "estimate_motion": Need(0.32, of_scan=0.0024),
+    "estimate_motion, 3-D": UNUSED,
     "align_frames": Need(0.175, of_scan=0.007),
-    "align_frames, 3-D": Need(0.1, of_scan=0.005),
+    "align_frames, 3-D": UNUSED,
     "resample_frames": Need(0.25, of_frames=0.005),
-    "resample_frames, 3-D": Need(0.1, of_scan=0.005),
+    "resample_frames, 3-D": UNUSED,
     "resample_corrected": Need(0.25, of_t1w=0.005, of_frames=0.005),
     "draw_suvr": Need(0.16, of_t1w=0.021, of_frames=0.007),
     "correct_pv": Need(0.18, of_t1w=0.0255, of_scan=0.0155),
+    # Of a fitted map, whose scan is the diffusion image; of one that was given.
+    "clean_fa": Need(0.12),
+    "clean_fa, 3-D": Need(0.11, of_scan=0.013),
     "fit_tensor": Need(0.28, of_scan=0.0112),
     "fit_tensor, raw": Need(0.43, of_scan=0.0112),
 }
@@ -117,7 +122,7 @@ def _kind(node: Any, file: Path | None) -> str:
         name += ", raw"
     if isdefined(scan) and scan["is_pet"]:
         name += ", PET, smoothed" if scan["smooth_fwhm_mm"] else ", PET"
-    if file and isinstance(node.interface, ResampleFrames) and _n_frames(file) == 1:
+    if file and f"{name}, 3-D" in MEASURED and _n_frames(file) == 1:
         name += ", 3-D"
     return name
 

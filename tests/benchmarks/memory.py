@@ -90,6 +90,16 @@ def tensor(folder: Path, shape: tuple[int, ...], *, is_raw: bool):
     )
 
 
+def cleaning(folder: Path, n: int):
+    from m2m_bids.interfaces.preprocessing import CleanFA
+
+    head = nb.load(image(folder / "head.nii", (n,) * 3, 220 / n, kind=np.float32))
+    nb.Nifti1Image(head.get_fdata(dtype=np.float32) / 2000, head.affine).to_filename(
+        folder / "fa.nii.gz"
+    )
+    return CleanFA(in_file=str(folder / "fa.nii.gz"))
+
+
 def motion(folder: Path, shape: tuple[int, ...], size_mm: float):
     from m2m_bids.interfaces.preprocessing import EstimateMotion
 
@@ -240,7 +250,8 @@ def made() -> dict[str, list[tuple]]:
         "fit_tensor": [
             (tensor, shape, {"is_raw": r}) for r in (False, True) for shape in (small, large)
         ],
-        "estimate_motion": [(motion, *case) for case in frames],
+        "clean_fa": [(cleaning, n) for n in (96, 128, 192)],
+        "estimate_motion": [(motion, *case) for case in (*volumes, *frames)],
         "static_reference": [(static, *case) for case in frames],
         "align_frames": [(alignment, *case) for case in (*volumes, *frames)],
         "correct_pv": [(correction, *case) for case in pvc],
