@@ -196,7 +196,7 @@ def _described_maker(file: Path) -> str | None:
         return str(content["GeneratedBy"][0]["Name"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "an unknown application"
 
 

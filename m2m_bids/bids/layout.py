@@ -99,7 +99,7 @@ def index_dataset(
             indexer=indexer,
             database_path=None if database_dir is None else str(database_dir),
         )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise QueryError(
             f"{root}: cannot be indexed as a BIDS dataset ({error}). Check that the folder is "
             "readable and that its dataset_description.json is a valid JSON object."

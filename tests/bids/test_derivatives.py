@@ -125,6 +125,12 @@ def test_foreign_output_folder_is_refused(tmp_path):
     assert json.loads((tmp_path / "dataset_description.json").read_text()) == description
 
 
+def test_output_folder_that_nobody_can_have_described_is_refused(tmp_path):
+    (tmp_path / "dataset_description.json").write_text("[" * 20000)
+    with pytest.raises(ValueError, match="made by an unknown application"):
+        derivatives.write_dataset_files(tmp_path, {})
+
+
 def test_bids_uri_names_the_innermost_dataset(tmp_path):
     datasets = {"raw": tmp_path, "dti": tmp_path / "derivatives/dti"}
     out_dir = tmp_path.parent / "out"

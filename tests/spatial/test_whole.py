@@ -76,6 +76,8 @@ def test_absent_or_no_file_or_no_image(tmp_path):
     assert not is_whole(tmp_path / "image.nii.gz")
     (tmp_path / "folder.nii").mkdir()
     assert not is_whole(tmp_path / "folder.nii")
+    (tmp_path / "nested.json").write_text("[" * 20000)
+    assert not is_whole(tmp_path / "nested.json")
     (tmp_path / "other.nii.gz").write_text("no image\n")
     assert not is_whole(tmp_path / "other.nii.gz")
 
