@@ -8,6 +8,7 @@
 #   make test-slurm the app on a SLURM of its own on this host, with its accounting (as root)
 #   make lock       versions and hashes of what images install, from constraints.txt
 #   make lint       ruff alone, in the demo's environment
+#   make security   bandit, whose findings must be those that SECURITY.md explains, and the tests of security
 #
 # PYTHON names the interpreter (3.11 or newer). Downloads follow pip's own configuration, so that, for
 # instance, PIP_EXTRA_INDEX_URL can name an index with PyTorch for the CPU alone.
@@ -21,10 +22,10 @@ THREADS := OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1
 PYTEST = PATH="$(CURDIR)/.venv-test/bin:$$PATH" $(THREADS) pytest -n 2 --dist loadfile tests --pyargs m2m_bids
 INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-all test-slurm test-venv evidence docs lock lint clean
+.PHONY: help demo test test-all test-slurm test-venv evidence docs lock lint security clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -14
 
 define new-venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -92,6 +93,10 @@ lint: .venv/installed
 	.venv/bin/python $(INSTALL) ruff
 	.venv/bin/ruff check --output-format concise .
 	.venv/bin/ruff format --check .
+
+security: .venv/installed
+	.venv/bin/python $(INSTALL) bandit pytest
+	$(THREADS) .venv/bin/python -m pytest -q tests/reliability/test_security.py
 
 clean:
 	rm -rf .venv .venv-test .venv-lock build dist demo docs/_build evidence *.egg-info

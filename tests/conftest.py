@@ -1,6 +1,7 @@
 """Fail early, and say why, when the package is not installed; fixtures shared by all tests."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import h5py
@@ -48,3 +49,23 @@ def fill():
                 file.write_text("{}\n" if file.suffix == ".json" else f"{file.name}\n")
 
     return write
+
+
+@pytest.fixture
+def renamed(monkeypatch):
+    """Sizes of what was flushed to the disk of each file, by the name that it was given then."""
+    flushed, names = {}, {}
+    fsync, replace = os.fsync, os.replace
+
+    def watch_fsync(handle):
+        fsync(handle)
+        status = os.fstat(handle)
+        flushed[status.st_ino] = status.st_size
+
+    def watch_replace(file, name):
+        names[Path(name)] = flushed.get(os.stat(file).st_ino, 0)
+        replace(file, name)
+
+    monkeypatch.setattr(os, "fsync", watch_fsync)
+    monkeypatch.setattr(os, "replace", watch_replace)
+    return names

@@ -136,6 +136,25 @@ def options_of(parser):
                 yield from options_of(command)
 
 
+def test_rows_of_the_reliability_page_are_tests():
+    """The last column has pytest's names of tests, below tests/; '::' alone is the same file."""
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    section = page.partition("## Faults")[2].partition("## ")[0]
+    rows = re.findall(r"^\|.*\|$", section, re.MULTILINE)
+    assert len(rows) > 25
+    for row in rows[2:]:
+        file = ""
+        named = re.findall(r"`([^`]*)`", row.split("|")[-2])
+        assert named, row
+        for test in named:
+            name, *parts = test.split("::")
+            file = name or file
+            source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert parts, test
+            for part in parts:
+                assert re.search(rf"^ *(def|class) {part}\b", source, re.MULTILINE), test
+
+
 def test_messages_of_the_troubleshooting_page_exist():
     """What a user is told to look for is in the program, or is put together or the system's."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")

@@ -34,19 +34,21 @@ class Need(NamedTuple):
     of_frames: float = 0.0
 
 
+# Of a volume that a step of frames has nothing to do with but to read it.
+UNUSED = Need(0.1, of_scan=0.005)
 # By two sizes of images each, with tests/benchmarks/memory.py and SLURM's accounting;
 # docs/cluster.md has the table.
 MEASURED = {
     "conform_t1w": Need(0.13, of_t1w=0.0135),
     "extract_brain": Need(0.66, of_t1w=0.011),
     "correct_bias": Need(0.31, of_t1w=0.019),
-    "segment_tissues": Need(0.36, of_t1w=0.045),
+    "segment_tissues": Need(0.36, of_t1w=0.037),
     "draw_anatomy": Need(0.15, of_t1w=0.021),
     "register_rigid": Need(0.37, of_t1w=0.002),
     # Its network has a grid of its own.
     "register_m2m": Need(1.0),
-    "resample_rigid": Need(0.12, of_t1w=0.017),
-    "resample_m2m": Need(0.12, of_t1w=0.020),
+    "resample_rigid": Need(0.25, of_t1w=0.005),
+    "resample_m2m": Need(0.26, of_t1w=0.006),
     "draw_registration": Need(0.17, of_t1w=0.029),
     "measure_scan": Need(0.24, of_t1w=0.014),
     "place_labels": Need(0.11, of_t1w=0.016),
@@ -55,8 +57,17 @@ MEASURED = {
     "quantify_scan, PET, smoothed": Need(0.12, of_t1w=0.018, of_frames=0.0228),
     "static_reference": Need(0.12, of_scan=0.004),
     "estimate_motion": Need(0.32, of_scan=0.0024),
-    "align_frames": Need(0.18, of_scan=0.009),
+    "estimate_motion, 3-D": UNUSED,
+    "align_frames": Need(0.175, of_scan=0.007),
+    "align_frames, 3-D": UNUSED,
+    "resample_frames": Need(0.25, of_frames=0.005),
+    "resample_frames, 3-D": UNUSED,
+    "resample_corrected": Need(0.25, of_t1w=0.005, of_frames=0.005),
+    "draw_suvr": Need(0.16, of_t1w=0.021, of_frames=0.007),
     "correct_pv": Need(0.18, of_t1w=0.0255, of_scan=0.0155),
+    # Of a fitted map, whose scan is the diffusion image; of one that was given.
+    "clean_fa": Need(0.12),
+    "clean_fa, 3-D": Need(0.11, of_scan=0.013),
     "fit_tensor": Need(0.28, of_scan=0.0112),
     "fit_tensor, raw": Need(0.43, of_scan=0.0112),
 }
@@ -96,21 +107,23 @@ def declare_memory(
             count = node.interface.network_voxels
             largest = max((_millions(file, count) for file in t1w_files), default=default)
             node._mem_gb = MARGIN * (SYNTHSTRIP.fixed + SYNTHSTRIP.of_t1w * largest)
-        elif need := MEASURED.get(_kind(node)):
+        elif need := MEASURED.get(_kind(node, file := scans.get(id(node)))):
             parts = [need.of_t1w * t1w]
-            if file := scans.get(id(node)):
+            if file:
                 parts += [need.of_scan * _millions(file), need.of_frames * t1w * _n_frames(file)]
             node._mem_gb = MARGIN * (need.fixed + max(parts))
 
 
-def _kind(node: Any) -> str:
-    """Name a step; raw diffusion, frames of PET and their smoothing take more."""
+def _kind(node: Any, file: Path | None) -> str:
+    """Name a step; raw diffusion, PET and its smoothing take more, volumes without frames less."""
     name = node.name.replace("quantify_corrected", "quantify_scan")
     is_raw, scan = (getattr(node.inputs, field, Undefined) for field in ("is_raw", "scan"))
     if isdefined(is_raw) and is_raw:
         name += ", raw"
     if isdefined(scan) and scan["is_pet"]:
         name += ", PET, smoothed" if scan["smooth_fwhm_mm"] else ", PET"
+    if file and f"{name}, 3-D" in MEASURED and _n_frames(file) == 1:
+        name += ", 3-D"
     return name
 
 

@@ -145,7 +145,6 @@ def init_pet_frames_wf(*, name: str = "frames_wf") -> Workflow:
     outputnode = pe.Node(
         niu.IdentityInterface(fields=["preproc", "static", "figures"]), name="outputnode"
     )
-    # 0.2 GB, the scan, and what of the frames on disk is not written back yet (0.04 GB of each).
     resample_frames = pe.Node(ResampleFrames(), name="resample_frames", mem_gb=2)
     draw_motion = pe.Node(MotionFigure(), name="draw_motion")
     list_figures = pe.Node(niu.Merge(2), name="list_figures")

@@ -105,6 +105,7 @@ def write_text(file: Path, text: str) -> None:
     """
     Write a text file in one step: readers see the old content or the new one, never a part.
 
+    The content is on the disk before it has its name, so that this holds after a power cut too.
     A file that already holds this text is left alone, so that a finished output folder can be
     read-only.
     """
@@ -116,6 +117,8 @@ def write_text(file: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
         # mkstemp makes private files; outputs follow the user's umask as others do.
         umask = os.umask(0)
         os.umask(umask)
@@ -194,7 +197,7 @@ def _described_maker(file: Path) -> str | None:
         return str(content["GeneratedBy"][0]["Name"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "an unknown application"
 
 

@@ -99,7 +99,7 @@ def index_dataset(
             indexer=indexer,
             database_path=None if database_dir is None else str(database_dir),
         )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise QueryError(
             f"{root}: cannot be indexed as a BIDS dataset ({error}). Check that the folder is "
             "readable and that its dataset_description.json is a valid JSON object."
@@ -155,7 +155,7 @@ def read_bids_filters(file: Path) -> dict[str, dict[str, Any]]:
     Raises
     ------
     QueryError
-        If the file is missing, is not JSON, or holds something else.
+        If the file is missing, is not JSON, or holds something else or entities that do not exist.
     """
     try:
         content = read_json_object(Path(file))
@@ -170,10 +170,19 @@ def read_bids_filters(file: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(query, dict):
             raise QueryError(f"{file}: {key!r} must be an object of entities, found {query!r}")
         filters[key.lower()] = {
-            str(ENTITIES.get(name, name)): _query_value(value, f"{file}: {key}.{name}")
+            _query_entity(name, where := f"{file}: {key}.{name}"): _query_value(value, where)
             for name, value in query.items()
         }
     return filters
+
+
+def _query_entity(name: str, where: str) -> str:
+    """Name an entity as pybids does, which would take others for arguments of its own."""
+    known = [entity["name"] for entity in layout_config()["entities"]]
+    entity = ENTITIES.get(name, name)
+    if entity not in known:
+        raise QueryError(f"{where}: no such entity, expected one of {', '.join(known)}")
+    return entity
 
 
 def _query_value(value: Any, where: str) -> Any:

@@ -50,7 +50,7 @@ def made_from(sidecar: Path) -> dict[str, Any]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; empty where there is none."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(file.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     return {}

@@ -196,7 +196,7 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         is_rejected = row.status == "rigid only" and not is_within_its_error(scan["numbers"])
         rejected = [f"rigid only: {scan['reason'] or 'no reason is known'}"] if is_rejected else []
         scan["flags"], scan["odd"] = [*rejected, *found.values()], list(found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         LOGGER.debug("", exc_info=True)
         scan["flags"] = [f"its numbers cannot be read ({type(error).__name__}): run it again"]
     return scan
@@ -226,7 +226,7 @@ def _tracer_of(entities: Mapping[str, str], target: str, output_dir: Path) -> st
     )  # fmt: skip
     try:
         return tracer_label(json.loads(file.read_text(encoding="utf-8")).get("TracerName"))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         LOGGER.warning("%s: cannot be read (%s); its tracer is unknown", file, error)
         return ""
 

@@ -40,6 +40,8 @@ from niworkflows.interfaces.bids import (  # noqa: E402
 )
 from niworkflows.utils.bids import relative_to_root  # noqa: E402
 
+from m2m_bids.spatial.images import flush  # noqa: E402
+
 _OWN_ENTITIES = [
     {"name": "param", "pattern": r"[_/\\]+param-([a-zA-Z0-9+]+)"},
     {"name": "segmentation", "pattern": r"[_/\\]+seg-([a-zA-Z0-9+]+)"},
@@ -159,6 +161,7 @@ class DerivativesDataSink(_DerivativesDataSink):
             # Data last: a file that is there has its sidecar.
             for file in sorted(moved, key=lambda name: not name.endswith(".json")):
                 Path(moved[file]).parent.mkdir(parents=True, exist_ok=True)
+                flush(file)
                 os.replace(file, moved[file])
         self._results["out_file"] = [moved[file] for file in self._results["out_file"]]
         if "out_meta" in self._results:

@@ -175,6 +175,8 @@ def replacing(file: Path) -> Iterator[Path]:
     """
     Yield a hidden file name beside a destination; rename it to the destination on success.
 
+    The content is on the disk by then, so that a power cut leaves no name with a part of it.
+
     Parameters
     ----------
     file : Path
@@ -189,9 +191,16 @@ def replacing(file: Path) -> Iterator[Path]:
     temporary = file.with_name(f".{uuid.uuid4().hex}{''.join(file.suffixes[-2:])}")
     try:
         yield temporary
+        flush(temporary)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(file: Path | str) -> None:
+    """Wait until the content of a file is on the disk."""
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def is_whole(file: Path) -> bool:
         if not os.path.getsize(file):
             return False
         return _CHECKS.get(file.suffix, _ends_line)(file)
-    except READ_ERRORS:
+    except (*READ_ERRORS, RecursionError):
         return False
 
 

@@ -90,6 +90,16 @@ def tensor(folder: Path, shape: tuple[int, ...], *, is_raw: bool):
     )
 
 
+def cleaning(folder: Path, n: int):
+    from m2m_bids.interfaces.preprocessing import CleanFA
+
+    head = nb.load(image(folder / "head.nii", (n,) * 3, 220 / n, kind=np.float32))
+    nb.Nifti1Image(head.get_fdata(dtype=np.float32) / 2000, head.affine).to_filename(
+        folder / "fa.nii.gz"
+    )
+    return CleanFA(in_file=str(folder / "fa.nii.gz"))
+
+
 def motion(folder: Path, shape: tuple[int, ...], size_mm: float):
     from m2m_bids.interfaces.preprocessing import EstimateMotion
 
@@ -140,6 +150,48 @@ def alignment(folder: Path, shape: tuple[int, ...], size_mm: float):
     )
 
 
+def composite(folder: Path) -> str:
+    """Write a map to the T1w: rigid, then a field of 3 mm, as `register_m2m` does."""
+    from m2m_bids.spatial.fields import DisplacementField
+    from m2m_bids.spatial.itk import write_composite
+
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    affine[:3, 3] = -110
+    field = DisplacementField(np.zeros((74, 74, 74, 3)), affine)
+    return str(write_composite((np.eye(4), field), folder / "m2m.h5"))
+
+
+def resampling(folder: Path, n_frames: int, t1w: int):
+    node = alignment(folder, (128, 128, 63, n_frames), 2.0)
+    reference = image(folder / "t1w.nii.gz", (t1w,) * 3, 220 / t1w)
+    node.inputs.trait_set(reference_file=reference, xfm=composite(folder))
+    return node
+
+
+def corrected(folder: Path, n_frames: int, t1w: int):
+    from m2m_bids.interfaces.quantification import ResampleCorrected
+
+    shape = (128, 128, 63, n_frames)[: 4 if n_frames > 1 else 3]
+    return ResampleCorrected(
+        in_file=image(folder / "corrected.nii.gz", shape, 2.0, kind=np.float32),
+        reference_file=image(folder / "t1w.nii.gz", (t1w,) * 3, 220 / t1w),
+        xfm=[composite(folder)],
+    )
+
+
+def figure(folder: Path, n_frames: int, t1w: int):
+    from m2m_bids.interfaces.reports import SUVR, SUVRFigure
+
+    shape, size_mm = (t1w,) * 3, 220 / t1w
+    scan = (*shape, n_frames)[: 4 if n_frames > 1 else 3]
+    return SUVRFigure(
+        files={SUVR: image(folder / "suvr.nii.gz", scan, size_mm, kind=np.float32)},
+        facts={SUVR: {"ReferenceRegion": "whole-cerebellum"}},
+        mask_file=image(folder / "mask.nii.gz", shape, size_mm, labels=1),
+        dseg_file=image(folder / "dseg.nii.gz", shape, size_mm, labels=8),
+    )
+
+
 def quantification(folder: Path, t1w: int, n_frames: int, *smooth_fwhm_mm: float):
     from m2m_bids.interfaces.quantification import QuantifyScan
     from m2m_bids.spatial.itk import write_affine
@@ -179,8 +231,12 @@ def synthstrip(folder: Path, n: int):
 def made() -> dict[str, list[tuple]]:
     """Name the steps that are made here, with arguments of their makers."""
     small, large = (64, 64, 40, 33), (96, 96, 60, 65)
+    volumes = [((128, 128, 63, 1), 2.0), ((256, 256, 89, 1), 1.2)]
     frames = [((128, 128, 63, 6), 2.0), ((128, 128, 63, 24), 2.0), ((256, 256, 89, 12), 1.2)]
     box = (128, 128, 63)
+    # Frames, and voxels along an axis of the T1w.
+    dynamic = [(6, 128), (24, 128), (12, 192)]
+    any_scan = [(1, 64), (1, 128), (1, 224), *dynamic]
     pvc = [
         ((*box, 1), 128, 8, "gtm"),
         ((*box, 1), 224, 8, "gtm"),
@@ -194,14 +250,18 @@ def made() -> dict[str, list[tuple]]:
         "fit_tensor": [
             (tensor, shape, {"is_raw": r}) for r in (False, True) for shape in (small, large)
         ],
-        "estimate_motion": [(motion, *case) for case in frames],
+        "clean_fa": [(cleaning, n) for n in (96, 128, 192)],
+        "estimate_motion": [(motion, *case) for case in (*volumes, *frames)],
         "static_reference": [(static, *case) for case in frames],
-        "align_frames": [(alignment, *case) for case in frames],
+        "align_frames": [(alignment, *case) for case in (*volumes, *frames)],
         "correct_pv": [(correction, *case) for case in pvc],
         "quantify_scan": [
             (quantification, *case)
             for case in ((64, 1), (128, 12), (192, 12), (128, 12, 6.0, 8.0))
         ],
+        "resample_frames": [(resampling, *case) for case in ((1, 224), *dynamic)],
+        "resample_corrected": [(corrected, *case) for case in any_scan],
+        "draw_suvr": [(figure, *case) for case in any_scan],
         "synthstrip": [(synthstrip, n) for n in (192, 256)],
     }
 

@@ -129,6 +129,12 @@ def test_foreign_output_folder_is_refused(tmp_path):
     assert json.loads((tmp_path / "dataset_description.json").read_text()) == description
 
 
+def test_output_folder_that_nobody_can_have_described_is_refused(tmp_path):
+    (tmp_path / "dataset_description.json").write_text("[" * 20000)
+    with pytest.raises(ValueError, match="made by an unknown application"):
+        derivatives.write_dataset_files(tmp_path, {})
+
+
 def test_bids_uri_names_the_innermost_dataset(tmp_path):
     datasets = {"raw": tmp_path, "dti": tmp_path / "derivatives/dti"}
     out_dir = tmp_path.parent / "out"
@@ -153,6 +159,11 @@ def test_write_text_replaces_in_one_step(tmp_path, monkeypatch):
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     derivatives.write_text(file, "old")  # the same text needs no write
+
+
+def test_text_is_on_the_disk_before_it_has_its_name(tmp_path, renamed):
+    derivatives.write_text(tmp_path / "a.txt", "content\n")
+    assert renamed == {tmp_path / "a.txt": 8}
 
 
 def test_written_files_follow_the_umask(tmp_path):

@@ -203,12 +203,18 @@ def test_fa_of_a_derivative(tmp_path, name):
     assert (scan.source, scan.modality, scan.reason) == ("dti", "fa", "")
 
 
-@pytest.mark.parametrize("description", [b"", b'{"DatasetType": "derivative"}', b"[1]"])
+@pytest.mark.parametrize(
+    "description",
+    [
+        *(b"", b'{"DatasetType": "derivative"}', b"[1]"),
+        pytest.param(b"[" * 20000, id="deep"),
+    ],
+)
 def test_description_of_a_derivative_does_not_matter(tmp_path, description):
     root = add(tmp_path / "bids", "sub-1/anat/sub-1_T1w.nii.gz")
     dti = add(tmp_path / "dti", "sub-1/dwi/sub-1_param-FA_dwimap.nii.gz")
     add(dti, "dataset_description.json", content=description)
-    if description == b"[1]":
+    if description.startswith(b"["):
         with pytest.raises(QueryError, match=r"dti: cannot be indexed.*dataset_description\.json"):
             query(root, derivatives={"dti": dti})
     else:
@@ -599,10 +605,15 @@ class TestFilters:
             ({"pte": {}}, "unknown key 'pte'"),
             ({"pet": "FDG"}, "must be an object"),
             ({"pet": {"tracer": {"a": 1}}}, "must be a label"),
+            ({"pet": {"trace": "FDG"}}, r"pet\.trace: no such entity, expected .*tracer"),
+            ({"fa": {"x": []}}, r"fa\.x: no such entity"),
+            # Arguments of pybids.
+            ({"pet": {"return_type": "id"}}, r"pet\.return_type: no such"),
+            ({"t1w": {"scope": "raw"}}, r"t1w\.scope: no such"),
         ],
     )
     def test_bad_files(self, tmp_path, content, message):
-        with pytest.raises(QueryError, match=message):
+        with pytest.raises(QueryError, match=rf"filter\.json: .*{message}"):
             self.write(tmp_path, content)
 
     def test_unreadable_files(self, tmp_path):

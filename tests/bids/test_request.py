@@ -24,7 +24,13 @@ def test_differences(used, wanted, found):
     assert differences(json.loads(json.dumps(used)), wanted) == found
 
 
-@pytest.mark.parametrize("content", ["", "no JSON", "[1]", "{}", f'{{"{MADE_FROM_FIELD}": 3}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "no JSON", "[1]", "{}", f'{{"{MADE_FROM_FIELD}": 3}}'),
+        pytest.param("[" * 20000, id="deep"),
+    ],
+)
 def test_what_is_not_known_is_empty(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     assert made_from(tmp_path / "a.json") == {}

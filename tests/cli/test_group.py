@@ -223,7 +223,9 @@ def test_unreadable_numbers_are_told(dataset):
     qc_file(row.scan, out).write_text("{")
     gone = write_scan(out, "02")
     qc_file(gone.scan, out).unlink()
-    update_status(out, [row, gone])
+    deep = write_scan(out, "03")
+    qc_file(deep.scan, out).write_text("[" * 20000)
+    update_status(out, [row, gone, deep])
     run(dataset)
     flags = pd.read_csv(out / "group_pet.tsv", sep="\t")["flags"]
     assert flags.str.contains("its numbers cannot be read").all()

@@ -28,11 +28,14 @@ def die_once(marker):
 
 
 def die(marker):
-    """End this process whenever it comes here."""
+    """End this process whenever it comes here, but where its marker is."""
     import os
     import signal
+    from pathlib import Path
 
-    os.kill(os.getpid(), signal.SIGKILL)
+    if not Path(marker).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return marker
 
 
 def read(first, second):
@@ -79,6 +82,15 @@ def test_a_node_that_is_killed_again_has_failed(tmp_path):
     for reason in reasons.values():
         assert "memory was not enough" in reason
         assert "\n" not in reason
+
+
+def test_others_go_on_beside_a_node_that_is_killed_again(tmp_path):
+    (tmp_path / "marker1").touch()
+    with pytest.raises(RuntimeError):
+        workflow_of(tmp_path, die).run(plugin=plugin())
+    assert set(crash_reasons(tmp_path / "log")) == {"w.node0"}
+    assert (tmp_path / "work/w/node1/result_node1.pklz").is_file()
+    assert not (tmp_path / "work/w/node0/result_node0.pklz").exists()
 
 
 PARENT = """

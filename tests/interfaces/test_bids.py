@@ -178,6 +178,13 @@ def test_metadata_go_to_the_sidecar(tmp_path, in_file):
     assert json.loads(sidecar.read_text()) == meta
 
 
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, in_file, renamed):
+    sink(tmp_path, in_file(".nii.gz"), PET, space="T1w", desc="preproc", meta_dict={"A": 1})
+    written = {file: file.stat().st_size for file in (tmp_path / "out").rglob("*.*")}
+    assert {file: renamed[file] for file in written} == written
+    assert {file.suffix for file in written} == {".gz", ".json"}
+
+
 def test_existing_file_is_replaced(tmp_path, in_file):
     for value in (1, 2):
         file = in_file(".nii.gz")

@@ -62,7 +62,9 @@ CONF
     if [ "$gpus" -gt 0 ]; then
         for number in $(seq 0 $((gpus - 1))); do mknod "$folder/gpu$number" c 1 3; done
         echo "NodeName=$host Name=gpu File=$folder/gpu[0-$((gpus - 1))]" >"$folder/gres.conf"
-        printf 'GresTypes=gpu\nAccountingStorageTRES=gres/gpu\n' >>"$SLURM_CONF"
+        echo "GresTypes=gpu" >>"$SLURM_CONF"
+        # Which slurmctld refuses without slurmdbd.
+        if has_accounting; then echo "AccountingStorageTRES=gres/gpu" >>"$SLURM_CONF"; fi
         gres="Gres=gpu:$gpus"
     fi
     echo "NodeName=$host NodeAddr=127.0.0.1 CPUs=${ONE_HOST_CPUS:-2}" \

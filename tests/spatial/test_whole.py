@@ -40,6 +40,13 @@ def written(tmp_path, rng):
     return write
 
 
+@pytest.mark.parametrize("name", ["image.nii.gz", "image.nii", "xfm.h5", "xfm.txt"])
+def test_content_is_on_the_disk_before_it_has_its_name(written, name, renamed):
+    """A power cut leaves a file whole or without its name."""
+    file = written(name)
+    assert renamed == {file: file.stat().st_size}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_written_to_its_end(written, name):
     assert is_whole(written(name))
@@ -69,6 +76,8 @@ def test_absent_or_no_file_or_no_image(tmp_path):
     assert not is_whole(tmp_path / "image.nii.gz")
     (tmp_path / "folder.nii").mkdir()
     assert not is_whole(tmp_path / "folder.nii")
+    (tmp_path / "nested.json").write_text("[" * 20000)
+    assert not is_whole(tmp_path / "nested.json")
     (tmp_path / "other.nii.gz").write_text("no image\n")
     assert not is_whole(tmp_path / "other.nii.gz")
 

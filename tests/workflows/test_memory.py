@@ -68,6 +68,34 @@ def test_frames_of_pet_count_on_the_grid_of_the_t1w(tmp_path, name, smooth_fwhm_
     assert declared(workflow)[name] == pytest.approx(MARGIN * (need.fixed + larger * 1))
 
 
+@pytest.mark.parametrize(
+    ("name", "n_frames", "measured_gb"),
+    [
+        ("resample_frames", 24, 0.492),
+        ("resample_frames", 1, 0.106),
+        ("align_frames", 24, 0.334),
+        ("align_frames", 1, 0.106),
+        ("estimate_motion", 24, 0.389),
+        ("estimate_motion", 1, 0.111),
+        ("resample_corrected", 24, 0.542),
+        ("resample_corrected", 1, 0.256),
+        ("resample_m2m", 1, 0.256),
+        ("draw_suvr", 24, 0.493),
+        ("draw_suvr", 1, 0.194),
+        ("clean_fa", 1, 0.123),
+    ],
+)
+def test_steps_declare_within_a_third_what_they_took(tmp_path, name, n_frames, measured_gb):
+    """The kernel's peak, by the benchmark; of a volume there are no frames to bring."""
+    workflow, scan_wf = Workflow(name="sub_1_wf"), Workflow(name="a_pet_wf")
+    scan_wf.add_nodes([Node(IdentityInterface(fields=["a"]), name=name, mem_gb=2)])
+    workflow.add_nodes([scan_wf])
+    t1w = image(tmp_path, "T1w.nii", (128, 128, 128))
+    scan = image(tmp_path, "scan.nii", (128, 128, 63, n_frames))
+    declare_memory(workflow, [t1w], {"a_pet_wf": scan})
+    assert measured_gb <= declared(workflow)[name] <= 1.3 * measured_gb
+
+
 def test_the_largest_t1w_counts(tmp_path):
     workflow = subject()
     sizes = {"a.nii": (100, 100, 100), "b.nii": (100, 100, 300)}
