@@ -297,8 +297,11 @@ class Settings:
         for name, folders in (("derivatives", given), ("compare", self.compare)):
             absolute = tuple((label, _absolute(path)) for label, path in folders)
             object.__setattr__(self, name, absolute)
-        for name in (*_TUPLES, "smooth_fwhm_mm"):
+        for name in _TUPLES:
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        widths = tuple(dict.fromkeys(float(width) for width in self.smooth_fwhm_mm))
+        object.__setattr__(self, "smooth_fwhm_mm", widths)
+        object.__setattr__(self, "psf_fwhm_mm", tuple(float(width) for width in self.psf_fwhm_mm))
         _check_choices(self)
         _check_brain_extraction(self)
         _check_numbers(self)

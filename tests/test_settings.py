@@ -232,7 +232,9 @@ def test_one_width_of_a_settings_file_needs_no_list(folders, tmp_path):
     assert table in file.read_text()
     file.write_text(file.read_text().replace(table, "smooth_fwhm_mm = 8.0"))
     assert Settings.from_toml(file).smooth_fwhm_mm == (8.0,)
-    file.write_text(file.read_text().replace("= 8.0", '= "8"'))
+    file.write_text(file.read_text().replace("smooth_fwhm_mm = 8.0", "smooth_fwhm_mm = [8, 6]"))
+    assert [type(width) for width in Settings.from_toml(file).smooth_fwhm_mm] == [float, float]
+    file.write_text(file.read_text().replace("= [8, 6]", '= "8"'))
     with pytest.raises(ValueError, match=r"smooth_fwhm_mm: .* is of the wrong type"):
         Settings.from_toml(file)
 

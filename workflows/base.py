@@ -19,7 +19,7 @@ from m2m_bids.bids.quantification import (
     quantification_record,
 )
 from m2m_bids.bids.query import Scan
-from m2m_bids.bids.request import FRAMES, Request
+from m2m_bids.bids.request import FRAMES, TEMPLATE_TRANSFORMS, Request
 from m2m_bids.bids.spaces import OutputSpace, spaces_from
 from m2m_bids.settings import Settings
 from m2m_bids.workflows.anatomical import init_anatomical_wf
@@ -190,7 +190,7 @@ def scan_request(scan: Scan, settings: Settings, options: RegistrationOptions) -
         given_xfms = given.template_xfms.get(space.template)
         spaces[space] = dict(registration)
         if given_xfms:
-            spaces[space]["TemplateTransforms"] = marks(given_xfms)
+            spaces[space][TEMPLATE_TRANSFORMS] = marks(given_xfms)
     return Request(
         settings.transform,
         registration,

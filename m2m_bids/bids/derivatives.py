@@ -296,6 +296,15 @@ def without_frames(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metadata.items() if name not in _OF_FRAMES}
 
 
+def of_one_volume(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what metadata say of several frames, for an image that was given as one volume."""
+    return {
+        name: value
+        for name, value in metadata.items()
+        if not (name in _OF_FRAMES and isinstance(value, list) and len(value) > 1)
+    }
+
+
 def image_sidecar(
     sources: Sequence[str],
     *,

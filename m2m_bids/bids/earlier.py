@@ -104,7 +104,7 @@ def registered_sidecar(name: str, out_dir: Path) -> dict[str, Any]:
     for file in sorted(folder.glob(f"*_space-*_desc-preproc_{own.suffix}.json")):
         entities = entities_of(file)
         placed = {key: entities.get(key) for key in ("space", "desc")}
-        # An image in a further space has a sidecar of that name too, but no target.
+        # Images in further spaces have such names too, but another target, or `res`.
         is_target = made_from(file).get("Target") == placed["space"]
         if entities == {**own.entities, **placed} and is_target:
             return read_json(file)

@@ -1,5 +1,6 @@
 """Mean images of the level ``group``: which images are averaged, and what they are written as."""
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from m2m_bids.bids.derivatives import file_uri, image_sidecar, write_json
+from m2m_bids.bids.earlier import registered_sidecar
 from m2m_bids.bids.naming import parse_name, qc_file
+from m2m_bids.bids.request import MADE_FROM_FIELD, TEMPLATE_TRANSFORMS, differences, made_from
 from m2m_bids.bids.spaces import T1W
 from m2m_bids.quality.averages import Average, average_images
 from m2m_bids.reports.group import AveragePicture
@@ -104,7 +107,8 @@ def find_images(scans: Sequence[Mapping[str, Any]], output_dir: Path) -> dict[Co
     """
     Find registered images in templates' spaces.
 
-    Of a dynamic scan that is the static image, which is beside the frames.
+    Of a dynamic scan that is the static image, which is beside the frames. One of an earlier
+    registration, in a space that is no longer asked for, is left out and named in the log.
 
     Parameters
     ----------
@@ -125,10 +129,35 @@ def find_images(scans: Sequence[Mapping[str, Any]], output_dir: Path) -> dict[Co
         for file in sorted(folder.glob(f"*_space-*_desc-preproc_{SUFFIXES[modality]}.nii.gz")):
             space = _space_of(file, scan["entities"])
             if space is not None and parse_name(file).entities["space"] != T1W:
+                if _is_of_another_registration(file, scan["scan"], output_dir):
+                    LOGGER.warning(
+                        "%s: left out of mean images: it is of another registration than the image"
+                        " on the grid of the scan's target; run the level 'participant' with this"
+                        " space, or remove it",
+                        file,
+                    )
+                    continue
                 cohort = Cohort(modality, scan["tracer"], scan["target"] != T1W, space)
                 static = file.with_name(file.name.replace("_desc-preproc_pet.", "_petref."))
                 images[cohort].append(static if static.is_file() else file)
     return images
+
+
+def _is_of_another_registration(file: Path, scan: str, output_dir: Path) -> bool:
+    """Tell images of an earlier registration, as far as their sidecars say."""
+    there = made_from(file.with_name(file.name.removesuffix(".nii.gz") + ".json"))
+    there.pop(TEMPLATE_TRANSFORMS, None)
+    registered = registered_sidecar(scan, output_dir).get(MADE_FROM_FIELD, {})
+    return bool(there) and bool(differences(there, registered))
+
+
+def remove_averages(folder: Path) -> None:
+    """Remove mean images of an earlier run, of which some may no longer be made."""
+    for kind in ("mean", "sd", "meanTemplate", "sdTemplate"):
+        for file in folder.glob(f"*desc-{kind}_*"):
+            file.unlink()
+    with contextlib.suppress(OSError):  # not there, or not empty
+        folder.rmdir()
 
 
 def _space_of(file: Path, entities: Mapping[str, str]) -> str | None:

@@ -134,20 +134,23 @@ def changed_lines(
         What they are to be made from, by name.
     """
     from m2m_bids.bids.derivatives import missing_outputs
+    from m2m_bids.bids.earlier import as_made
     from m2m_bids.bids.naming import expected_outputs
-    from m2m_bids.bids.request import differences, made_from
+    from m2m_bids.bids.request import made_from
     from m2m_bids.spatial.whole import is_whole
 
     lines = []
     for scan in scans:
-        used = made_from(expected_outputs(scan, output_dir, "rigid")["preproc_json"])
-        changed = differences(used, requests[scan.name].registration) if used else []
-        if changed:
+        if not made_from(expected_outputs(scan, output_dir, "rigid")["preproc_json"]):
+            continue
+        request = requests[scan.name]
+        if changed := as_made(scan, output_dir, request).changed:
             lines.append(f"{scan.name} is made anew: changed is {', '.join(changed)}")
-        elif used:
-            missing = missing_outputs(scan, output_dir, requests[scan.name])
-            cut = [file for file in missing if file.is_file() and not is_whole(file)]
-            lines += [f"{scan.name} is made anew: {file} is empty or cut off" for file in cut]
+            continue
+        there = [file for file in missing_outputs(scan, output_dir, request) if file.is_file()]
+        for file in there:
+            fault = "of another registration" if is_whole(file) else "empty or cut off"
+            lines.append(f"{scan.name} is made anew: {file} is {fault}")
     return lines
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import shlex
-import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,12 @@ from m2m_bids.bids.locks import hold_level, remove_all_unfinished
 from m2m_bids.bids.naming import output_entities, output_path, parse_name, qc_file
 from m2m_bids.bids.status import REGISTERED, StatusRow, read_status
 from m2m_bids.bids.tracers import common_spellings, tracer_label, tracer_names
-from m2m_bids.cli.cohort_images import SUFFIXES, UNKNOWN_TRACER, average_scans
+from m2m_bids.cli.cohort_images import (
+    SUFFIXES,
+    UNKNOWN_TRACER,
+    average_scans,
+    remove_averages,
+)
 from m2m_bids.quality.cohort import outliers
 from m2m_bids.quality.limits import (
     column_names,
@@ -123,8 +127,7 @@ def _collect(rows: Sequence[StatusRow], settings: Settings) -> None:
     """Write tables, mean images and the page, those of a part beside those of all scans."""
     part = _part_of(rows, settings)
     stem = "group_part" if part else "group"
-    if part:  # mean images of another part would stay
-        shutil.rmtree(settings.output_dir / stem, ignore_errors=True)
+    remove_averages(settings.output_dir / stem)
     write_dataset_files(settings.output_dir, settings.datasets)
     scans = [_scan(row, settings.output_dir) for row in rows]
     _name_kinds(scans)

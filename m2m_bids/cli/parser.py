@@ -370,6 +370,7 @@ def _add_quantification(group: argparse._ArgumentGroup) -> None:
         "--smooth-fwhm",
         dest="smooth_fwhm_mm",
         nargs="+",
+        action="extend",
         type=float,
         metavar="MM",
         help="write smoothed copies of images in T1w space too, one for each width "

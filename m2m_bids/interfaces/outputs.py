@@ -272,13 +272,7 @@ class SaveScan(SimpleInterface):
 
     def _static_sidecar(self) -> dict:
         """Arguments for the sidecars of volumes; of a dynamic scan they have no frames."""
-        from m2m_bids.bids.derivatives import without_frames
-
-        inputs = self.inputs
-        if not isdefined(inputs.static):
-            return inputs.sidecar
-        kept = without_frames(inputs.sidecar["source_metadata"])
-        return {**inputs.sidecar, "source_metadata": kept}
+        return _described(self.inputs.sidecar, is_dynamic=isdefined(self.inputs.static))
 
     def _sidecar(self, transform: str) -> dict:
         from m2m_bids.bids.derivatives import Provenance, image_sidecar
@@ -291,7 +285,8 @@ class SaveScan(SimpleInterface):
         if isdefined(inputs.objections) and inputs.objections:
             used["fallback_reason"] = "; ".join(inputs.objections)
         provenance = Provenance(**{**inputs.provenance, "transform": transform, **used})
-        sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
+        described = inputs.sidecar if isdefined(inputs.static) else self._static_sidecar()
+        sidecar = image_sidecar(**described, provenance=provenance)
         numbers = {
             "StaticReference": inputs.reference_method,
             "LinearScore": inputs.rigid_score,
@@ -352,7 +347,9 @@ class SaveInSpace(SimpleInterface):
         transform = inputs.linear if used == "rigid" else used
         provenance = Provenance(**{**inputs.provenance, "transform": transform})
         written += self._save_static(outputs, provenance)
-        sidecar = image_sidecar(**inputs.sidecar, provenance=provenance)
+        is_dynamic = isdefined(inputs.static)
+        described = inputs.sidecar if is_dynamic else _described(inputs.sidecar, is_dynamic=False)
+        sidecar = image_sidecar(**described, provenance=provenance)
         if isdefined(inputs.made_from) and inputs.made_from:
             sidecar[MADE_FROM_FIELD] = _record(inputs)
         write_json(outputs["image_json"], sidecar)
@@ -361,15 +358,14 @@ class SaveInSpace(SimpleInterface):
 
     def _save_static(self, outputs, provenance):
         """Save the static image of a dynamic scan; of an earlier run nothing is left."""
-        from m2m_bids.bids.derivatives import image_sidecar, without_frames, write_json
+        from m2m_bids.bids.derivatives import image_sidecar, write_json
 
         inputs = self.inputs
         if not isdefined(inputs.static):
             _remove([str(outputs[name]) for name in {"static", "static_json"} & outputs.keys()])
             return []
         static = {
-            **inputs.sidecar,
-            "source_metadata": without_frames(inputs.sidecar["source_metadata"]),
+            **_described(inputs.sidecar, is_dynamic=True),
             "description": f"{inputs.sidecar['description']} Static image: "
             f"{inputs.reference_method}.",
         }
@@ -461,13 +457,15 @@ class SaveQuantification(SimpleInterface):
         for key in keys:
             if key in files:
                 written.append(_copy(files[key], outputs[key]))
-            write_json(outputs[f"{key}_json"], self._sidecar(key))
+            write_json(outputs[f"{key}_json"], self._sidecar(key, files.get(key)))
             written.append(str(outputs[f"{key}_json"]))
         self._results["out_files"] = written
         return runtime
 
-    def _sidecar(self, key: str) -> dict:
-        from m2m_bids.bids.derivatives import NO_PVC_FIELD
+    def _sidecar(self, key: str, file: str | None) -> dict:
+        import nibabel as nb
+
+        from m2m_bids.bids.derivatives import NO_PVC_FIELD, of_one_volume
         from m2m_bids.bids.request import MADE_FROM_FIELD
         from m2m_bids.quantification.tables import STAT_COLUMNS, TACS_COLUMNS
 
@@ -475,13 +473,23 @@ class SaveQuantification(SimpleInterface):
         facts = inputs.facts.get(key, {}) if isdefined(inputs.facts) else {}
         columns = {"stat": STAT_COLUMNS, "tacs": TACS_COLUMNS}.get(key)
         if columns is None:
-            return {**inputs.image_sidecar, **facts}
+            is_volume = len(nb.load(file).shape) == 3
+            described = of_one_volume(inputs.image_sidecar) if is_volume else inputs.image_sidecar
+            return {**described, **facts}
         told = {}
         if key == "stat" and inputs.pvc_reason:
             told[NO_PVC_FIELD] = inputs.pvc_reason
         if key == "stat" and isdefined(inputs.made_from):
             told[MADE_FROM_FIELD] = inputs.made_from
         return {**inputs.table_sidecar, **facts, **told, **columns}
+
+
+def _described(sidecar: dict, *, is_dynamic: bool) -> dict:
+    """Adapt arguments of `image_sidecar` to a volume: the static image of frames, or the scan."""
+    from m2m_bids.bids.derivatives import of_one_volume, without_frames
+
+    adapt = without_frames if is_dynamic else of_one_volume
+    return {**sidecar, "source_metadata": adapt(sidecar.get("source_metadata") or {})}
 
 
 def _record(inputs: _SaveScanInputSpec | _SaveInSpaceInputSpec) -> dict:

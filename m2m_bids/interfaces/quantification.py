@@ -212,6 +212,7 @@ class QuantifyScan(SimpleInterface):
             key = smoothed_desc(desc, width_mm)
             files[key] = save_image(copy, folder / f"{key}.nii.gz")
             facts[key] = {**facts.get(desc, {}), "SmoothingFullWidthHalfMaximum": width_mm}
+            del copy  # before the next is made
         self._results["files"] = {key: str(file) for key, file in files.items()}
         self._results["facts"] = facts
         return runtime

@@ -312,6 +312,38 @@ def test_images_on_further_grids_of_persons_are_not_averaged(dataset):
     assert means == [f"trc-18FFDG_{SPACE}_res-native_desc-mean_pet.nii.gz"]
 
 
+def test_images_of_an_earlier_registration_are_not_averaged(dataset, caplog):
+    """As where a space failed, and was not asked for again."""
+    out = dataset[1]
+    labels = ("01", "02", "03")
+    update_status(out, [write_scan(out, label) for label in labels])
+    for label in labels:
+        weights = "a" if label == "02" else "b"
+        for stem, made in (("space-T1w", {}), (SPACE, {"TemplateTransforms": {"a.h5": "1"}})):
+            file = write_image(out, label, stem=f"{stem}_desc-preproc_pet")
+            target = {"Target": "T1w", "Weights": "b" if stem == "space-T1w" else weights}
+            sidecar = file.with_name(file.name.replace(".nii.gz", ".json"))
+            sidecar.write_text(json.dumps({"MadeFrom": {**target, **made}}))
+    assert run(dataset) == 0
+    (mean,) = (out / "group").glob("*_desc-mean_pet.json")
+    sources = json.loads(mean.read_text())["Sources"]
+    assert [source.split("/sub-")[1][:2] for source in sources] == ["01", "03"]
+    assert "left out of mean images: it is of another registration" in caplog.text
+
+
+def test_means_that_are_no_longer_made_are_removed(dataset):
+    out = dataset[1]
+    update_status(out, [write_scan(out, label) for label in ("01", "02")])
+    files = [write_image(out, label) for label in ("01", "02")]
+    run(dataset)
+    (out / "group/notes.txt").write_text("mine")
+    assert len(list((out / "group").iterdir())) == 5
+    for file in files:
+        file.unlink()
+    run(dataset)
+    assert [file.name for file in (out / "group").iterdir()] == ["notes.txt"]
+
+
 def test_too_few_images_are_told_with_their_reasons(dataset):
     out = dataset[1]
     update_status(out, [write_scan(out, label) for label in ("01", "02", "03")])

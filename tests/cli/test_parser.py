@@ -103,6 +103,7 @@ def test_synthstrip_comes_with_its_model(call, tmp_path):
         (["--psf-fwhm", "5", "5", "6.5", "--pvc", "gtm"], "psf_fwhm_mm", (5.0, 5.0, 6.5)),
         (["--smooth-fwhm", "8"], "smooth_fwhm_mm", (8.0,)),
         (["--smooth-fwhm", "6", "8", "6"], "smooth_fwhm_mm", (6.0, 8.0)),
+        (["--smooth-fwhm", "6", "--smooth-fwhm", "8"], "smooth_fwhm_mm", (6.0, 8.0)),
         (
             ["--methods", "rigid", "syn-mi", "--methods", "m2m"],
             "methods",

@@ -506,6 +506,15 @@ def test_reasons_of_earlier_failures_stay(main, bids_dir, tmp_path):
     assert "sub-2_param-FA_dwimap failed: " in page
 
 
+def test_a_space_or_a_width_more_is_told(main, bids_dir, tmp_path, caplog, finish):
+    scan = scans_of(bids_dir)["sub-1_trc-FDG_pet"]
+    finish(scan, tmp_path / "out")
+    with caplog.at_level("INFO"):
+        assert scan.name in main("--output-spaces", "T1w:res-2", "--smooth-fwhm", "6", "8")[3]
+    changed = "output space T1w:res-2, SmoothingFullWidthHalfMaximum"
+    assert f"{scan.name} is made anew: changed is {changed}" in caplog.text
+
+
 @pytest.mark.parametrize("part", [0, 0.5])
 def test_an_output_that_is_cut_off_is_made_anew(main, bids_dir, tmp_path, part, finish, caplog):
     """As after a power cut; a scan that shares no such file is left alone."""

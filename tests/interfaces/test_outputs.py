@@ -26,6 +26,12 @@ SCAN = Scan(
     {"sub": "01", "ses": "1"},
 )
 ASKED = Request("m2m", {}, {}, {})
+SIDECAR = {
+    "sources": ["bids:raw:a"],
+    "spatial_reference": "bids::b",
+    "is_skull_stripped": False,
+    "source_metadata": {"TracerName": "FDG", "FrameDuration": [60]},
+}
 QUALITY = {"folding_percent": 0.0, "similarity_gain": 0.3}
 
 
@@ -58,12 +64,7 @@ def save(tmp_path, expected, monkeypatch, fill):
             reference_method="3-D image",
             m2m_xfms=[file(name) for name in m2m_xfms],
             outputs={key: str(path) for key, path in expected.items()},
-            sidecar={
-                "sources": ["bids:raw:a"],
-                "spatial_reference": "bids::b",
-                "is_skull_stripped": False,
-                "source_metadata": {"TracerName": "FDG", "FrameDuration": [60]},
-            },
+            sidecar=inputs.pop("sidecar", SIDECAR),
             provenance={"transform_requested": "m2m", "refine_steps": 10, "random_seed": 1},
             **inputs,
         )
@@ -134,6 +135,19 @@ def test_sidecars(save, expected):
     rigid = json.loads(expected["rigid_json"].read_text())
     assert rigid["Transform"] == "rigid"
     assert not {"WeightsSHA256", "DeformableQuality"} & rigid.keys()
+
+
+@pytest.mark.parametrize(("times", "is_kept"), [([0], True), ([0, 300], False)])
+def test_a_volume_has_no_times_of_several_frames(save, expected, times, is_kept):
+    """The mean of frames that keeps the sidecar of the frames."""
+    metadata = {"TracerName": "FDG", "FrameTimesStart": times, "ImageDecayCorrected": True}
+    sidecar = {"sources": [], "spatial_reference": "bids::b", "source_metadata": metadata}
+    save(sidecar=sidecar)
+    for key in ("preproc_json", "rigid_json"):
+        written = json.loads(expected[key].read_text())
+        assert written["TracerName"] == "FDG"
+        assert written["ImageDecayCorrected"] is True
+        assert written.get("FrameTimesStart") == (times if is_kept else None)
 
 
 def test_dynamic_scan_has_a_static_image_and_its_motion(save, expected, tmp_path, fill):

@@ -30,7 +30,6 @@ class Run(NamedTuple):
     code: int
     text: str
     seconds: float
-    cpu_s: float
 
 
 class Data(NamedTuple):
@@ -138,13 +137,10 @@ class App(NamedTuple):
 
     def run(self, *more, **options):
         """Run to the end."""
-        begin, before = time.monotonic(), os.times()
+        begin = time.monotonic()
         process = self.start(*more, **options)
         code = process.wait(timeout=1800)
-        after = os.times()
-        cpu_s = after.children_user + after.children_system
-        cpu_s -= before.children_user + before.children_system
-        return Run(code, process.log.read_text(), time.monotonic() - begin, cpu_s)
+        return Run(code, process.log.read_text(), time.monotonic() - begin)
 
     def results(self):
         """

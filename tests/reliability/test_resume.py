@@ -102,8 +102,6 @@ def test_second_run_does_nothing(undisturbed):
     assert again.code == 0, again.text
     assert "0 to register, 2 finished before" in again.text
     assert app.everything() == before
-    assert again.seconds < 15 or os.getloadavg()[0] > 2 * os.cpu_count()
-    assert again.cpu_s < 15
 
 
 def test_outputs_that_lost_their_end(app, undisturbed):

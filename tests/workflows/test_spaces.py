@@ -257,6 +257,13 @@ def test_native_voxels_in_the_t1w_space(scan, tmp_path, xfms):
     assert sidecar["Resolution"] == "Voxels of the size of the scan's own."
 
 
+def test_a_volume_has_no_times_of_several_frames(scan, tmp_path, xfms):
+    outputs = run(replace(scan, sidecar=TIMING), tmp_path, "T1w:res-native", xfms)
+    sidecar = json.loads(outputs["image_json"].read_text())
+    assert sidecar["TracerName"] == "FDG"
+    assert not {"FrameTimesStart", "FrameDuration"} & set(sidecar)
+
+
 TIMING = {"FrameTimesStart": [0, 60], "FrameDuration": [60, 180], "TracerName": "FDG"}
 # Points of the head in the static image to its points in the second frame.
 MOVED = from_matvec(rotation_matrix(np.array([0.1, 0.5, -0.4])), (15, -10, 8))
