@@ -54,7 +54,7 @@ MEASURED = {
     "place_labels": Need(0.11, of_t1w=0.016),
     "quantify_scan": Need(0.12, of_t1w=0.018),
     "quantify_scan, PET": Need(0.12, of_t1w=0.018, of_frames=0.0126),
-    "quantify_scan, PET, smoothed": Need(0.12, of_t1w=0.018, of_frames=0.0228),
+    "quantify_scan, PET, smoothed": Need(0.12, of_t1w=0.018, of_frames=0.019),
     "static_reference": Need(0.12, of_scan=0.004),
     "estimate_motion": Need(0.32, of_scan=0.0024),
     "estimate_motion, 3-D": UNUSED,
