@@ -1,7 +1,7 @@
 """One run of the console script on a coarse simulated cohort, good and bad scans together.
 
 Everything after the first run looks at what it left, or calls the script again on a finished
-output folder. Time limits are on CPU seconds of the process, which a busy machine does not change.
+output folder.
 """
 
 import gzip
