@@ -60,6 +60,10 @@ MEASURED = {
     "estimate_motion, 3-D": UNUSED,
     "align_frames": Need(0.175, of_scan=0.007),
     "align_frames, 3-D": UNUSED,
+    # Onto grids of other spaces, of eight million voxels at most.
+    "resample_scan": Need(0.27, of_t1w=0.004),
+    "resample_t1w": Need(0.32, of_t1w=0.006),
+    **{f"resample_{key}": Need(0.27, of_t1w=0.004) for key in ("md", "ad", "rd")},
     "resample_frames": Need(0.25, of_frames=0.005),
     "resample_frames, 3-D": UNUSED,
     "resample_corrected": Need(0.25, of_t1w=0.005, of_frames=0.005),

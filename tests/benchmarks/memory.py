@@ -168,6 +168,16 @@ def resampling(folder: Path, n_frames: int, t1w: int):
     return node
 
 
+def to_space(folder: Path, n_moving: int, n_grid: int):
+    from m2m_bids.interfaces.registration import ResampleImage
+
+    return ResampleImage(
+        in_file=image(folder / "moving.nii.gz", (n_moving,) * 3, 220 / n_moving, kind=np.float32),
+        reference_file=image(folder / "grid.nii.gz", (n_grid,) * 3, 200 / n_grid),
+        xfm=[composite(folder)],
+    )
+
+
 def corrected(folder: Path, n_frames: int, t1w: int):
     from m2m_bids.interfaces.quantification import ResampleCorrected
 
@@ -260,6 +270,9 @@ def made() -> dict[str, list[tuple]]:
             for case in ((64, 1), (128, 12), (192, 12), (128, 12, 6.0, 8.0))
         ],
         "resample_frames": [(resampling, *case) for case in ((1, 224), *dynamic)],
+        # A scan, and a T1w, on the grids of a template of 2 and 1 mm.
+        "resample_scan": [(to_space, 96, n) for n in (100, 200)],
+        "resample_t1w": [(to_space, n_t1w, n) for n_t1w in (128, 224) for n in (100, 200)],
         "resample_corrected": [(corrected, *case) for case in any_scan],
         "draw_suvr": [(figure, *case) for case in any_scan],
         "synthstrip": [(synthstrip, n) for n in (192, 256)],
