@@ -455,7 +455,7 @@ def train_network(
         lambda predict, pairs: objective_losses(predict, pairs, objective)[0],
         cycles,
         CohortValidation(by_split["validation"], seed=options.seed),
-        {**_same_when_resumed(options), "scans": _digest(by_split["train"])},
+        identity={**_same_when_resumed(options), "scans": _digest(by_split["train"])},
     )
     trained, _ = fit(task, config, run_dir, processes=processes, shows_progress=shows_progress)
     weights_dir = run_dir / "weights"

@@ -1,6 +1,7 @@
 """Cohorts: which subjects are where, what a cycle shows, training from images to weights."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,13 @@ from m2m_bids.registration.sampling import (
     TrainingScan,
     choose_pre_aligned,
 )
-from m2m_bids.registration.training import CHECKPOINT_NAME, Processes, Share, read_log
+from m2m_bids.registration.training import (
+    CHECKPOINT_NAME,
+    Processes,
+    Share,
+    TrainingError,
+    read_log,
+)
 from m2m_bids.registration.weights import load_weights, read_card
 
 SIZE = 16
@@ -309,6 +316,10 @@ def test_training_goes_on_from_weights_and_from_its_checkpoint(real_scans, tmp_p
     assert read_card(second).sha256 != read_card(first).sha256
     again = train_network(real_scans, options, tmp_path / "one", processes=Processes("cpu"))
     assert read_card(again).sha256 == read_card(first).sha256
+    for changed, said in (({"batch_size": 2}, "batch_size was 1, is 2"), ({"seed": 1}, "seed was")):
+        other = replace(options, **changed)
+        with pytest.raises(TrainingError, match=said):
+            train_network(real_scans, other, tmp_path / "one", processes=Processes("cpu"))
 
 
 def test_scan_without_a_folder_is_left_out(tmp_path, make_scans):

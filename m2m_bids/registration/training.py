@@ -9,7 +9,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -174,6 +174,7 @@ class TrainingTask:
     objective: Callable[[Predict, Any], Losses]
     batches: Callable[[Share], Any]
     validation: Validation | None = None
+    _: KW_ONLY
     is_replayable: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
 

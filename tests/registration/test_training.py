@@ -70,7 +70,7 @@ def run(run_dir, *, network=None, get_batch=batches, max_minutes=math.inf, **opt
             **options,
         }
     )
-    task = TrainingTask(network, objective, get_batch, validation, {"network": "tiny"})
+    task = TrainingTask(network, objective, get_batch, validation, identity={"network": "tiny"})
     average, is_done = fit(task, config, run_dir, processes=CPU, max_minutes=max_minutes)
     return network, average, is_done
 
