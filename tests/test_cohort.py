@@ -316,7 +316,10 @@ def test_training_goes_on_from_weights_and_from_its_checkpoint(real_scans, tmp_p
     assert read_card(second).sha256 != read_card(first).sha256
     again = train_network(real_scans, options, tmp_path / "one", processes=Processes("cpu"))
     assert read_card(again).sha256 == read_card(first).sha256
-    for changed, said in (({"batch_size": 2}, "batch_size was 1, is 2"), ({"seed": 1}, "seed was")):
+    for changed, said in (
+        ({"batch_size": 2}, "batch_size was 1, is 2"),
+        ({"seed": 1}, "seed was"),
+    ):
         other = replace(options, **changed)
         with pytest.raises(TrainingError, match=said):
             train_network(real_scans, other, tmp_path / "one", processes=Processes("cpu"))
