@@ -238,7 +238,7 @@ class SaveScan(SimpleInterface):
             linear = "affine"
             description = f"Affinely aligned with the template {inputs.template}."
         rigid = Provenance(**{**inputs.provenance, "transform": linear})
-        static = {**self._static_sidecar(), "description": description}
+        static = {**_of_volume(inputs), "description": description}
         write_json(Path(outputs["rigid_json"]), image_sidecar(**static, provenance=rigid))
         write_json(Path(outputs["qc_json"]), inputs.measures)
         write_json(marker, self._sidecar("m2m" if m2m_xfms else linear))
@@ -260,7 +260,7 @@ class SaveScan(SimpleInterface):
             written = [_copy(inputs.static, Path(outputs["static"])), outputs["static_json"]]
             space = inputs.template or "the T1w"
             description = f"Static image in the space of {space}: {inputs.reference_method}."
-            static = {**self._static_sidecar(), "description": description}
+            static = {**_of_volume(inputs), "description": description}
             write_json(Path(outputs["static_json"]), image_sidecar(**static))
         if isdefined(inputs.motion_file):
             written += [_copy(inputs.motion_file, Path(outputs["motion"])), outputs["motion_json"]]
@@ -269,10 +269,6 @@ class SaveScan(SimpleInterface):
             matrices = [read_affine(file) for file in inputs.frame_xfms]
             written.append(str(write_affine(matrices, outputs["motion_xfm"])))
         return written
-
-    def _static_sidecar(self) -> dict:
-        """Arguments for the sidecars of volumes; of a dynamic scan they have no frames."""
-        return _described(self.inputs.sidecar, is_dynamic=isdefined(self.inputs.static))
 
     def _sidecar(self, transform: str) -> dict:
         from m2m_bids.bids.derivatives import Provenance, image_sidecar
@@ -285,8 +281,7 @@ class SaveScan(SimpleInterface):
         if isdefined(inputs.objections) and inputs.objections:
             used["fallback_reason"] = "; ".join(inputs.objections)
         provenance = Provenance(**{**inputs.provenance, "transform": transform, **used})
-        described = inputs.sidecar if isdefined(inputs.static) else self._static_sidecar()
-        sidecar = image_sidecar(**described, provenance=provenance)
+        sidecar = image_sidecar(**_of_image(inputs), provenance=provenance)
         numbers = {
             "StaticReference": inputs.reference_method,
             "LinearScore": inputs.rigid_score,
@@ -347,9 +342,7 @@ class SaveInSpace(SimpleInterface):
         transform = inputs.linear if used == "rigid" else used
         provenance = Provenance(**{**inputs.provenance, "transform": transform})
         written += self._save_static(outputs, provenance)
-        is_dynamic = isdefined(inputs.static)
-        described = inputs.sidecar if is_dynamic else _described(inputs.sidecar, is_dynamic=False)
-        sidecar = image_sidecar(**described, provenance=provenance)
+        sidecar = image_sidecar(**_of_image(inputs), provenance=provenance)
         if isdefined(inputs.made_from) and inputs.made_from:
             sidecar[MADE_FROM_FIELD] = _record(inputs)
         write_json(outputs["image_json"], sidecar)
@@ -365,7 +358,7 @@ class SaveInSpace(SimpleInterface):
             _remove([str(outputs[name]) for name in {"static", "static_json"} & outputs.keys()])
             return []
         static = {
-            **_described(inputs.sidecar, is_dynamic=True),
+            **_of_volume(inputs),
             "description": f"{inputs.sidecar['description']} Static image: "
             f"{inputs.reference_method}.",
         }
@@ -484,12 +477,17 @@ class SaveQuantification(SimpleInterface):
         return {**inputs.table_sidecar, **facts, **told, **columns}
 
 
-def _described(sidecar: dict, *, is_dynamic: bool) -> dict:
-    """Adapt arguments of `image_sidecar` to a volume: the static image of frames, or the scan."""
+def _of_image(inputs: _SaveScanInputSpec | _SaveInSpaceInputSpec) -> dict:
+    """Arguments of `image_sidecar` for the image of a scan: its frames, or its one volume."""
+    return inputs.sidecar if isdefined(inputs.static) else _of_volume(inputs)
+
+
+def _of_volume(inputs: _SaveScanInputSpec | _SaveInSpaceInputSpec) -> dict:
+    """Arguments of `image_sidecar` for a volume: the static image of frames, or the scan."""
     from m2m_bids.bids.derivatives import of_one_volume, without_frames
 
-    adapt = without_frames if is_dynamic else of_one_volume
-    return {**sidecar, "source_metadata": adapt(sidecar.get("source_metadata") or {})}
+    adapt = without_frames if isdefined(inputs.static) else of_one_volume
+    return {**inputs.sidecar, "source_metadata": adapt(inputs.sidecar.get("source_metadata", {}))}
 
 
 def _record(inputs: _SaveScanInputSpec | _SaveInSpaceInputSpec) -> dict:

@@ -87,7 +87,7 @@ def main() -> int:
             pre_aligned=args.pre_aligned,
             grid=grid,
         )
-        run_dir = args.folder / "-".join((args.modality, name, args.pre_aligned.rstrip("%")))
+        run_dir = args.folder / "-".join((args.modality, name, args.pre_aligned))
         start = time.monotonic()
         if not (run_dir / "weights").is_dir():
             train_network(scans, options, run_dir, processes=Processes(args.device))
