@@ -128,18 +128,19 @@ def find_images(scans: Sequence[Mapping[str, Any]], output_dir: Path) -> dict[Co
         folder = qc_file(scan["scan"], output_dir).parent
         for file in sorted(folder.glob(f"*_space-*_desc-preproc_{SUFFIXES[modality]}.nii.gz")):
             space = _space_of(file, scan["entities"])
-            if space is not None and parse_name(file).entities["space"] != T1W:
-                if _is_of_another_registration(file, scan["scan"], output_dir):
-                    LOGGER.warning(
-                        "%s: left out of mean images: it is of another registration than the image"
-                        " on the grid of the scan's target; run the level 'participant' with this"
-                        " space, or remove it",
-                        file,
-                    )
-                    continue
-                cohort = Cohort(modality, scan["tracer"], scan["target"] != T1W, space)
-                static = file.with_name(file.name.replace("_desc-preproc_pet.", "_petref."))
-                images[cohort].append(static if static.is_file() else file)
+            if space is None:
+                continue
+            if _is_of_another_registration(file, scan["scan"], output_dir):
+                LOGGER.warning(
+                    "%s: left out of mean images: it is of another registration than the image on"
+                    " the grid of the scan's target; run the level 'participant' with this space,"
+                    " or remove it",
+                    file,
+                )
+                continue
+            cohort = Cohort(modality, scan["tracer"], scan["target"] != T1W, space)
+            static = file.with_name(file.name.replace("_desc-preproc_pet.", "_petref."))
+            images[cohort].append(static if static.is_file() else file)
     return images
 
 
@@ -161,7 +162,7 @@ def remove_averages(folder: Path) -> None:
 
 
 def _space_of(file: Path, entities: Mapping[str, str]) -> str | None:
-    """Say which space an image is in, with its cohort and resolution; None of other scans'."""
+    """Say which template's space an image of a scan is in, with cohort and resolution; or None."""
     try:
         own = parse_name(file).entities
     except ValueError:
@@ -169,7 +170,7 @@ def _space_of(file: Path, entities: Mapping[str, str]) -> str | None:
     space = own.pop("space")
     parts = [f"{key}-{own.pop(key)}" for key in ("cohort", "res") if key in own]
     is_of_scan = {**own, "desc": None} == {**entities, "desc": None}
-    return "_".join([space, *parts]) if is_of_scan else None
+    return "_".join([space, *parts]) if is_of_scan and space != T1W else None
 
 
 def _save(

@@ -182,6 +182,7 @@ class QuantifyScan(SimpleInterface):
 
     def _run_interface(self, runtime):
         from m2m_bids.bids.naming import smoothed_desc
+        from m2m_bids.bids.request import SMOOTHING
         from m2m_bids.quantification.scan import field_of_view, quantify, smoothed_copies
         from m2m_bids.quantification.tables import write_statistics, write_tacs
         from m2m_bids.spatial.images import load_image, save_image
@@ -211,7 +212,7 @@ class QuantifyScan(SimpleInterface):
         for desc, width_mm, copy in smoothed_copies(images, scan.smooth_fwhm_mm, is_seen):
             key = smoothed_desc(desc, width_mm)
             files[key] = save_image(copy, folder / f"{key}.nii.gz")
-            facts[key] = {**facts.get(desc, {}), "SmoothingFullWidthHalfMaximum": width_mm}
+            facts[key] = {**facts.get(desc, {}), SMOOTHING: width_mm}
             del copy  # before the next is made
         self._results["files"] = {key: str(file) for key, file in files.items()}
         self._results["facts"] = facts

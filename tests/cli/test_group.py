@@ -411,13 +411,18 @@ def test_each_cohort_has_mean_images_of_its_own(dataset):
         assert people == ({"03", "04"} if "Template" in file.name else {"01", "02"})
 
 
+def write_tracers(out, tracers):
+    """Write a scan and its image of the tracer of each person."""
+    update_status(out, [write_scan(out, label, tracer=name) for label, name in tracers.items()])
+    for label, name in tracers.items():
+        write_image(out, label, tracer=name)
+
+
 def test_tracers_of_old_names_have_mean_images_of_their_own(dataset):
     """Names of before BIDS 1.6 have the tracer in ``acq-``."""
     out = dataset[1]
     tracers = {"01": "acq-fdg", "02": "acq-fdg", "03": "acq-av45", "04": "acq-av45"}
-    update_status(out, [write_scan(out, label, tracer=name) for label, name in tracers.items()])
-    for label, name in tracers.items():
-        write_image(out, label, tracer=name)
+    write_tracers(out, tracers)
     run(dataset)
     assert {file.name for file in (out / "group").glob("*desc-mean*.nii.gz")} == {
         f"trc-{tracer}_{SPACE}_desc-mean_pet.nii.gz" for tracer in ("fdg", "av45")
@@ -427,9 +432,7 @@ def test_tracers_of_old_names_have_mean_images_of_their_own(dataset):
 def test_spellings_of_a_tracer_are_one_tracer(dataset):
     out = dataset[1]
     tracers = {"01": "trc-18FFDG", "02": "trc-FDG", "03": "trc-FDG", "04": "acq-fdg"}
-    update_status(out, [write_scan(out, label, tracer=name) for label, name in tracers.items()])
-    for label, name in tracers.items():
-        write_image(out, label, tracer=name)
+    write_tracers(out, tracers)
     run(dataset)
     (mean,) = (out / "group").glob("*desc-mean*.json")
     assert mean.name.startswith("trc-FDG_")
