@@ -14,6 +14,7 @@ import numpy as np
 
 from m2m_bids.api import images_on_grid
 from m2m_bids.evaluation.scan_files import SCAN_NAME
+from m2m_bids.json_files import read_json_object
 from m2m_bids.spatial.conform import sample_on_grid, template_grid
 from m2m_bids.spatial.images import load_image, replacing_folder
 
@@ -208,7 +209,7 @@ def find_training_scans(images_dir: Path, names: Iterable[str]) -> "list[Trainin
     for name in sorted(set(names)):
         file = images_dir / name / SCAN_NAME
         if file.is_file():
-            found.append(TrainingScan(folder=file.parent, **json.loads(file.read_text())))
+            found.append(TrainingScan(folder=file.parent, **read_json_object(file)))
     return found
 
 

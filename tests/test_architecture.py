@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
-    "registration": set(),
-    "spatial": set(),
+    "registration": {"json_files"},
+    "spatial": {"json_files"},
+    "json_files": set(),
     "processes": set(),
-    "bids": {"spatial"},
+    "bids": {"json_files", "spatial"},
     "preprocessing": {"spatial"},
     "evaluation": {"spatial"},
     "quantification": {"preprocessing", "spatial"},
@@ -20,7 +21,7 @@ ALLOWED = {
     "simulation": {"registration", "spatial"},
     "reports": {"spatial"},
     "api": {"preprocessing", "registration", "simulation", "spatial"},
-    "cohort": {"api", "evaluation", "registration", "spatial"},
+    "cohort": {"api", "evaluation", "json_files", "registration", "spatial"},
     "baselines": {"api", "preprocessing", "processes", "registration", "spatial"},
     "interfaces": {
         "api",
@@ -34,13 +35,14 @@ ALLOWED = {
         "reports",
         "spatial",
     },
-    "workflows": {"bids", "interfaces", "settings", "spatial"},
+    "workflows": {"bids", "interfaces", "json_files", "settings", "spatial"},
     "cli": {
         "api",
         "baselines",
         "bids",
         "cohort",
         "evaluation",
+        "json_files",
         "processes",
         "quality",
         "quantification",

@@ -9,9 +9,9 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow as Workflow
 
 from m2m_bids.bids.query import Scan
-from m2m_bids.bids.request import read_json
 from m2m_bids.interfaces.scan_files import SCAN_NAME, SaveScanFiles
 from m2m_bids.interfaces.training import SaveTrainingScan
+from m2m_bids.json_files import read_json
 from m2m_bids.spatial.whole import is_whole
 
 

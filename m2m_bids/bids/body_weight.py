@@ -5,8 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from m2m_bids.bids.layout import read_json_object
 from m2m_bids.bids.tables import read_table
+from m2m_bids.json_files import read_json_object
 
 COLUMNS = ("weight", "body_weight")
 _MISSING = (None, "", "n/a", "N/A", "NaN", "nan")

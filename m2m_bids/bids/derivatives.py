@@ -30,9 +30,9 @@ from m2m_bids.bids.request import (
     Request,
     differences,
     made_from,
-    read_json,
 )
 from m2m_bids.bids.spaces import OutputSpace
+from m2m_bids.json_files import read_json, read_json_object
 
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan
@@ -192,12 +192,11 @@ def _code_url() -> dict[str, str]:
 
 def _described_maker(file: Path) -> str | None:
     """Name the application that a dataset description gives; None where there is no file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return str(content["GeneratedBy"][0]["Name"])
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    try:
+        return str(read_json_object(file)["GeneratedBy"][0]["Name"])
+    except (ValueError, LookupError, TypeError):
         return "an unknown application"
 
 

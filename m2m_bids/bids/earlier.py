@@ -13,7 +13,8 @@ from m2m_bids.bids.naming import (
     qc_file,
     quantification_outputs,
 )
-from m2m_bids.bids.request import SEGMENTATION, Request, differences, made_from, read_json
+from m2m_bids.bids.request import SEGMENTATION, Request, differences, made_from
+from m2m_bids.json_files import read_json
 
 if TYPE_CHECKING:
     from m2m_bids.bids.query import Scan

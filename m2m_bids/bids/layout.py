@@ -1,15 +1,14 @@
 """Index BIDS datasets with pybids, and read filters and sidecars."""
 
 import contextlib
-import json
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2m_bids.bids.naming import ENTITIES, ParsedName, parse_name
+from m2m_bids.json_files import read_json_object
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -254,37 +253,6 @@ def read_sidecar(
         logger.warning("%s: its %s is neither a value nor a list of values: not used", file, key)
         del known[key]
     return known
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """
-    Read a JSON object; numbers that are not finite, which JSON does not have, are null.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read or holds anything else; the message names it.
-    """
-    try:
-        content = json.loads(
-            file.read_text(encoding="utf-8-sig"),
-            parse_float=_finite,
-            parse_int=lambda text: int(text) if len(text) < 20 else _finite(text),
-            parse_constant=lambda _: None,
-        )
-        # Half a pair of UTF-16, escaped, is a string that cannot be written.
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _finite(text: str) -> float | None:
-    """Read a number; None where it is too large for one."""
-    number = float(text)
-    return number if math.isfinite(number) else None
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,6 +1,5 @@
 """What the outputs of a scan are made from: kept in their sidecars, compared by later runs."""
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 
 from m2m_bids.bids.naming import Transform
 from m2m_bids.bids.spaces import OutputSpace
+from m2m_bids.json_files import read_json
 
 MADE_FROM_FIELD = "MadeFrom"
 """Field of the sidecars of registered images, in all spaces, and of statistics."""
@@ -48,14 +48,6 @@ def made_from(sidecar: Path) -> dict[str, Any]:
     """Read what outputs were made from; empty where that is not known."""
     content = read_json(sidecar).get(MADE_FROM_FIELD, {})
     return content if isinstance(content, dict) else {}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where there is none."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    return {}
 
 
 def differences(used: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

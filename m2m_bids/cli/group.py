@@ -1,6 +1,5 @@
 """The level ``group``: tables, a page and mean images of all scans that were registered."""
 
-import json
 import logging
 import shlex
 import sys
@@ -25,6 +24,7 @@ from m2m_bids.cli.cohort_images import (
     average_scans,
     remove_averages,
 )
+from m2m_bids.json_files import read_json_object
 from m2m_bids.quality.cohort import outliers
 from m2m_bids.quality.limits import (
     column_names,
@@ -188,7 +188,7 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         scan["flags"] = [row.reason] if row.status == "failed" else []
         return scan
     try:
-        content = json.loads(qc_file(row.scan, output_dir).read_text(encoding="utf-8"))
+        content = read_json_object(qc_file(row.scan, output_dir))
         scan["entities"] = parse_name(row.scan).entities
         scan["numbers"] = {name: _finite(content.get(name)) for name in column_names()}
         scan["decision"] = str(content["decision"])
@@ -199,7 +199,7 @@ def _scan(row: StatusRow, output_dir: Path) -> dict[str, Any]:
         is_rejected = row.status == "rigid only" and not is_within_its_error(scan["numbers"])
         rejected = [f"rigid only: {scan['reason'] or 'no reason is known'}"] if is_rejected else []
         scan["flags"], scan["odd"] = [*rejected, *found.values()], list(found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         LOGGER.debug("", exc_info=True)
         scan["flags"] = [f"its numbers cannot be read ({type(error).__name__}): run it again"]
     return scan
@@ -228,9 +228,9 @@ def _tracer_of(entities: Mapping[str, str], target: str, output_dir: Path) -> st
         space=target, desc="preproc",
     )  # fmt: skip
     try:
-        return tracer_label(json.loads(file.read_text(encoding="utf-8")).get("TracerName"))
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        LOGGER.warning("%s: cannot be read (%s); its tracer is unknown", file, error)
+        return tracer_label(read_json_object(file).get("TracerName"))
+    except ValueError as error:
+        LOGGER.warning("%s; its tracer is unknown", error)
         return ""
 
 

@@ -8,9 +8,10 @@ from m2m_bids.bids.derivatives import NO_PVC_FIELD, NO_STATISTICS_FIELD, missing
 from m2m_bids.bids.earlier import AsMade, as_made, registered_sidecar
 from m2m_bids.bids.naming import expected_outputs, quantification_outputs
 from m2m_bids.bids.query import Scan
-from m2m_bids.bids.request import SEGMENTATION, Request, made_from, read_json
+from m2m_bids.bids.request import SEGMENTATION, Request, made_from
 from m2m_bids.bids.status import REGISTERED, Status, StatusRow, status_row
 from m2m_bids.cli.dry_run import target_note
+from m2m_bids.json_files import read_json
 from m2m_bids.settings import Settings
 
 

@@ -19,8 +19,8 @@ from m2m_bids.bids.naming import (
     qc_file,
 )
 from m2m_bids.bids.query import Scan
-from m2m_bids.bids.request import read_json
 from m2m_bids.bids.status import StatusRow
+from m2m_bids.json_files import read_json
 from m2m_bids.quality.limits import Definition, definitions, warnings_of
 from m2m_bids.reports.fragments import Level, summary_html, table_html
 from m2m_bids.reports.html import write_fragment

@@ -9,6 +9,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import nn
 
+from m2m_bids.json_files import read_json_object
 from m2m_bids.registration.networks import NETWORKS
 
 TENSORS_NAME = "weights.safetensors"
@@ -111,9 +112,9 @@ def read_card(folder: Path | str) -> WeightsCard:
                 f" {TENSORS_NAME}, as training writes them. Name such a folder with --weights."
             )
     try:
-        entries = json.loads((folder / CARD_NAME).read_text())
+        entries = read_json_object(folder / CARD_NAME)
         card = WeightsCard(**{**entries, "modalities": tuple(entries["modalities"])})
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{folder / CARD_NAME}: not a weights card ({error!r}). Copy the folder again."
         ) from error

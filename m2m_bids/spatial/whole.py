@@ -1,6 +1,5 @@
 """Tell whether a file was written to its end, without reading much of it."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from m2m_bids.json_files import read_json_object
 from m2m_bids.spatial.images import READ_ERRORS, stored_header
 
 
@@ -33,7 +33,7 @@ def is_whole(file: Path) -> bool:
         if not os.path.getsize(file):
             return False
         return _CHECKS.get(file.suffix, _ends_line)(file)
-    except (*READ_ERRORS, RecursionError):
+    except READ_ERRORS:
         return False
 
 
@@ -60,7 +60,7 @@ def _is_array(file: Path) -> bool:
 
 
 def _is_json(file: Path) -> bool:
-    json.loads(file.read_text(encoding="utf-8"))
+    read_json_object(file)
     return True
 
 

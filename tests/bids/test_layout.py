@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from m2m_bids.bids.layout import group_by_folder, read_json_object, read_sidecar
+from m2m_bids.bids.layout import group_by_folder, read_sidecar
+from m2m_bids.json_files import read_json_object
 
 
 def test_numbers_that_json_does_not_have_are_null(tmp_path):

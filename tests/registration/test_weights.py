@@ -180,7 +180,19 @@ def test_config_that_does_not_fit_is_refused(folder, config):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "[1]", '"gradicon"', '{"network": "gradicon"}', '{"spam": 1}', "\x00\xff"],
+    [
+        *(
+            "",
+            "{",
+            "[]",
+            "[1]",
+            '"gradicon"',
+            '{"network": "gradicon"}',
+            '{"spam": 1}',
+            "\x00\xff",
+        ),
+        *("[" * 100_000, '{"network": ' + "9" * 5000 + "}"),
+    ],
 )
 def test_card_that_is_no_card_is_refused(folder, text):
     (folder / CARD_NAME).write_bytes(text.encode("latin-1"))
