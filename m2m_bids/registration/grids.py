@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# What the gradients of an image by its slabs hold together, as far as there are more than two.
+_SLAB_VOXELS = 2**21
+
 
 def identity_map(size: int, *, like: Tensor | None = None) -> Tensor:
     """
@@ -72,7 +75,7 @@ def sample(
     # grid_sample orders components last axis first, in [-1, 1].
     i, j, k = (2 * positions - 1).to(image.dtype).unbind(1)
     grid = torch.stack((k, j, i), -1)
-    n_parts = _n_parts(positions)
+    n_parts = _n_parts(image, positions)
     if n_parts > 1:
         image = image.expand(n_parts, -1, -1, -1, -1)
         grid = grid.view(n_parts, -1, *grid.shape[2:])
@@ -82,11 +85,19 @@ def sample(
     return torch.cat(sampled.split(1), 2) if n_parts > 1 else sampled
 
 
-def _n_parts(positions: Tensor) -> int:
-    """Count equal slabs for the threads of the CPU, where `grid_sample` gives each one volume."""
+def _n_parts(image: Tensor, positions: Tensor) -> int:
+    """
+    Count equal slabs for the threads of the CPU, where `grid_sample` gives each one volume.
+
+    The image's gradient is the sum over slabs: their number, and with it the last bit of the sum,
+    must not depend on the number of threads.
+    """
     if len(positions) > 1 or positions.device.type != "cpu":
         return 1
-    return next(n for n in range(torch.get_num_threads(), 0, -1) if positions.shape[2] % n == 0)
+    most = torch.get_num_threads()
+    if image.requires_grad:
+        most = max(2, min(8, _SLAB_VOXELS // image[0, 0].numel()))
+    return next(n for n in range(most, 0, -1) if positions.shape[2] % n == 0)
 
 
 def resize(image: Tensor, size: int) -> Tensor:

@@ -110,7 +110,7 @@ class UNet(nn.Module):
             nn.ConvTranspose3d(a, b, 4, padding=1, stride=2)
             for a, b in zip(into_up, up, strict=True)
         )
-        norm = nn.BatchNorm3d if config.normalization == "batch" else _group_norm
+        norm = nn.BatchNorm3d if config.normalization == "batch" else _GroupNorm
         self.norms = nn.ModuleList(norm(width) for width in up)
         self.last_conv = nn.Conv3d(2 + up[0], 3, 3, padding=1)
         nn.init.zeros_(self.last_conv.weight)
@@ -149,8 +149,22 @@ class UNet(nn.Module):
         return normalize_and_convolve(norm, y, skip, self.last_conv) / 10
 
 
-def _group_norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(8, width), width)
+class _GroupNorm(nn.GroupNorm):
+    """
+    Normalisation by eight groups, with the same result on any number of threads in use.
+
+    PyTorch adds up images that are stored channels last one voxel after the other on each thread,
+    which leaves four digits of the variance, and others on more threads.
+    """
+
+    def __init__(self, width: int):
+        super().__init__(min(8, width), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; on the CPU, where no gradient is wanted, channels first."""
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(x)
+        return channels_last(super().forward(x.contiguous()))
 
 
 class GradICON(nn.Module):
