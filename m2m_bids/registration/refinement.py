@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -172,12 +173,12 @@ def register_pair(
         maps, losses = _refine(start, pairs, config, likeness)
     with torch.no_grad():
         identity = identity_map(pairs.s.shape[-1], like=pairs.s)
-        gain = _forward_loss(pairs, maps._replace(st=identity), config) - _forward_loss(
-            pairs, maps, config
+        gain = _forward_similarity(pairs, maps, config) - _forward_similarity(
+            pairs, maps._replace(st=identity), config
         )
         similarity = _similarity_inside(pairs, maps, config)
         backward = compose(maps.t_bridge_s, maps.bridge_t_s)
-        result = Registration(maps.st, backward, gain.item(), similarity.item(), losses)
+        result = Registration(maps.st, backward, gain, similarity, losses)
         if likeness is None:
             return result
         before, after = (
@@ -191,10 +192,10 @@ def _mean_likeness(
     moved: Tensor, likeness: Tensor, fixed: Tensor, config: RefinementConfig
 ) -> float:
     correlation = local_correlation(moved, likeness, sigma_voxels=config.lncc_sigma_voxels)
-    return correlation[fixed > 0].mean().item()
+    return _average(correlation[fixed > 0])
 
 
-def _similarity_inside(pairs: CyclePairs, maps: CycleMaps, config: RefinementConfig) -> Tensor:
+def _similarity_inside(pairs: CyclePairs, maps: CycleMaps, config: RefinementConfig) -> float:
     """Average the LNCC at S' where its window holds few voxels outside the brain."""
     correlation = local_correlation(
         warp(pairs.s, compose(maps.st, maps.t_bridge_s)),
@@ -202,20 +203,22 @@ def _similarity_inside(pairs: CyclePairs, maps: CycleMaps, config: RefinementCon
         sigma_voxels=config.lncc_sigma_voxels,
     )
     brain = smooth((pairs.bridge_t > 0.05).to(correlation.dtype), config.lncc_sigma_voxels)
-    return correlation[brain >= min(0.95, brain.max().item())].mean()
+    return _average(correlation[brain >= min(0.95, brain.max().item())])
 
 
-def _forward_loss(pairs: CyclePairs, maps: CycleMaps, config: RefinementConfig) -> Tensor:
-    """Sum the two similarity losses of Eq. 2 that phi_ST enters."""
-    return lncc_loss(
-        warp(pairs.s, compose(maps.st, maps.t_bridge_s)),
-        pairs.bridge_s,
-        sigma_voxels=config.lncc_sigma_voxels,
-    ) + lncc_loss(
-        warp(pairs.bridge_t, compose(maps.bridge_t_s, maps.st)),
-        pairs.t,
-        sigma_voxels=config.lncc_sigma_voxels,
+def _forward_similarity(pairs: CyclePairs, maps: CycleMaps, config: RefinementConfig) -> float:
+    """Sum the two similarities of Eq. 2 that phi_ST enters."""
+    moved = (
+        (warp(pairs.s, compose(maps.st, maps.t_bridge_s)), pairs.bridge_s),
+        (warp(pairs.bridge_t, compose(maps.bridge_t_s, maps.st)), pairs.t),
     )
+    sigma = config.lncc_sigma_voxels
+    return sum(_average(local_correlation(*both, sigma_voxels=sigma)) for both in moved)
+
+
+def _average(values: Tensor) -> float:
+    """Average by NumPy: PyTorch adds up in another order on more threads."""
+    return float(np.mean(values.cpu().numpy(), dtype=np.float64))
 
 
 def _refine(
@@ -299,7 +302,7 @@ def _mean_displacement(phi: Tensor, brain: Tensor) -> float:
     """Average how far a map moves the points of a brain, in voxels."""
     n = phi.shape[-1]
     lengths = (phi - identity_map(n, like=phi)).norm(dim=1, keepdim=True) * (n - 1)
-    return lengths[brain].mean().item()
+    return _average(lengths[brain])
 
 
 def _smooth_map(phi: Tensor, sigma_voxels: float) -> Tensor:

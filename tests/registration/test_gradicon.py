@@ -206,3 +206,16 @@ def test_unet_is_the_icon_projects():
     images = torch.rand((2, 1, 1, 32, 32, 32), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(ours(*images), theirs(*images), rtol=0, atol=1e-5)
+
+
+def test_compact_network_gives_the_same_bytes_on_any_number_of_threads():
+    """On the grid of the default weights, the three edges of a refinement together."""
+    network = randomize(GradICON(COMPACT), scale=0.1).eval()
+    images = torch.rand((2, 3, 1, 64, 64, 64), generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    for n_threads in (1, 2, 3):
+        torch.set_num_threads(n_threads)
+        with torch.no_grad():
+            found.append(network(*images))
+    torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:])

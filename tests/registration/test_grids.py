@@ -99,3 +99,21 @@ def test_sampling_in_slabs_of_the_threads_is_the_same(image, positions, n_thread
     positions = positions.transpose(2, 3)  # six slices, which two and three divide
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
     torch.testing.assert_close(sample(image, positions), whole.transpose(2, 3))
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_sampling_gives_the_same_bytes_on_any_number_of_threads(needs_gradient):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand((1, 2, 12, 12, 12), generator=generator, requires_grad=needs_gradient)
+    positions = torch.rand((1, 3, 24, 24, 24), generator=generator, requires_grad=True)
+    weights = torch.rand((1, 2, 24, 24, 24), generator=generator)
+    found = []
+    before = torch.get_num_threads()
+    for n_threads in (1, 2, 3, 4):
+        torch.set_num_threads(n_threads)
+        sampled = sample(image, positions)
+        wanted = [image, positions] if needs_gradient else [positions]
+        found.append([sampled, *torch.autograd.grad(sampled, wanted, weights)])
+    torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], others, strict=True))
