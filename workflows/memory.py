@@ -41,6 +41,7 @@ UNUSED = Need(0.1, of_scan=0.005)
 MEASURED = {
     "conform_t1w": Need(0.13, of_t1w=0.0135),
     "extract_brain": Need(0.66, of_t1w=0.011),
+    "align_template": Need(0.71, of_t1w=0.013),
     "correct_bias": Need(0.31, of_t1w=0.019),
     "segment_tissues": Need(0.36, of_t1w=0.037),
     "draw_anatomy": Need(0.15, of_t1w=0.021),
@@ -63,6 +64,11 @@ MEASURED = {
     # Onto grids of other spaces, of eight million voxels at most.
     "resample_scan": Need(0.27, of_t1w=0.004),
     "resample_t1w": Need(0.32, of_t1w=0.006),
+    # On the grid of the embedded template, which is about that of the others of 1 mm.
+    "normalize_t1w": Need(0.88, of_t1w=0.004),
+    "make_grid": Need(0.3),
+    "compose_xfms": Need(0.17),
+    "compose_inverse_xfms": Need(0.17),
     **{f"resample_{key}": Need(0.27, of_t1w=0.004) for key in ("md", "ad", "rd")},
     "resample_frames": Need(0.25, of_frames=0.005),
     "resample_frames, 3-D": UNUSED,

@@ -226,6 +226,15 @@ def quantification(folder: Path, t1w: int, n_frames: int, *smooth_fwhm_mm: float
     )
 
 
+def aligning(folder: Path, n: int):
+    from m2m_bids.interfaces.preprocessing import AlignTemplate
+
+    return AlignTemplate(
+        in_file=image(folder / "t1w.nii.gz", (n,) * 3, 220 / n),
+        mask_file=image(folder / "mask.nii.gz", (n,) * 3, 220 / n, labels=1),
+    )
+
+
 def synthstrip(folder: Path, n: int):
     import torch
     from nipreps.synthstrip.model import StripModel
@@ -275,6 +284,7 @@ def made() -> dict[str, list[tuple]]:
         "resample_t1w": [(to_space, n_t1w, n) for n_t1w in (128, 224) for n in (100, 200)],
         "resample_corrected": [(corrected, *case) for case in any_scan],
         "draw_suvr": [(figure, *case) for case in any_scan],
+        "align_template": [(aligning, n) for n in (64, 128, 224)],
         "synthstrip": [(synthstrip, n) for n in (192, 256)],
     }
 

@@ -83,6 +83,9 @@ def test_frames_of_pet_count_on_the_grid_of_the_t1w(tmp_path, name, smooth_fwhm_
         ("draw_suvr", 24, 0.493),
         ("draw_suvr", 1, 0.194),
         ("clean_fa", 1, 0.123),
+        ("align_template", 1, 0.742),
+        ("normalize_t1w", 1, 0.88),
+        ("compose_xfms", 1, 0.163),
     ],
 )
 def test_steps_declare_within_a_third_what_they_took(tmp_path, name, n_frames, measured_gb):
