@@ -9,6 +9,9 @@ import nibabel as nb
 import numpy as np
 import pytest
 
+# ITK repeats itself on one thread alone, and reads this when it starts.
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -16,6 +16,7 @@ from m2m_bids.interfaces.labels import PrepareLabels
 from m2m_bids.interfaces.preprocessing import RegisterRigid
 from m2m_bids.interfaces.records import MoveImages, SaveRecord
 from m2m_bids.workflows.base import identifier
+from m2m_bids.workflows.memory import declare_memory
 
 PAIR_FIELDS = (
     "moving_file",
@@ -196,6 +197,7 @@ def init_evaluation_wf(
         for field in PAIR_FIELDS:
             if (file := getattr(pair, field)) is not None:
                 setattr(pair_wf.inputs.inputnode, field, str(file))
+        declare_memory(pair_wf, [pair.fixed_file], {})
         workflow.add_nodes([pair_wf])
     for node in workflow._get_all_nodes():
         node.config = deepcopy(workflow.config)

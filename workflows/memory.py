@@ -80,6 +80,24 @@ MEASURED = {
     "clean_fa, 3-D": Need(0.11, of_scan=0.013),
     "fit_tensor": Need(0.28, of_scan=0.0112),
     "fit_tensor, raw": Need(0.43, of_scan=0.0112),
+    # Of `evaluate` and `train`, by interface: names have a method in them, or two meanings.
+    "align": Need(0.37, of_t1w=0.002),
+    "MeasureRegistration": Need(0.325, of_t1w=0.0125),
+    "MoveImages": Need(0.2, of_t1w=0.009),
+    "PrepareLabels": Need(0.205, of_t1w=0.0075),
+    "SaveScanFiles": Need(0.1, of_t1w=0.0042),
+    "SaveTrainingScan": Need(0.11, of_t1w=0.0155),
+}
+# Methods that `evaluate` compares, by the cube that they see instead of the T1w; M2M-Reg by other
+# weights, whose network and grid are not known before, declares the same for all.
+METHODS = {
+    "initial": Need(0.11),
+    "rigid": Need(0.11),
+    "syn-mi": Need(0.47, of_t1w=0.379),
+    "niftyreg-lncc": Need(0.23, of_t1w=0.125),
+    "fireants-mi": Need(0.95, of_t1w=0.55),
+    "fireants-lncc": Need(0.63, of_t1w=0.507),
+    "m2m:default": Need(1.2),
 }
 # SynthStrip's, by the grid of its network instead of the T1w's.
 SYNTHSTRIP = Need(0.39, of_t1w=0.467)
@@ -117,11 +135,18 @@ def declare_memory(
             count = node.interface.network_voxels
             largest = max((_millions(file, count) for file in t1w_files), default=default)
             node._mem_gb = MARGIN * (SYNTHSTRIP.fixed + SYNTHSTRIP.of_t1w * largest)
-        elif need := MEASURED.get(_kind(node, file := scans.get(id(node)))):
+        elif need := METHODS.get(getattr(node.inputs, "method", "")):
+            node._mem_gb = MARGIN * (need.fixed + need.of_t1w * node.interface.n_voxels / MILLION)
+        elif need := _need(node, file := scans.get(id(node))):
             parts = [need.of_t1w * t1w]
             if file:
                 parts += [need.of_scan * _millions(file), need.of_frames * t1w * _n_frames(file)]
             node._mem_gb = MARGIN * (need.fixed + max(parts))
+
+
+def _need(node: Any, file: Path | None) -> Need | None:
+    """Find what was measured of a step, by its name or else its interface."""
+    return MEASURED.get(_kind(node, file)) or MEASURED.get(type(node.interface).__name__)
 
 
 def _kind(node: Any, file: Path | None) -> str:

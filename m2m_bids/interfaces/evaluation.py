@@ -44,6 +44,13 @@ class RegisterByMethod(SimpleInterface):
     output_spec = _RegisterByMethodOutputSpec
     _always_run = True  # a program that was missing may be there now
 
+    @property
+    def n_voxels(self) -> int:
+        """Count the voxels of the cube that programs see, which say what memory they take."""
+        from m2m_bids.baselines.base import EXTENT_MM
+
+        return round(EXTENT_MM / self.inputs.spacing_mm) ** 3
+
     def _run_interface(self, runtime):
         from dataclasses import asdict
 

@@ -6,7 +6,8 @@ Peak memory of the app's steps, each in a process of its own, as a job of a clus
 
 ``steps`` runs again what is in work folders (of runs without --purge-workdir-on-success), and also
 says what each step declares. ``made`` runs, for images of several sizes that are made here, the
-steps that `make demo` does not have. Peaks are the kernel's (VmHWM), in GB.
+steps that `make demo` does not have. Peaks are the kernel's (VmHWM), in GB; ``programs_gb`` is of
+the largest process that a step started, which is there beside its own.
 """
 
 import argparse
@@ -20,8 +21,10 @@ from pathlib import Path
 import nibabel as nb
 import numpy as np
 
+from m2m_bids.workflows.memory import METHODS
+
 STEP = """
-import json, sys
+import json, resource, sys
 from pathlib import Path
 from nipype.utils.filemanip import loadpkl
 
@@ -31,7 +34,9 @@ node.inputs.trait_set(**loadpkl(f"{folder}/_inputs.pklz"))
 node.input_source, node.base_dir, node._output_dir = {}, empty, None
 node.run()
 kb = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-print(json.dumps({"peak_gb": round(kb * 1024 / 1e9, 3), "declared_gb": round(node.mem_gb, 3)}))
+peaks = {"peak_gb": kb, "programs_gb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss}
+peaks = {name: round(kb * 1024 / 1e9, 3) for name, kb in peaks.items()}
+print(json.dumps({**peaks, "declared_gb": round(node.mem_gb, 3)}))
 """
 RADIUS_MM = 75.0
 
@@ -235,6 +240,34 @@ def aligning(folder: Path, n: int):
     )
 
 
+def comparing(folder: Path, method: str, spacing_mm: float):
+    from m2m_bids.api import DEFAULT_WEIGHTS
+    from m2m_bids.interfaces.evaluation import RegisterByMethod
+    from m2m_bids.simulation.pairs import EXTENT_MM, cached_template, simulate_pair
+    from m2m_bids.spatial.images import save_image
+    from m2m_bids.spatial.itk import write_affine
+
+    pair = simulate_pair(1000, "fa", spacing_mm=3.0)
+    mask = (np.asarray(pair.fixed_labels.dataobj) > 0).astype(np.uint8)
+    mask = nb.Nifti1Image(mask, pair.fixed_image.affine)
+    template = cached_template(round(EXTENT_MM / 3.0) + 1, 3.0)
+    template2fixed = pair.fixed_image.affine @ np.linalg.inv(template.affine)
+    node = RegisterByMethod(
+        method=method,
+        modality="fa",
+        moving_file=str(save_image(pair.moving_image, folder / "fa.nii")),
+        fixed_file=str(save_image(pair.fixed_image, folder / "t1w.nii")),
+        mask_file=str(save_image(mask, folder / "mask.nii")),
+        rigid_xfm=str(write_affine(pair.rigid_fixed2moving, folder / "rigid.txt")),
+        template2anat=str(write_affine(template2fixed, folder / "template2anat.txt")),
+        spacing_mm=spacing_mm,
+        n_threads=1,
+    )
+    if method.startswith("m2m:"):
+        node.inputs.weights = str(DEFAULT_WEIGHTS)
+    return node
+
+
 def synthstrip(folder: Path, n: int):
     import torch
     from nipreps.synthstrip.model import StripModel
@@ -285,6 +318,7 @@ def made() -> dict[str, list[tuple]]:
         "resample_corrected": [(corrected, *case) for case in any_scan],
         "draw_suvr": [(figure, *case) for case in any_scan],
         "align_template": [(aligning, n) for n in (64, 128, 224)],
+        "register": [(comparing, method, size_mm) for method in METHODS for size_mm in (3.0, 1.5)],
         "synthstrip": [(synthstrip, n) for n in (192, 256)],
     }
 

@@ -6,8 +6,11 @@ import pytest
 from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 
+from m2m_bids.interfaces.evaluation import MeasureRegistration, RegisterByMethod
+from m2m_bids.interfaces.labels import PrepareLabels
 from m2m_bids.interfaces.preprocessing import ExtractBrain
 from m2m_bids.interfaces.quantification import QuantifyScan
+from m2m_bids.interfaces.records import MoveImages
 from m2m_bids.workflows.memory import MARGIN, MEASURED, SYNTHSTRIP, declare_memory
 
 T1W_NODES = ("extract_brain", "register_m2m", "save_scan")
@@ -97,6 +100,48 @@ def test_steps_declare_within_a_third_what_they_took(tmp_path, name, n_frames, m
     scan = image(tmp_path, "scan.nii", (128, 128, 63, n_frames))
     declare_memory(workflow, [t1w], {"a_pet_wf": scan})
     assert measured_gb <= declared(workflow)[name] <= 1.3 * measured_gb
+
+
+@pytest.mark.parametrize(
+    ("method", "spacing_mm", "measured_gb"),
+    [
+        ("rigid", 1.5, 0.102),
+        ("syn-mi", 3.0, 0.57),
+        ("syn-mi", 1.5, 1.27),
+        ("niftyreg-lncc", 3.0, 0.25),
+        ("niftyreg-lncc", 1.5, 0.48),
+        ("fireants-mi", 3.0, 1.1),
+        ("fireants-mi", 1.5, 2.06),
+        ("fireants-lncc", 1.5, 1.69),
+        ("m2m:default", 1.5, 1.14),
+    ],
+)
+def test_methods_declare_by_the_cube_that_they_see(method, spacing_mm, measured_gb):
+    """Within a third of the kernel's peaks of the step and of the process that it starts."""
+    workflow = Workflow(name="pair_wf")
+    interface = RegisterByMethod(method=method, spacing_mm=spacing_mm)
+    workflow.add_nodes([Node(interface, name="register_a", mem_gb=4)])
+    declare_memory(workflow, [], {})
+    assert measured_gb <= declared(workflow)["register_a"] <= 1.3 * measured_gb
+
+
+def test_unknown_weights_keep_what_their_step_declares():
+    workflow = Workflow(name="pair_wf")
+    workflow.add_nodes([Node(RegisterByMethod(method="m2m:mine"), name="register_a", mem_gb=4)])
+    declare_memory(workflow, [], {})
+    assert declared(workflow)["register_a"] == 4
+
+
+@pytest.mark.parametrize(
+    ("interface", "measured_gb"),
+    [(MeasureRegistration(), 0.347), (MoveImages(), 0.216), (PrepareLabels(), 0.217)],
+)
+def test_steps_of_other_levels_declare_by_their_interface(tmp_path, interface, measured_gb):
+    """Whatever method their names say."""
+    workflow = Workflow(name="pair_wf")
+    workflow.add_nodes([Node(interface, name="step_syn_mi", mem_gb=4)])
+    declare_memory(workflow, [image(tmp_path, "T1w.nii", (120, 120, 120))], {})
+    assert measured_gb <= declared(workflow)["step_syn_mi"] <= 1.3 * measured_gb
 
 
 def test_the_largest_t1w_counts(tmp_path):
