@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,8 @@ from m2m_bids.api import images_on_grid
 from m2m_bids.evaluation.scan_files import SCAN_NAME
 from m2m_bids.json_files import read_json_object
 from m2m_bids.spatial.conform import sample_on_grid, template_grid
-from m2m_bids.spatial.images import load_image, replacing_folder
+from m2m_bids.spatial.images import load_image
+from m2m_bids.whole_files import replacing, replacing_folder
 
 if TYPE_CHECKING:
     import torch
@@ -268,10 +268,8 @@ def record_splits(splits: dict[str, str], file: Path) -> None:
     """
     rows = (read_splits(file) if file.is_file() else {}) | splits
     lines = [f"sub-{subject}\t{rows[subject]}" for subject in sorted(rows)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    beside.write_text("\n".join(["participant_id\tsplit", *lines]) + "\n")
-    os.replace(beside, file)
+    with replacing(file, is_alone=True) as beside:
+        beside.write_text("\n".join(["participant_id\tsplit", *lines]) + "\n")
 
 
 def read_splits(file: Path) -> dict[str, str]:

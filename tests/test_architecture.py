@@ -9,19 +9,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
-    "registration": {"json_files"},
-    "spatial": {"json_files"},
+    "registration": {"json_files", "whole_files"},
+    "spatial": {"json_files", "whole_files"},
     "json_files": set(),
+    "whole_files": set(),
     "processes": set(),
     "bids": {"json_files", "spatial"},
     "preprocessing": {"spatial"},
-    "evaluation": {"spatial"},
+    "evaluation": {"spatial", "whole_files"},
     "quantification": {"preprocessing", "spatial"},
     "quality": {"preprocessing", "spatial"},
     "simulation": {"registration", "spatial"},
-    "reports": {"spatial"},
+    "reports": {"spatial", "whole_files"},
     "api": {"preprocessing", "registration", "simulation", "spatial"},
-    "cohort": {"api", "evaluation", "json_files", "registration", "spatial"},
+    "cohort": {"api", "evaluation", "json_files", "registration", "spatial", "whole_files"},
     "baselines": {"api", "preprocessing", "processes", "registration", "spatial"},
     "interfaces": {
         "api",
@@ -34,6 +35,7 @@ ALLOWED = {
         "quantification",
         "reports",
         "spatial",
+        "whole_files",
     },
     "workflows": {"bids", "interfaces", "json_files", "settings", "spatial"},
     "cli": {

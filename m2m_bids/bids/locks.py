@@ -14,7 +14,7 @@ from typing import IO
 
 logger = logging.getLogger(__name__)
 
-# Hidden names of `spatial.images.replacing` and `replacing_folder`, of `write_text`, of
+# Hidden names of `whole_files.replacing` and `replacing_folder`, of `write_text`, of
 # DerivativesDataSink and of reports, from before they are renamed.
 _UNFINISHED = re.compile(
     r"\.[0-9a-f]{32}(\..+)?|\..+\.[0-9a-f]{32}|\..+\.[a-z0-9_]{8}\.tmp"

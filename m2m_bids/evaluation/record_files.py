@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from m2m_bids.evaluation.records import Value
-from m2m_bids.spatial.images import replacing_folder
+from m2m_bids.whole_files import replacing_folder
 
 RECORD_NAME = "record.json"
 

@@ -11,7 +11,7 @@ from m2m_bids.evaluation.hausdorff import hd95_per_label
 from m2m_bids.evaluation.labels import NAMES, labels_in_common
 from m2m_bids.evaluation.overlap import dice_per_label
 from m2m_bids.evaluation.statistics import holm, paired_p_value, shared_bootstrap_interval
-from m2m_bids.spatial.images import replacing
+from m2m_bids.whole_files import replacing
 
 Value = str | int | float | None
 Record = Mapping[str, Value]

@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from m2m_bids.spatial.images import load_image, replacing_folder, save_image
+from m2m_bids.spatial.images import load_image, save_image
 from m2m_bids.spatial.itk import read_affine, write_affine
+from m2m_bids.whole_files import replacing_folder
 
 SCAN_NAME = "scan.json"
 

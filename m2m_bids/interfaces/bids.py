@@ -40,7 +40,7 @@ from niworkflows.interfaces.bids import (  # noqa: E402
 )
 from niworkflows.utils.bids import relative_to_root  # noqa: E402
 
-from m2m_bids.spatial.images import flush  # noqa: E402
+from m2m_bids.whole_files import flush  # noqa: E402
 
 _OWN_ENTITIES = [
     {"name": "param", "pattern": r"[_/\\]+param-([a-zA-Z0-9+]+)"},

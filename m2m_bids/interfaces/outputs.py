@@ -506,7 +506,7 @@ def _remove(files: list[str]) -> None:
 
 def _copy(file: str, destination: Path) -> str:
     """Copy a file to a name where it is never seen half-written."""
-    from m2m_bids.spatial.images import replacing
+    from m2m_bids.whole_files import replacing
 
     with replacing(destination) as beside:
         shutil.copyfile(file, beside)

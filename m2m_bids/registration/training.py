@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
 from m2m_bids.registration.edges import InPrecision
+from m2m_bids.whole_files import replacing
 
 LOGGER = logging.getLogger(__name__)
 CHECKPOINT_NAME = "checkpoint.ckpt"
@@ -469,15 +470,10 @@ class _WholeFiles(TorchCheckpointIO):
     """Checkpoints that are written beside and then renamed, and read without unpickling."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
-        beside = Path(path).with_name(f".{Path(path).name}.partial")
         try:
-            with beside.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(beside, path)
+            with replacing(Path(path), is_alone=True) as beside:
+                torch.save(checkpoint, beside)
         except (OSError, RuntimeError) as error:
-            beside.unlink(missing_ok=True)
             raise TrainingError(
                 f"{path}: the checkpoint could not be written ({error}). The one before is as it"
                 " was: make room, then continue the training."
@@ -592,13 +588,11 @@ def _append_row(file: Path, iteration: int, numbers: dict[str, float]) -> None:
 
 
 def _write_rows(file: Path, rows: list[dict[str, float]]) -> None:
-    beside = file.with_name(f".{file.name}.partial")
     columns = dict.fromkeys(name for row in rows for name in row)
-    with beside.open("w", newline="") as stream:
+    with replacing(file, is_alone=True) as beside, beside.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(columns))
         writer.writeheader()
         writer.writerows(row | {"iteration": int(row["iteration"])} for row in rows)
-    os.replace(beside, file)
 
 
 class _StopInTime(pl.Callback):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from m2m_bids.json_files import read_json_object
 from m2m_bids.registration.networks import NETWORKS
+from m2m_bids.whole_files import replacing
 
 TENSORS_NAME = "weights.safetensors"
 CARD_NAME = "card.json"
@@ -75,15 +75,13 @@ def save_weights(network: nn.Module, card: WeightsCard, folder: Path | str) -> W
         With the hash.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     data = safetensors.torch.save(tensors)
     card = WeightsCard(**{**asdict(card), "sha256": hashlib.sha256(data).hexdigest()})
     text = json.dumps(asdict(card), indent=2) + "\n"
     for name, content in ((TENSORS_NAME, data), (CARD_NAME, text.encode())):
-        beside = folder / f".{name}.partial"
-        beside.write_bytes(content)
-        os.replace(beside, folder / name)
+        with replacing(folder / name, is_alone=True) as beside:
+            beside.write_bytes(content)
     return card
 
 

@@ -20,6 +20,7 @@ from m2m_bids.reports.fragments import (
     scan_table_html,
     summary_html,
 )
+from m2m_bids.whole_files import flush
 
 # What `svg.write_svg` and `charts` say of a figure, in its first tag.
 DESCRIPTION = re.compile(r'aria-label="([^"]*)"')
@@ -190,6 +191,7 @@ def _assemble(out_dir: Path, subject: str, run_uuid: str, figures: list[Figure])
         report = SubjectReport(out_dir, run_uuid, bootstrap_file=spec_file, plugins=[])
         report.out_filename = out_dir / f".{out_file.name}.part"
         report.generate_report()
+    flush(report.out_filename)
     os.replace(report.out_filename, out_file)
     return out_file
 

@@ -2,10 +2,11 @@
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+
+from m2m_bids.whole_files import replacing
 
 COMMON_STYLES = ("bootstrap.min.css", "report.css", "evaluation.css")
 # The browser itself then keeps the page from loading or running anything.
@@ -68,10 +69,8 @@ def write_page(
         f'<nav aria-label="Sections">{links}</nav>\n<main>{body}</main>{scripts}</body></html>\n'
     )
     out_file = Path(out_file)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    beside = out_file.with_name(f".{out_file.name}.partial")
-    beside.write_text(page, "UTF-8", errors="replace")
-    os.replace(beside, out_file)
+    with replacing(out_file, is_alone=True) as beside:
+        beside.write_text(page, "UTF-8", errors="replace")
     return out_file
 
 

@@ -1,7 +1,8 @@
 """Curves of a training."""
 
-import os
 from pathlib import Path
+
+from m2m_bids.whole_files import replacing
 
 DSC_COLOR, LNCC_COLOR = "#1b6ca8", "#c8553d"
 
@@ -45,7 +46,6 @@ def draw_training(rows: list[dict[str, float]], file: Path) -> Path:
         )
         overlap.axhline(known[0]["dsc_before"], color=DSC_COLOR, linestyle="--", linewidth=1)
         overlap.set_ylabel("overlap of labels (DSC; dashed: before)", color=DSC_COLOR)
-    beside = file.with_name(f".{file.name}.partial")
-    figure.savefig(beside, format="svg")
-    os.replace(beside, file)
+    with replacing(file, is_alone=True) as beside:
+        figure.savefig(beside, format="svg")
     return file

@@ -4,11 +4,7 @@ import gzip
 import logging
 import math
 import os
-import shutil
-import uuid
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -20,6 +16,8 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
+
+from m2m_bids.whole_files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -168,64 +166,6 @@ def save_image(image: nb.Nifti1Image, file: Path | str) -> Path:
     with replacing(file) as temporary:
         image.to_filename(temporary)
     return file
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """
-    Yield a hidden file name beside a destination; rename it to the destination on success.
-
-    The content is on the disk by then, so that a power cut leaves no name with a part of it.
-
-    Parameters
-    ----------
-    file : Path
-        Destination; its folder is made if necessary.
-
-    Yields
-    ------
-    Path
-        Name to write to, with the destination's suffixes. It is removed if the block fails.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{uuid.uuid4().hex}{''.join(file.suffixes[-2:])}")
-    try:
-        yield temporary
-        flush(temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def flush(file: Path | str) -> None:
-    """Wait until the content of a file is on the disk."""
-    with open(file, "rb") as stream:
-        os.fsync(stream.fileno())
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """
-    Yield a new hidden folder beside a destination; put it in its place on success.
-
-    Parameters
-    ----------
-    folder : Path
-        Destination; its parent is made if necessary, and what it held before is removed.
-
-    Yields
-    ------
-    Path
-        Folder to write into. It is removed if the block fails.
-    """
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def stored_header(file: Path) -> nb.Nifti1Header | None:

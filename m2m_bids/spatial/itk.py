@@ -14,8 +14,8 @@ import numpy as np
 from nibabel.affines import from_matvec
 
 from m2m_bids.spatial.fields import DisplacementField, check_affine
-from m2m_bids.spatial.images import replacing
 from m2m_bids.spatial.transforms import Chain, Transform, as_chain
+from m2m_bids.whole_files import replacing
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 _FLIP_VECTORS = np.array([-1, -1, 1], dtype=np.float32)

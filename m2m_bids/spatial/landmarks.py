@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m2m_bids.spatial.images import replacing
+from m2m_bids.whole_files import replacing
 
 _COLUMNS = ("t1w_x", "t1w_y", "t1w_z", "scan_x", "scan_y", "scan_z")
 

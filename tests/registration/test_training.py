@@ -234,7 +234,7 @@ def test_full_disk_is_told_and_leaves_the_checkpoint(tmp_path, monkeypatch):
     def no_room(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training.os, "fsync", no_room)
+    monkeypatch.setattr(os, "fsync", no_room)
     with pytest.raises(TrainingError, match=r"could not be written.*No space left"):
         run(tmp_path)
     assert (tmp_path / CHECKPOINT_NAME).read_bytes() == checkpoint

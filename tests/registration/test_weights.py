@@ -84,6 +84,15 @@ def test_round_trip_of_any_memory_format(network, folder, tmp_path):
     assert again.sha256 == read_card(folder).sha256
 
 
+def test_weights_are_on_the_disk_before_they_have_their_names(network, folder, renamed):
+    """Also over what a process has left that was killed as it wrote."""
+    (folder / f".{TENSORS_NAME}.partial").write_bytes(b"a part")
+    save_weights(network, read_card(folder), folder)
+    files = [folder / name for name in (TENSORS_NAME, CARD_NAME)]
+    assert renamed == {file: file.stat().st_size for file in files}
+    assert sorted(folder.iterdir()) == sorted(files)
+
+
 def test_wrong_hash_is_refused(folder):
     edit_card(folder, sha256="0" * 64)
     with pytest.raises(

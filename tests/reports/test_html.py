@@ -143,6 +143,11 @@ def test_report_again_replaces_and_leaves_no_other_files(out_dir):
     assert sorted(f.name for f in out_dir.iterdir()) == ["sub-01", "sub-01.html"]
 
 
+def test_report_is_on_the_disk_before_it_has_its_name(out_dir, renamed):
+    file = write(out_dir)
+    assert renamed == {file: file.stat().st_size}
+
+
 def test_page_without_figures_tells_what_failed(tmp_path):
     page = write_subject_report(tmp_path, "sub-7", RUN, rows=ROWS[1:]).read_text()
     assert "sub-01_ses-M012_pet failed: &lt;script&gt;" in page
