@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 # What the gradients of an image by its slabs hold together, as far as there are more than two.
-_SLAB_VOXELS = 2**21
+_SLAB_VOXELS = 2**20
 
 
 def identity_map(size: int, *, like: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from m2m_bids.registration.grids import identity_map, sample
+from m2m_bids.registration.grids import identity_map, resize
 from m2m_bids.registration.m2m import (
     CycleMaps,
     CyclePairs,
@@ -41,6 +41,8 @@ from m2m_bids.registration.similarity import lncc_loss, local_correlation, smoot
 
 _SMALLEST_JACOBIAN = 0.05
 _MOST_SMOOTHINGS = 8
+# Velocities of few voxels, on their grid: the first of sixteen steps is a fraction of one.
+_N_SQUARINGS = 4
 
 
 @dataclass(frozen=True)
@@ -271,11 +273,8 @@ class _Descent:
             sigma = sigma / 2
             pairs = CyclePairs(*(_halve(image) for image in pairs[:4]), is_aligned=True)
             likeness = None if likeness is None else _halve(likeness)
-            half = identity_map(pairs.s.shape[-1], like=initial)
-            initial = half + sample(
-                initial - identity_map(initial.shape[-1], like=initial),
-                half.expand(3, -1, -1, -1, -1),
-            )
+            disp = initial - identity_map(initial.shape[-1], like=initial)
+            initial = map_from_displacement(resize(disp, pairs.s.shape[-1]))
         losses = []
         for _ in range(n_steps):
             velocity = smooth(self.parameters, config.velocity_sigma_voxels)
@@ -322,15 +321,14 @@ def _smooth_map(phi: Tensor, sigma_voxels: float) -> Tensor:
 
 def _halve(image: Tensor) -> Tensor:
     """Halve the resolution, keeping voxel centres of the first and last planes."""
-    return sample(smooth(image, 0.8), identity_map(image.shape[-1] // 2, like=image))
+    return resize(smooth(image, 0.8), image.shape[-1] // 2)
 
 
 def _maps(initial: Tensor, velocity: Tensor) -> CycleMaps:
     """Compose the network's maps with the flows of the velocities (in voxels of their grid)."""
-    flow = integrate_velocity(velocity / (velocity.shape[-1] - 1))
-    size = initial.shape[-1]
-    if size != flow.shape[-1]:
-        identity = identity_map(size, like=flow).expand(len(flow), -1, -1, -1, -1)
-        flow = sample(flow, identity)
+    flow = resize(
+        integrate_velocity(velocity / (velocity.shape[-1] - 1), n_squarings=_N_SQUARINGS),
+        initial.shape[-1],
+    )
     st, t_bridge_s, bridge_t_s = compose(initial, map_from_displacement(flow)).split(1)
     return CycleMaps(st, t_bridge_s, None, bridge_t_s)
