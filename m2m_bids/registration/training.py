@@ -471,11 +471,13 @@ class _WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
         try:
-            with replacing(Path(path), is_alone=True) as beside:
-                torch.save(checkpoint, beside)
+            with replacing(Path(path), is_alone=True) as beside, beside.open("wb") as stream:
+                torch.save(checkpoint, stream)
         except (OSError, RuntimeError) as error:
+            # Where the disk is full, PyTorch complains of what follows from that.
+            cause = error if isinstance(error, OSError) else error.__context__ or error
             raise TrainingError(
-                f"{path}: the checkpoint could not be written ({error}). The one before is as it"
+                f"{path}: the checkpoint could not be written ({cause}). The one before is as it"
                 " was: make room, then continue the training."
             ) from error
 

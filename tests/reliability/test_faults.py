@@ -76,6 +76,23 @@ def test_full_disk(app, undisturbed, folder, size_kb):
 
 
 @needs_mounts
+def test_full_disk_of_a_training(tmp_path):
+    """A checkpoint for which there is no room is told, and the one before is as it was."""
+    import torch
+
+    from m2m_bids.registration.training import TrainingError, _WholeFiles
+
+    with mounted("-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path):
+        file = tmp_path / "checkpoint.ckpt"
+        _WholeFiles().save_checkpoint({"network": torch.zeros(1000)}, file)
+        before = file.read_bytes()
+        with pytest.raises(TrainingError, match=r"could not be written .*No space left"):
+            _WholeFiles().save_checkpoint({"network": torch.zeros(100_000)}, file)
+        assert file.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [file]
+
+
+@needs_mounts
 def test_input_that_vanishes(app, undisturbed, tmp_path):
     """The derivatives with FA are gone once the run has begun, as a network mount that is lost."""
     lost = tmp_path / "dti"
