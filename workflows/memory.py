@@ -36,8 +36,8 @@ class Need(NamedTuple):
 
 # Of a volume that a step of frames has nothing to do with but to read it.
 UNUSED = Need(0.1, of_scan=0.005)
-# By two sizes of images each, with tests/benchmarks/memory.py and SLURM's accounting;
-# docs/cluster.md has the table.
+# By names of steps or of interfaces. From two sizes of images each, by tests/benchmarks/memory.py
+# and SLURM's accounting; docs/cluster.md has the tables.
 MEASURED = {
     "conform_t1w": Need(0.13, of_t1w=0.0135),
     "extract_brain": Need(0.66, of_t1w=0.011),
@@ -45,7 +45,6 @@ MEASURED = {
     "correct_bias": Need(0.31, of_t1w=0.019),
     "segment_tissues": Need(0.36, of_t1w=0.037),
     "draw_anatomy": Need(0.15, of_t1w=0.021),
-    "register_rigid": Need(0.37, of_t1w=0.002),
     # Its network has a grid of its own.
     "register_m2m": Need(1.0),
     "resample_rigid": Need(0.25, of_t1w=0.005),
@@ -80,8 +79,9 @@ MEASURED = {
     "clean_fa, 3-D": Need(0.11, of_scan=0.013),
     "fit_tensor": Need(0.28, of_scan=0.0112),
     "fit_tensor, raw": Need(0.43, of_scan=0.0112),
-    # Of `evaluate` and `train`, by interface: names have a method in them, or two meanings.
-    "align": Need(0.37, of_t1w=0.002),
+    # By interface: a step of two names, and those of `evaluate` and `train`, whose names have a
+    # method in them or two meanings.
+    "RegisterRigid": Need(0.37, of_t1w=0.002),
     "MeasureRegistration": Need(0.325, of_t1w=0.0125),
     "MoveImages": Need(0.2, of_t1w=0.009),
     "PrepareLabels": Need(0.205, of_t1w=0.0075),
@@ -111,12 +111,12 @@ def declare_memory(
     workflow: Workflow, t1w_files: Iterable[Path], scan_files: Mapping[str, Path]
 ) -> None:
     """
-    Let nodes declare what was measured, by the largest T1w image of a subject and their scan.
+    Let nodes declare what was measured, by the largest T1w image and their scan.
 
     Parameters
     ----------
     workflow : Workflow
-        Of a subject.
+        Of a subject, or of a pair of `evaluate`.
     t1w_files : iterable of Path
         Headers are read; an image that cannot be read fails in its own step.
     scan_files : mapping of str to Path

@@ -117,7 +117,7 @@ def test_steps_declare_within_a_third_what_they_took(tmp_path, name, n_frames, m
     ],
 )
 def test_methods_declare_by_the_cube_that_they_see(method, spacing_mm, measured_gb):
-    """Within a third of the kernel's peaks of the step and of the process that it starts."""
+    """Within a third of what the step and the processes that it starts hold at their peak."""
     workflow = Workflow(name="pair_wf")
     interface = RegisterByMethod(method=method, spacing_mm=spacing_mm)
     workflow.add_nodes([Node(interface, name="register_a", mem_gb=4)])
