@@ -1,9 +1,13 @@
-"""Sampling agrees with SciPy, which knows nothing of `grid_sample`."""
+"""Sampling agrees with SciPy, and its gradients with PyTorch's."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import map_coordinates
+from torch.nn import functional
 
 from m2m_bids.registration.grids import identity_map, pool, resize, sample
 
@@ -93,20 +97,98 @@ def test_resize_is_sampling_at_the_new_grid(rng, size):
     torch.testing.assert_close(resize(image, size), sample(image, positions))
 
 
-@pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_sampling_in_slabs_of_the_threads_is_the_same(image, positions, n_threads, monkeypatch):
-    whole = sample(image.expand(2, -1, -1, -1, -1), positions.expand(2, -1, -1, -1, -1))[:1]
-    positions = positions.transpose(2, 3)  # six slices, which two and three divide
-    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
-    torch.testing.assert_close(sample(image, positions), whole.transpose(2, 3))
+def pytorch_sample(image, positions, padding):
+    grid = torch.stack((2 * positions - 1).unbind(1)[::-1], -1)
+    image = image.expand(len(positions), -1, -1, -1, -1)
+    return functional.grid_sample(image, grid, padding_mode=padding, align_corners=True)
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("n_images", [1, 2])
+def test_gradients_of_sampling_are_those_of_pytorch(rng, padding, n_images):
+    image = torch.from_numpy(rng.random((n_images, 3, *SHAPE)))
+    # Twelve hundred positions: two whole blocks and a part; a third of them outside.
+    positions = torch.from_numpy(rng.uniform(-0.3, 1.3, (2, 3, 10, 12, 10)))
+    weights = torch.from_numpy(rng.standard_normal((2, 3, 10, 12, 10)))
+    found = []
+    for function in (
+        lambda *x: sample(*x, padding=padding),
+        lambda *x: pytorch_sample(*x, padding),
+    ):
+        leaves = [image.clone().requires_grad_(), positions.clone().requires_grad_()]
+        found.append(torch.autograd.grad(function(*leaves), leaves, weights))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_positions_on_the_border_have_the_gradients_of_pytorch(padding):
+    image = torch.arange(27.0).view(1, 1, 3, 3, 3) ** 2
+    found = []
+    for function in (sample, lambda *x, padding: pytorch_sample(*x, padding)):
+        positions = identity_map(3).clone().requires_grad_()
+        sampled = function(image, positions, padding=padding)
+        found.append(torch.autograd.grad(sampled.sum(), positions)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 5), (6, 1, 5), (6, 7, 1), (1, 1, 1)])
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_images_of_a_single_plane_are_sampled(rng, shape, padding):
+    image = torch.from_numpy(rng.random((1, 2, *shape))).requires_grad_()
+    positions = torch.from_numpy(rng.random((1, 3, 4, 4, 4)))
+    sampled, expected = (
+        sample(image, positions, padding=padding),
+        pytorch_sample(image, positions, padding),
+    )
+    torch.testing.assert_close(sampled, expected)
+    gradients = [torch.autograd.grad(x.square().sum(), image) for x in (sampled, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_positions_that_are_nowhere_read_no_other_memory(rng, value):
+    image = torch.from_numpy(rng.random((1, 1, *SHAPE), dtype=np.float32))
+    positions = torch.full((1, 3, 2, 2, 2), 0.5)
+    positions[:, 1, 0, 0, 0] = value
+    sampled = sample(image, positions)[0, 0]
+    assert torch.isnan(sampled[0, 0, 0]) == np.isnan(value)
+    assert sampled[1:].isfinite().all()
+
+
+def test_sampling_takes_arrays_in_any_order(image, positions):
+    turned = positions.permute(0, 1, 4, 2, 3)
+    assert torch.equal(sample(image, turned), sample(image, turned.contiguous()))
+    last = image.contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(sample(last, positions), sample(image, positions))
+
+
+def test_sampling_in_autocast_is_in_float32(image, positions):
+    with torch.autocast("cpu", torch.bfloat16):
+        sampled = sample(image.bfloat16(), positions)
+    torch.testing.assert_close(sampled, sample(image.bfloat16().float(), positions))
+
+
+def test_no_position_gives_no_sample(image):
+    assert sample(image, torch.zeros(1, 3, 0, 4, 4)).shape == (1, 1, 0, 4, 4)
+
+
+def test_the_library_samples_without_numba():
+    code = (
+        "import sys; sys.modules['numba'] = None; import torch;"
+        "from m2m_bids.registration import grids;"
+        "print(grids.sample(torch.eye(2).expand(1, 1, 2, 2, 2), torch.full((1, 3, 1, 1, 1), 0.5)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "tensor([[[[[0.5000]]]]])\n"
 
 
 @pytest.mark.parametrize("needs_gradient", [False, True])
 def test_sampling_gives_the_same_bytes_on_any_number_of_threads(needs_gradient):
     generator = torch.Generator().manual_seed(0)
     image = torch.rand((1, 2, 12, 12, 12), generator=generator, requires_grad=needs_gradient)
-    positions = torch.rand((1, 3, 24, 24, 24), generator=generator, requires_grad=True)
-    weights = torch.rand((1, 2, 24, 24, 24), generator=generator)
+    # Enough for four threads, and no whole number of blocks for each.
+    positions = torch.rand((1, 3, 55, 55, 55), generator=generator, requires_grad=True)
+    weights = torch.rand((1, 2, 55, 55, 55), generator=generator)
     found = []
     before = torch.get_num_threads()
     for n_threads in (1, 2, 3, 4):
