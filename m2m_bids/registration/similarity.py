@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from m2m_bids.registration.grids import HAS_NUMBA, multiply_axes
+
 # Added to the variances of LNCC.
 _EPSILON = 1e-5
 # Of MIND-SSC; far below that of any image in [0, 1], far above the smallest float32.
 _SMALLEST_VARIANCE = 1e-30
-_BLOCK = 32
 
 
 @lru_cache(maxsize=64)
@@ -41,46 +42,12 @@ def _box_band(size: int, radius: int, dtype: torch.dtype, device: torch.device) 
 
 
 def _filter_last_axes(image: Tensor, bands: list[Tensor], radius: int) -> Tensor:
-    """
-    Multiply the last three axes of images with banded matrices.
+    """Multiply the last three axes of images with banded matrices."""
+    if HAS_NUMBA and image.device.type == "cpu":
+        from m2m_bids.registration.bands import multiply_axes_by_bands
 
-    On the CPU one image after the other, so that it stays in the cache, in blocks that leave out
-    most of what lies outside the bands.
-    """
-    shape = image.shape[-3:]
-    if image.device.type != "cpu":
-        image = bands[1] @ (image @ bands[2].T)
-        return (bands[0] @ image.flatten(-2)).unflatten(-1, shape[1:])
-    result = image.new_empty(image.shape)
-    scratch = (image.new_empty(shape), image.new_empty(shape))
-    for one, out in zip(image.reshape(-1, *shape), result.view(-1, *shape), strict=True):
-        for low, high, start, stop in _blocks(shape[2], radius):
-            torch.mm(
-                one.reshape(-1, shape[2])[:, low:high],
-                bands[2][start:stop, low:high].T,
-                out=scratch[0].view(-1, shape[2])[:, start:stop],
-            )
-        for low, high, start, stop in _blocks(shape[1], radius):
-            # Written at once into rows that do not follow each other it would be slow.
-            scratch[1][:, start:stop] = torch.bmm(
-                bands[1][start:stop, low:high].expand(shape[0], -1, -1), scratch[0][:, low:high]
-            )
-        for low, high, start, stop in _blocks(shape[0], radius):
-            torch.mm(
-                bands[0][start:stop, low:high],
-                scratch[1][low:high].flatten(1),
-                out=out[start:stop].view(stop - start, -1),
-            )
-    return result
-
-
-def _blocks(size: int, radius: int) -> list[tuple[int, int, int, int]]:
-    """Return columns from and to, and rows from and to, of the blocks that cover a band."""
-    if size < 2 * _BLOCK + radius:
-        return [(0, size, 0, size)]
-    starts = range(0, size, _BLOCK)
-    rows = [(start, min(size, start + _BLOCK)) for start in starts]
-    return [(max(0, a - radius), min(size, b + radius), a, b) for a, b in rows]
+        return multiply_axes_by_bands(image, bands, radius)
+    return multiply_axes(image, *bands)
 
 
 class _Filter(torch.autograd.Function):

@@ -1,30 +1,21 @@
 """Trilinear sampling on the CPU, compiled: what `grid_sample` gives, several times as fast.
 
 Positions are taken in blocks. First come a block's places in the grid, of which the processor
-computes several at a time; what is left for each channel are eight voxels and seven products.
-Every element of a result is the work of one thread, in one order: the number of threads does not
-show in a single bit.
-
-The kernels take positions (N, 3, P), images (N, C, I * J * K) and values (N, C, P), contiguous,
-the shape of the image's grid, its margin, and the range of items that is a thread's share.
+computes several at a time; what is left for each channel are eight voxels and seven products. The
+kernels take positions (N, 3, P), images (N, C, I * J * K) and values (N, C, P), the shape of the
+image's grid and its margin.
 """
-
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numba import njit, uint64
+from numba import uint64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-_BLOCK = 512
-# Positions that are not worth another thread.
-_FEW = 2**15
+from m2m_bids.registration.compiled import compiled, share
 
-# Products and sums may become one operation. NaN stays NaN.
-_compiled = njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
+_BLOCK = 512
 
 
 def sample_trilinearly(image: Tensor, positions: Tensor, *, is_zero_outside: bool) -> Tensor:
@@ -64,7 +55,16 @@ class _Sampling(torch.autograd.Function):
             _scatter(points, samples, voxels, shape, margin, 0, 0)
         if ctx.needs_input_grad[1]:
             _differentiate(points, voxels, samples, points, shape, margin, 0, 0)
-        _share(_interpolate, _n_blocks(positions), points, voxels, samples, shape, margin)
+        share(
+            _interpolate,
+            _n_blocks(positions),
+            values.numel(),
+            points,
+            voxels,
+            samples,
+            shape,
+            margin,
+        )
         return values
 
     @staticmethod
@@ -77,12 +77,12 @@ class _Sampling(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_image = padded.new_zeros(padded.shape)
             n_items = grad_image.shape[:2].numel()
-            _share(_scatter, n_items, points, values, _flat(grad_image), shape, margin)
+            share(_scatter, n_items, values.size, points, values, _flat(grad_image), shape, margin)
             grad_image = functional.pad(grad_image, (-margin,) * 6)
         if ctx.needs_input_grad[1]:
             grad_positions = positions.new_empty(positions.shape)
             arrays = points, _flat(padded), values, _flat(grad_positions)
-            _share(_differentiate, _n_blocks(positions), *arrays, shape, margin)
+            share(_differentiate, _n_blocks(positions), points.size, *arrays, shape, margin)
         return grad_image, grad_positions, None
 
 
@@ -99,18 +99,7 @@ def _n_blocks(positions: Tensor) -> int:
     return len(positions) * -(-positions[0, 0].numel() // _BLOCK)
 
 
-def _share(kernel: Callable[..., None], n_items: int, points: np.ndarray, *args: object) -> None:
-    """Run a kernel for all items, shared among the threads as far as there is enough to do."""
-    n_threads = min(torch.get_num_threads(), n_items, points.size // (3 * _FEW))
-    if n_threads < 2:
-        kernel(points, *args, 0, n_items)
-        return
-    bounds = [n_items * i // n_threads for i in range(n_threads + 1)]
-    with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(lambda *share: kernel(points, *args, *share), bounds[:-1], bounds[1:]))
-
-
-@_compiled
+@compiled
 def _interpolate(points, image, values, shape, margin, start, stop):
     """Interpolate in blocks of positions, the items."""
     n_blocks = -(-points.shape[2] // _BLOCK)
@@ -136,7 +125,7 @@ def _interpolate(points, image, values, shape, margin, start, stop):
                 out[p] = v0 + i * (v1 - v0)
 
 
-@_compiled
+@compiled
 def _differentiate(points, image, values, grad_points, shape, margin, start, stop):
     """Differentiate products of values and samples by positions; items as of `_interpolate`."""
     n_blocks = -(-points.shape[2] // _BLOCK)
@@ -175,7 +164,7 @@ def _differentiate(points, image, values, grad_points, shape, margin, start, sto
             )
 
 
-@_compiled
+@compiled
 def _scatter(points, values, grad_image, shape, margin, start, stop):
     """Add values to the voxels that they were sampled from; items are images of one channel."""
     n_channels = values.shape[1]
@@ -211,7 +200,7 @@ def _scatter(points, values, grad_image, shape, margin, start, stop):
                     voxels[at + to_i + to_j + to_k] += k11
 
 
-@_compiled
+@compiled
 def _steps(shape):
     """From a voxel to the next one of each axis, of which there is none in a single plane."""
     return (
@@ -221,7 +210,7 @@ def _steps(shape):
     )
 
 
-@_compiled
+@compiled
 def _locate(points, shape, margin, firsts, weights):
     """Find the voxel before each position, and how far the position is on the way to the next."""
     firsts[:] = 0
@@ -240,7 +229,7 @@ def _locate(points, shape, margin, firsts, weights):
             firsts[p] = firsts[p] * np.uint32(size) + np.uint32(voxel)
 
 
-@_compiled
+@compiled
 def _keep_inside(slopes, points, size, margin, out):
     """Scale slopes from voxels to unit coordinates; zero where the border's value is taken."""
     zero, end = points.dtype.type(0), points.dtype.type(size - 1)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from m2m_bids.registration.grids import HAS_NUMBA, multiply_axes
+
 # Rows of channels that are reduced at a time, within the cache of a core.
 _N_ROWS = 9216
 # Numbers in a plane of the images, up to which PyTorch's convolutions do without oneDNN.
@@ -308,8 +310,7 @@ def _double_by_products(x: Tensor) -> Tensor:
         planes = j @ rows.flatten(-2)
         doubled = (i @ planes.flatten(-2)).unflatten(-1, (len(j), *rows.shape[-2:]))
         return doubled.permute(0, 4, 1, 2, 3)
-    planes = j @ (x @ k.T)
-    return (i @ planes.flatten(-2)).unflatten(-1, planes.shape[-2:])
+    return multiply_axes(x, i, j, k)
 
 
 @lru_cache(maxsize=64)
@@ -336,6 +337,10 @@ class _AddDoubled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        if HAS_NUMBA:
+            from m2m_bids.registration.networks.volumes import double_backward
+
+            return grad, double_backward(grad)
         size, scales = list(grad.shape[2:]), (2.0, 2.0, 2.0)
         backward = torch.ops.aten.upsample_trilinear3d_backward
         return grad, backward(grad, size, list(ctx.shape), False, *scales)
@@ -502,11 +507,21 @@ class _Statistics:
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance of each channel."""
-    mean = x.mean((0, 2, 3, 4))
-    rows = x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
-    # The images' own mean is taken off first: no cancellation.
-    squares = [(some - mean).square_().sum(0) for some in rows.split(_N_ROWS)]
-    return mean, torch.stack(squares).sum(0) / len(rows)
+    sums, squares = _channel_sums(x, x)
+    n = x.numel() // x.shape[1]
+    mean = sums / n
+    return mean.to(x.dtype), (squares / n - mean.square()).to(x.dtype)
+
+
+def _channel_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum images, and their products with others, over the voxels of each channel, in float64."""
+    if HAS_NUMBA:
+        from m2m_bids.registration.networks.volumes import channel_sums
+
+        return channel_sums(a, b)
+    chunks = zip(*(x.movedim(1, -1).flatten(0, 3).split(_N_ROWS) for x in (a, b)), strict=True)
+    rows = [(x.double(), y.double()) for x, y in chunks]
+    return sum(x.sum(0) for x, _ in rows), sum((x * y).sum(0) for x, y in rows)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -523,9 +538,9 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         statistics = ctx.statistics
-        bias_grad = grad.sum((0, 2, 3, 4))
-        centered = x - _as_channels(statistics.mean)
-        weight_grad = statistics.scale * centered.mul_(grad).sum((0, 2, 3, 4))
+        sums, products = _channel_sums(grad, x)
+        bias_grad = sums.to(grad.dtype)
+        weight_grad = statistics.scale * (products - statistics.mean * sums).to(grad.dtype)
         slope, along, constant = statistics.coefficients(weight, weight_grad, bias_grad)
         grad_x = torch.addcmul(_as_channels(constant), grad, _as_channels(slope))
         return grad_x.addcmul_(x, _as_channels(along)), weight_grad, bias_grad, None
