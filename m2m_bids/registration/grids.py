@@ -111,6 +111,7 @@ def resize(image: Tensor, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for training too
 def _interpolation(n: int, size: int, dtype: torch.dtype) -> Tensor:
     """Return the matrix, shape (size, n), that interpolates an axis."""
     columns = torch.eye(n, dtype=dtype)[None]

@@ -314,6 +314,7 @@ def _double_by_products(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for training too
 def _doubling(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the matrix, shape (2 * n, n), that doubles an axis."""
     rows = torch.arange(2 * n)
