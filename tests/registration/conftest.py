@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,20 @@ def reference():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def same_on_any_threads():
+    """A function that asserts that another one gives the same bytes on one to four threads."""
+    before = torch.get_num_threads()
+
+    def compare(function):
+        found = []
+        for n_threads in (1, 2, 3, 4):
+            torch.set_num_threads(n_threads)
+            found.append(function())
+        for others in found[1:]:
+            assert all(torch.equal(*pair) for pair in zip(found[0], others, strict=True))
+
+    yield compare
+    torch.set_num_threads(before)

@@ -18,16 +18,18 @@ from m2m_bids.registration.networks.convolution import (
     normalize,
     normalize_and_convolve,
 )
+from m2m_bids.registration.networks.volumes import channel_sums, double_backward
 
 DOWN = nn.Conv3d(64, 32, 3, padding=1, stride=2)
 UP = nn.ConvTranspose3d(96, 16, 4, padding=1, stride=2)
 WIDE_UP = nn.ConvTranspose3d(48, 40, 4, padding=1, stride=2)
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["AVX2", "AVX-512"])
-def processor(request, monkeypatch):
-    """Each test takes the ways of both kinds of processors."""
-    monkeypatch.setattr(convolution, "_is_pytorch_fast", lambda: request.param)
+@pytest.fixture(autouse=True, params=["AVX2", "AVX-512", "without Numba"])
+def ways(request, monkeypatch):
+    """Each test takes the ways of both kinds of processors, and those without Numba."""
+    monkeypatch.setattr(convolution, "_is_pytorch_fast", lambda: request.param == "AVX-512")
+    monkeypatch.setattr(convolution, "HAS_NUMBA", request.param != "without Numba")
 
 
 def images(*shape, seed=0):
@@ -175,3 +177,15 @@ def test_doubling_by_products_is_pytorchs(order):
     doubled = _double_by_products(x)
     torch.testing.assert_close(doubled, expected)
     assert doubled.is_contiguous(memory_format=order)
+
+
+def test_passes_over_volumes_give_the_same_bytes_on_any_number_of_threads(same_on_any_threads):
+    x = channels_last(torch.randn(1, 5, 48, 48, 48, generator=torch.Generator().manual_seed(0)))
+    same_on_any_threads(lambda: [*channel_sums(x, x + 1), double_backward(x)])
+
+
+def test_sums_of_channels_are_in_float64():
+    x = 1e4 + torch.randn(2, 3, 20, 21, 22, generator=torch.Generator().manual_seed(0))
+    sums, products = channel_sums(x, x)
+    expected = x.double().sum((0, 2, 3, 4)), x.double().square().sum((0, 2, 3, 4))
+    torch.testing.assert_close((sums, products), expected, rtol=1e-13, atol=0)

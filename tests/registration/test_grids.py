@@ -183,19 +183,40 @@ def test_the_library_samples_without_numba():
 
 
 @pytest.mark.parametrize("needs_gradient", [False, True])
-def test_sampling_gives_the_same_bytes_on_any_number_of_threads(needs_gradient):
+def test_sampling_gives_the_same_bytes_on_any_number_of_threads(
+    needs_gradient, same_on_any_threads
+):
     generator = torch.Generator().manual_seed(0)
     image = torch.rand((1, 2, 12, 12, 12), generator=generator, requires_grad=needs_gradient)
     # Enough for four threads, and no whole number of blocks for each.
     positions = torch.rand((1, 3, 55, 55, 55), generator=generator, requires_grad=True)
     weights = torch.rand((1, 2, 55, 55, 55), generator=generator)
-    found = []
-    before = torch.get_num_threads()
-    for n_threads in (1, 2, 3, 4):
-        torch.set_num_threads(n_threads)
-        sampled = sample(image, positions)
+
+    def sampled():
+        samples = sample(image, positions)
         wanted = [image, positions] if needs_gradient else [positions]
-        found.append([sampled, *torch.autograd.grad(sampled, wanted, weights)])
-    torch.set_num_threads(before)
-    for others in found[1:]:
-        assert all(torch.equal(*pair) for pair in zip(found[0], others, strict=True))
+        return [samples, *torch.autograd.grad(samples, wanted, weights)]
+
+    same_on_any_threads(sampled)
+
+
+def test_enlarging_gives_the_same_bytes_on_any_number_of_threads(same_on_any_threads):
+    image = torch.rand((1, 3, 32, 32, 32), generator=torch.Generator().manual_seed(0))
+    same_on_any_threads(lambda: [resize(image, 64)])
+
+
+def test_enlarging_in_autocast_is_in_float32(rng):
+    image = torch.from_numpy(rng.random((1, 3, 5, 5, 5), dtype=np.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        resized = resize(image, 9)
+    assert torch.equal(resized, resize(image, 9))
+
+
+def test_enlarging_serves_training_after_inference():
+    """A matrix that was first made for inference could not be kept for a gradient."""
+    image = torch.rand(1, 1, 3, 3, 3)
+    with torch.inference_mode():
+        resize(image, 11)
+    image.requires_grad_()
+    resize(image, 11).sum().backward()
+    assert image.grad.isfinite().all()

@@ -10,6 +10,7 @@ from scipy import ndimage
 from scipy.interpolate import BSpline
 from torch.nn import functional
 
+from m2m_bids.registration import similarity
 from m2m_bids.registration.similarity import (
     SIMILARITIES,
     lncc_loss,
@@ -145,7 +146,6 @@ def test_smooth_equals_a_plain_convolution(rng, sigma, radius):
 
 
 def test_smooth_of_long_axes_equals_scipy(rng):
-    """Axes of 76 voxels and more are filtered in blocks, the last of them shorter."""
     image = rng.random((2, 5, 100, 77))
     ours = smooth(torch.from_numpy(image), 5.0)
     for item, expected in zip(ours, image, strict=True):
@@ -159,11 +159,23 @@ def test_smooth_with_sigma_zero_is_the_identity(rng):
 
 
 def test_other_devices_take_the_same_shapes():
-    """They multiply whole images, where the CPU goes by blocks."""
     image = torch.empty((2, 1, 80, 9, 100), device="meta")
     assert smooth(image, 2.0).shape == image.shape
     assert mind_ssc(image).shape == (2, 12, 80, 9, 100)
     assert mutual_information_loss(image, image).shape == ()
+
+
+@pytest.mark.parametrize("function", [partial(smooth, sigma_voxels=2.5), mind_ssc])
+def test_windows_without_numba_are_the_same(rng, function, monkeypatch):
+    image = torch.from_numpy(rng.random((2, 1, 9, 6, 30)))
+    expected = function(image)
+    monkeypatch.setattr(similarity, "HAS_NUMBA", False)
+    torch.testing.assert_close(function(image), expected, rtol=0, atol=1e-13)
+
+
+def test_windows_give_the_same_bytes_on_any_number_of_threads(same_on_any_threads):
+    image = torch.rand(1, 1, 41, 40, 42, generator=torch.Generator().manual_seed(0))
+    same_on_any_threads(lambda: [smooth(image, 5.0)])
 
 
 def test_smooth_has_its_own_gradient(rng):
