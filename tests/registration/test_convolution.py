@@ -18,7 +18,7 @@ from m2m_bids.registration.networks.convolution import (
     normalize,
     normalize_and_convolve,
 )
-from m2m_bids.registration.networks.volumes import channel_sums, double_backward
+from m2m_bids.registration.volumes import channel_sums, double_backward
 
 DOWN = nn.Conv3d(64, 32, 3, padding=1, stride=2)
 UP = nn.ConvTranspose3d(96, 16, 4, padding=1, stride=2)

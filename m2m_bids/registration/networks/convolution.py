@@ -339,7 +339,7 @@ class _AddDoubled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         if HAS_NUMBA:
-            from m2m_bids.registration.networks.volumes import double_backward
+            from m2m_bids.registration.volumes import double_backward
 
             return grad, double_backward(grad)
         size, scales = list(grad.shape[2:]), (2.0, 2.0, 2.0)
@@ -517,7 +517,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def _channel_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Sum images, and their products with others, over the voxels of each channel, in float64."""
     if HAS_NUMBA:
-        from m2m_bids.registration.networks.volumes import channel_sums
+        from m2m_bids.registration.volumes import channel_sums
 
         return channel_sums(a, b)
     chunks = zip(*(x.movedim(1, -1).flatten(0, 3).split(_N_ROWS) for x in (a, b)), strict=True)
