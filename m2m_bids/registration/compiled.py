@@ -5,11 +5,15 @@ show in a single bit. Kernels take contiguous arrays and end with the range of i
 thread's share.
 """
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from numba import njit
+
+# It tells every instruction that it compiles to who asks for all messages.
+logging.getLogger("numba").setLevel(logging.WARNING)
 
 # Numbers that are not worth another thread.
 _FEW = 2**16

@@ -8,8 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# The library needs PyTorch alone; with Numba it is several times as fast on the CPU.
+# The library needs PyTorch alone; with Numba it is faster on the CPU.
 HAS_NUMBA = find_spec("numba") is not None
+
+
+def can_be_compiled(x: Tensor) -> bool:
+    """
+    Tell whether what is computed from a tensor may take loops that Numba compiles.
+
+    Parameters
+    ----------
+    x : Tensor
+
+    Returns
+    -------
+    bool
+    """
+    return HAS_NUMBA and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def identity_map(size: int, *, like: Tensor | None = None) -> Tensor:
@@ -72,10 +87,11 @@ def sample(
         raise ValueError(f"positions must be (N, 3, I, J, K), got {tuple(positions.shape)}")
     if image.shape[0] not in (1, positions.shape[0]):
         raise ValueError(f"batch sizes differ: {image.shape[0]} and {positions.shape[0]}")
-    if HAS_NUMBA and mode == "bilinear" and image.device.type == "cpu":
+    if image.dtype in (torch.float16, torch.bfloat16):
+        image = image.float()
+    if mode == "bilinear" and can_be_compiled(image):
         from m2m_bids.registration.trilinear import sample_trilinearly
 
-        image = image if image.dtype == torch.float64 else image.float()
         return sample_trilinearly(
             image, positions.to(image.dtype), is_zero_outside=padding == "zeros"
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from m2m_bids.registration.grids import HAS_NUMBA, multiply_axes
+from m2m_bids.registration.grids import can_be_compiled, multiply_axes
 
 # Added to the variances of LNCC.
 _EPSILON = 1e-5
@@ -43,7 +43,7 @@ def _box_band(size: int, radius: int, dtype: torch.dtype, device: torch.device) 
 
 def _filter_last_axes(image: Tensor, bands: list[Tensor], radius: int) -> Tensor:
     """Multiply the last three axes of images with banded matrices."""
-    if HAS_NUMBA and image.device.type == "cpu":
+    if can_be_compiled(image):
         from m2m_bids.registration.bands import multiply_axes_by_bands
 
         return multiply_axes_by_bands(image, bands, radius)

@@ -55,16 +55,8 @@ class _Sampling(torch.autograd.Function):
             _scatter(points, samples, voxels, shape, margin, 0, 0)
         if ctx.needs_input_grad[1]:
             _differentiate(points, voxels, samples, points, shape, margin, 0, 0)
-        share(
-            _interpolate,
-            _n_blocks(positions),
-            values.numel(),
-            points,
-            voxels,
-            samples,
-            shape,
-            margin,
-        )
+        arrays = points, voxels, samples
+        share(_interpolate, _n_blocks(positions), values.numel(), *arrays, shape, margin)
         return values
 
     @staticmethod

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from m2m_bids.registration import grids
 from m2m_bids.registration.networks import convolution
 from m2m_bids.registration.networks.convolution import (
     Convolution,
@@ -29,7 +30,7 @@ WIDE_UP = nn.ConvTranspose3d(48, 40, 4, padding=1, stride=2)
 def ways(request, monkeypatch):
     """Each test takes the ways of both kinds of processors, and those without Numba."""
     monkeypatch.setattr(convolution, "_is_pytorch_fast", lambda: request.param == "AVX-512")
-    monkeypatch.setattr(convolution, "HAS_NUMBA", request.param != "without Numba")
+    monkeypatch.setattr(grids, "HAS_NUMBA", request.param != "without Numba")
 
 
 def images(*shape, seed=0):

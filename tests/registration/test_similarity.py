@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.interpolate import BSpline
 from torch.nn import functional
 
-from m2m_bids.registration import similarity
+from m2m_bids.registration import grids
 from m2m_bids.registration.similarity import (
     SIMILARITIES,
     lncc_loss,
@@ -169,7 +169,7 @@ def test_other_devices_take_the_same_shapes():
 def test_windows_without_numba_are_the_same(rng, function, monkeypatch):
     image = torch.from_numpy(rng.random((2, 1, 9, 6, 30)))
     expected = function(image)
-    monkeypatch.setattr(similarity, "HAS_NUMBA", False)
+    monkeypatch.setattr(grids, "HAS_NUMBA", False)
     torch.testing.assert_close(function(image), expected, rtol=0, atol=1e-13)
 
 

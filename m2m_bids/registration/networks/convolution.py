@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from m2m_bids.registration.grids import HAS_NUMBA, multiply_axes
+from m2m_bids.registration.grids import can_be_compiled, multiply_axes
 
 # Rows of channels that are reduced at a time, within the cache of a core.
 _N_ROWS = 9216
@@ -338,7 +338,7 @@ class _AddDoubled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        if HAS_NUMBA:
+        if can_be_compiled(grad):
             from m2m_bids.registration.volumes import double_backward
 
             return grad, double_backward(grad)
@@ -516,7 +516,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _channel_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Sum images, and their products with others, over the voxels of each channel, in float64."""
-    if HAS_NUMBA:
+    if can_be_compiled(a):
         from m2m_bids.registration.volumes import channel_sums
 
         return channel_sums(a, b)
