@@ -29,7 +29,8 @@ def multiply_axes_by_bands(images: Tensor, bands: list[Tensor], radius: int) -> 
     shape = images.shape[-3:]
     to_i, to_j, to_k = (band.contiguous().numpy() for band in bands)
     diagonals = _diagonals(to_k, radius)
-    between = np.empty(shape, to_k.dtype)
+    # Slabs of the second axis, so that the rows of each follow each other.
+    between = np.empty((shape[1], shape[0], shape[2]), to_k.dtype)
     inputs = images.detach().contiguous().view(-1, *shape).numpy()
     for image, out in zip(inputs, result.view(-1, *shape).numpy(), strict=True):
         n_numbers = image.size * radius
@@ -51,14 +52,14 @@ def _diagonals(band, radius):
 
 @compiled
 def _multiply_planes(image, band, diagonals, radius, out, start, stop):
-    """Multiply the last two axes, plane by plane of the first."""
+    """Multiply the last two axes, plane by plane of the first, into slabs of the second."""
     n_rows, n_columns = image.shape[1:]
-    rows = np.empty((1, n_rows, n_columns), image.dtype)
+    rows = np.empty((n_rows, n_columns), image.dtype)
     padded = np.zeros(n_columns + len(diagonals) + radius, image.dtype)
     for i in range(start, stop):
         for j in range(n_rows):
             padded[radius : radius + n_columns] = image[i, j]
-            total = rows[0, j]
+            total = rows[j]
             total[:] = 0
             for tap in range(0, len(diagonals), _N_TAPS):
                 w0, w1, w2, w3 = (
@@ -76,36 +77,29 @@ def _multiply_planes(image, band, diagonals, radius, out, start, stop):
                 for k in range(n_columns):
                     total[k] += w0[k] * x0[k] + w1[k] * x1[k] + w2[k] * x2[k] + w3[k] * x3[k]
         for j in range(n_rows):
-            first, last = max(0, j - radius), min(n_rows, j + radius + 1)
-            _add_up(band[j], rows, True, 0, first, last, out[i, j])
+            _add_up(band[j], rows, j, radius, out[j, i])
 
 
 @compiled
-def _multiply_first(image, band, radius, out, start, stop):
+def _multiply_first(slabs, band, radius, out, start, stop):
     """Multiply the first axis, slab by slab of the second."""
     for j in range(start, stop):
-        for i in range(len(image)):
-            first, last = max(0, i - radius), min(len(image), i + radius + 1)
-            _add_up(band[i], image, False, j, first, last, out[i, j])
+        for i in range(len(out)):
+            _add_up(band[i], slabs[j], i, radius, out[i, j])
 
 
 @compiled
-def _row(image, is_second, other, index):
-    return image[other, index] if is_second else image[index, other]
-
-
-@compiled
-def _add_up(weights, image, is_second, other, first, last, total):
-    """Add weighted rows of a plane of the second axis, or of a slab of the first."""
+def _add_up(weights, rows, at_row, radius, total):
+    """Add up the weighted rows around one of them."""
+    first, last = max(0, at_row - radius), min(len(rows), at_row + radius + 1)
     total[:] = 0
     n_together = (last - first) // _N_TAPS * _N_TAPS
     for at in range(first, first + n_together, _N_TAPS):
         w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
-        x0, x1 = _row(image, is_second, other, at), _row(image, is_second, other, at + 1)
-        x2, x3 = _row(image, is_second, other, at + 2), _row(image, is_second, other, at + 3)
+        x0, x1, x2, x3 = rows[at], rows[at + 1], rows[at + 2], rows[at + 3]
         for k in range(len(total)):
             total[k] += w0 * x0[k] + w1 * x1[k] + w2 * x2[k] + w3 * x3[k]
     for at in range(first + n_together, last):
-        weight, row = weights[at], _row(image, is_second, other, at)
+        weight, row = weights[at], rows[at]
         for k in range(len(total)):
             total[k] += weight * row[k]

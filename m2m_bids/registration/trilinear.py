@@ -88,20 +88,22 @@ def _flat(x: Tensor) -> np.ndarray:
 
 
 def _n_blocks(positions: Tensor) -> int:
-    return len(positions) * -(-positions[0, 0].numel() // _BLOCK)
+    return len(positions) * _blocks_of(positions[0, 0].numel())
+
+
+@compiled
+def _blocks_of(n_points):
+    return -(-n_points // _BLOCK)
 
 
 @compiled
 def _interpolate(points, image, values, shape, margin, start, stop):
     """Interpolate in blocks of positions, the items."""
-    n_blocks = -(-points.shape[2] // _BLOCK)
     to_i, to_j, to_k = _steps(shape)
     firsts = np.empty(_BLOCK, np.uint32)
     weights = np.empty((3, _BLOCK), points.dtype)
     for item in range(start, stop):
-        n, first = item // n_blocks, item % n_blocks * _BLOCK
-        last = min(first + _BLOCK, points.shape[2])
-        _locate(points[n, :, first:last], shape, margin, firsts, weights)
+        n, first, last = _locate_block(item, points, shape, margin, firsts, weights)
         for c in range(values.shape[1]):
             voxels, out = image[n % len(image), c], values[n, c, first:last]
             for p in range(len(out)):
@@ -120,15 +122,12 @@ def _interpolate(points, image, values, shape, margin, start, stop):
 @compiled
 def _differentiate(points, image, values, grad_points, shape, margin, start, stop):
     """Differentiate products of values and samples by positions; items as of `_interpolate`."""
-    n_blocks = -(-points.shape[2] // _BLOCK)
     to_i, to_j, to_k = _steps(shape)
     firsts = np.empty(_BLOCK, np.uint32)
     weights = np.empty((3, _BLOCK), points.dtype)
     slopes = np.empty((3, _BLOCK), points.dtype)
     for item in range(start, stop):
-        n, first = item // n_blocks, item % n_blocks * _BLOCK
-        last = min(first + _BLOCK, points.shape[2])
-        _locate(points[n, :, first:last], shape, margin, firsts, weights)
+        n, first, last = _locate_block(item, points, shape, margin, firsts, weights)
         slopes[:] = 0
         for c in range(values.shape[1]):
             voxels, value = image[n % len(image), c], values[n, c, first:last]
@@ -167,11 +166,9 @@ def _scatter(points, values, grad_image, shape, margin, start, stop):
         # The share's channels of the image that these positions are of.
         base = n % len(grad_image) * n_channels
         channels = range(max(start - base, 0), min(stop - base, n_channels))
-        for first in range(0, points.shape[2], _BLOCK):
-            if len(channels) == 0:
-                break
-            last = min(first + _BLOCK, points.shape[2])
-            _locate(points[n, :, first:last], shape, margin, firsts, weights)
+        n_blocks = _blocks_of(points.shape[2]) if len(channels) > 0 else 0
+        for block in range(n * n_blocks, (n + 1) * n_blocks):
+            _, first, last = _locate_block(block, points, shape, margin, firsts, weights)
             for c in channels:
                 voxels, value = grad_image[n % len(grad_image), c], values[n, c, first:last]
                 for p in range(len(value)):
@@ -200,6 +197,16 @@ def _steps(shape):
         uint64(shape[2] if shape[1] > 1 else 0),
         uint64(shape[2] > 1),
     )
+
+
+@compiled
+def _locate_block(block, points, shape, margin, firsts, weights):
+    """Locate a block of positions; say of which batch it is, and from where to where."""
+    n_blocks = _blocks_of(points.shape[2])
+    n, first = block // n_blocks, block % n_blocks * _BLOCK
+    last = min(first + _BLOCK, points.shape[2])
+    _locate(points[n, :, first:last], shape, margin, firsts, weights)
+    return n, first, last
 
 
 @compiled
