@@ -16,9 +16,8 @@ from m2m_bids.registration.networks.convolution import (
     channels_last,
     convolve,
     leading_channels,
-    normalize,
-    normalize_and_convolve,
 )
+from m2m_bids.registration.networks.normalization import normalize, normalize_and_convolve
 from m2m_bids.registration.volumes import channel_sums, double_backward
 
 DOWN = nn.Conv3d(64, 32, 3, padding=1, stride=2)

@@ -19,8 +19,6 @@ from torch.nn import functional
 
 from m2m_bids.registration.grids import can_be_compiled, multiply_axes
 
-# Rows of channels that are reduced at a time, within the cache of a core.
-_N_ROWS = 9216
 # Numbers in a plane of the images, up to which PyTorch's convolutions do without oneDNN.
 _SLOW_FOR_PYTORCH = 20480
 # Output channels that are few with AVX-512 too.
@@ -95,7 +93,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         grad = channels_last(grad)
-        grad_x = _image_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        grad_x = image_gradient(grad, weight) if ctx.needs_input_grad[0] else None
         grad_bias = grad.sum((0, 2, 3, 4)) if ctx.has_bias else None
         return grad_x, _weight_gradient(grad, x, weight), grad_bias
 
@@ -108,10 +106,10 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     if is_for_planes and not (_is_pytorch_fast() and n_out >= _FEW_CHANNELS):
         if n_out > n_in:
             # Sums of products, of which either factor may be the one that is moved.
-            swapped = _joined_weight_gradient(x, grad, grad[:, :0], None)
+            swapped = joined_weight_gradient(x, grad, grad[:, :0], None)
             return swapped.flip(2, 3, 4).transpose(0, 1).contiguous()
         if n_out < n_in or x.shape[:4].numel() <= _SLOW_FOR_PYTORCH:
-            return _joined_weight_gradient(grad, x, x[:, :0], None)
+            return joined_weight_gradient(grad, x, x[:, :0], None)
     options = [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1
     mask = [False, True, False]
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *options, mask)[1]
@@ -395,199 +393,6 @@ class _LeadingChannels(torch.autograd.Function):
         return grad_x, None
 
 
-def normalize(layer: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
-    """
-    Apply a normalisation layer and put a skip connection behind it.
-
-    Parameters
-    ----------
-    layer : Module
-    x : Tensor, shape (N, C, I, J, K)
-    skip : Tensor, shape (N, C', I', J', K')
-        On a grid no larger than that of ``x``, whose last voxels are left out.
-
-    Returns
-    -------
-    Tensor, shape (N, C + C', I', J', K')
-        Concatenation of ``layer(x)`` and ``skip``.
-    """
-    if _is_batch_norm_on_cpu(layer, x) and layer.training:
-        x = _BatchNorm.apply(x, layer.weight, layer.bias, _Statistics(layer, x))
-    else:
-        x = layer(x)
-    i, j, k = skip.shape[2:]
-    return torch.cat((x[:, :, :i, :j, :k], skip), 1)
-
-
-def normalize_and_convolve(
-    layer: nn.Module, x: Tensor, skip: Tensor, convolution: nn.Conv3d
-) -> Tensor:
-    """
-    Apply `normalize` and the convolution of a U-Net's end, at full resolution.
-
-    On the CPU the concatenation is made plane by plane and never kept.
-
-    Parameters
-    ----------
-    layer, x, skip
-        As of `normalize`.
-    convolution : Conv3d
-        Of kernel 3 and padding 1, to few channels.
-
-    Returns
-    -------
-    Tensor, shape (N, C, I', J', K')
-    """
-    if x.device.type != "cpu":
-        return convolution(normalize(layer, x, skip))
-    if torch.is_autocast_enabled("cpu"):
-        x, skip = x.float(), skip.float()
-    with torch.autocast("cpu", enabled=False):
-        if _is_batch_norm_on_cpu(layer, x):
-            statistics = _Statistics(layer, x)
-            parameters = layer.weight, layer.bias
-        else:
-            x = layer(x)
-            statistics, parameters = None, (None, None)
-        return _End.apply(
-            channels_last(x), skip, convolution.weight, convolution.bias, *parameters, statistics
-        )
-
-
-def _is_batch_norm_on_cpu(layer: nn.Module, x: Tensor) -> bool:
-    is_exact = x.dtype in (torch.float32, torch.float64)
-    return isinstance(layer, nn.BatchNorm3d) and is_exact and x.device.type == "cpu"
-
-
-class _Statistics:
-    """
-    Mean and scale of a batch, which the layer's running statistics follow; or those, at rest.
-
-    PyTorch's batch normalisation adds up float32 images that are stored channels last one voxel
-    after the other, which leaves four digits of the variance.
-    """
-
-    def __init__(self, layer: nn.BatchNorm3d, x: Tensor):
-        self.is_of_batch = layer.training
-        self.n = x.numel() // x.shape[1]
-        with torch.no_grad():
-            if self.is_of_batch:
-                self.mean, variance = _moments(x)
-                self._update(layer, variance)
-            else:
-                self.mean, variance = layer.running_mean.clone(), layer.running_var
-            self.scale = torch.rsqrt(variance + layer.eps)
-
-    def _update(self, layer: nn.BatchNorm3d, variance: Tensor) -> None:
-        layer.num_batches_tracked += 1
-        for running, value in (
-            (layer.running_mean, self.mean),
-            (layer.running_var, variance * (self.n / (self.n - 1))),
-        ):
-            running.lerp_(value.to(running.dtype), layer.momentum)
-
-    def standardized(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return voxels, channels last, with the mean taken off and divided by the deviation."""
-        return torch.addcmul(-self.scale * self.mean, rows, self.scale, out=out)
-
-    def coefficients(
-        self, weight: Tensor, weight_grad: Tensor, bias_grad: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """
-        Return the coefficients of the gradient with respect to the images.
-
-        It is ``slope * grad + along * x + constant``, with the gradient of the normalised images;
-        the last two come from mean and scale.
-        """
-        slope = self.scale * weight
-        if not self.is_of_batch:
-            return slope, torch.zeros_like(slope), torch.zeros_like(slope)
-        along = -slope * self.scale * weight_grad / self.n
-        return slope, along, -slope * bias_grad / self.n - along * self.mean
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of each channel."""
-    sums, squares = _channel_sums(x, x)
-    n = x.numel() // x.shape[1]
-    mean = sums / n
-    return mean.to(x.dtype), (squares / n - mean.square()).to(x.dtype)
-
-
-def _channel_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum images, and their products with others, over the voxels of each channel, in float64."""
-    if can_be_compiled(a):
-        from m2m_bids.registration.volumes import channel_sums
-
-        return channel_sums(a, b)
-    chunks = zip(*(x.movedim(1, -1).flatten(0, 3).split(_N_ROWS) for x in (a, b)), strict=True)
-    rows = [(x.double(), y.double()) for x, y in chunks]
-    return sum(x.sum(0) for x, _ in rows), sum((x * y).sum(0) for x, y in rows)
-
-
-class _BatchNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, statistics):
-        ctx.statistics = statistics
-        ctx.save_for_backward(x, weight)
-        slope = statistics.scale * weight
-        constant = _as_channels(bias - slope * statistics.mean)
-        return torch.addcmul(constant, x, _as_channels(slope))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        statistics = ctx.statistics
-        sums, products = _channel_sums(grad, x)
-        bias_grad = sums.to(grad.dtype)
-        weight_grad = statistics.scale * (products - statistics.mean * sums).to(grad.dtype)
-        slope, along, constant = statistics.coefficients(weight, weight_grad, bias_grad)
-        grad_x = torch.addcmul(_as_channels(constant), grad, _as_channels(slope))
-        return grad_x.addcmul_(x, _as_channels(along)), weight_grad, bias_grad, None
-
-
-class _End(torch.autograd.Function):
-    """Convolution (kernel 3, padding 1), to few channels, of normalised images and a skip."""
-
-    @staticmethod
-    def forward(ctx, x, skip, conv_weight, conv_bias, weight, bias, statistics):
-        ctx.statistics = statistics
-        ctx.save_for_backward(x, skip, conv_weight, weight, bias)
-        affine = None
-        if statistics is not None:
-            slope = statistics.scale * weight
-            affine = slope, bias - slope * statistics.mean
-        return _convolve_joined(x, skip, affine, conv_weight).add_(_as_channels(conv_bias))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, skip, conv_weight, weight, bias = ctx.saved_tensors
-        statistics = ctx.statistics
-        sums = _tap_sums(grad)
-        affine = None
-        if statistics is not None:
-            affine = statistics.scale, -statistics.scale * statistics.mean
-        grad_conv = _joined_weight_gradient(grad, x, skip, affine)
-        grad = channels_last(grad)
-        n = x.shape[1]
-        own, grad_own = conv_weight[:, :n], grad_conv[:, :n]
-        grad_skip = _image_gradient(grad, conv_weight[:, n:]) if ctx.needs_input_grad[1] else None
-        grad_weight = grad_bias = None
-        if statistics is None:
-            grad_x = _pad_end(_image_gradient(grad, own), x)
-        else:
-            # The normalised images' gradient is never made: its sums are products of weights.
-            grad_weight = (own * grad_own).sum((0, 2, 3, 4))
-            grad_bias = (own * sums[:, None]).sum((0, 2, 3, 4))
-            grad_own.mul_(_as_channels(weight)).add_(_as_channels(bias) * sums[:, None])
-            slope, along, constant = statistics.coefficients(weight, grad_weight, grad_bias)
-            grad_x = _image_gradient(grad, own * _as_channels(slope), constant)
-            grad_x = _pad_end(grad_x, x, constant).addcmul_(x, _as_channels(along))
-        return grad_x, grad_skip, grad_conv, sums[:, 1, 1, 1], grad_weight, grad_bias, None
-
-
 def _windows(x: Tensor, skip: Tensor, affine: tuple[Tensor, Tensor] | None) -> Iterator[Tensor]:
     """
     Yield each plane of joined images with its neighbours: padded voxels, by plane and channel.
@@ -634,10 +439,25 @@ def _shifted(taps: Tensor, shape: torch.Size) -> Tensor:
 _LATER_TAPS = [(b, c) for b in range(3) for c in range(3)][1:]
 
 
-def _convolve_joined(
+def convolve_joined(
     x: Tensor, skip: Tensor, affine: tuple[Tensor, Tensor] | None, weight: Tensor
 ) -> Tensor:
-    """Convolve joined images: a product with all taps, then the sum of the shifted taps."""
+    """
+    Convolve joined images (kernel 3, padding 1): a product with all taps, then shifted sums.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, C, I, J, K)
+    skip : Tensor, shape (N, C', I', J', K')
+        On a grid no larger than that of ``x``, whose last voxels are left out.
+    affine : tuple of Tensor, shape (C,), optional
+        Slope and constant by which ``x`` is normalised.
+    weight : Tensor, shape (C'', C + C', 3, 3, 3)
+
+    Returns
+    -------
+    Tensor, shape (N, C'', I', J', K')
+    """
     n_out = len(weight)
     by_plane = weight.permute(0, 3, 4, 2, 1).reshape(9 * n_out, 3, -1)
     # The window of plane i has plane i - 1 in place (i - 1) % 3.
@@ -653,10 +473,22 @@ def _convolve_joined(
     return y
 
 
-def _joined_weight_gradient(
+def joined_weight_gradient(
     grad: Tensor, x: Tensor, skip: Tensor, affine: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """Return the gradient of `_convolve_joined` with respect to the weights."""
+    """
+    Return the gradient of `convolve_joined` with respect to the weights.
+
+    Parameters
+    ----------
+    grad : Tensor, shape (N, C'', I', J', K')
+    x, skip, affine
+        As of `convolve_joined`.
+
+    Returns
+    -------
+    Tensor, shape (C'', C + C', 3, 3, 3)
+    """
     n_out, n_in = grad.shape[1], x.shape[1] + skip.shape[1]
     taps = grad.new_zeros(9 * n_out, (grad.shape[3] + 2) * (grad.shape[4] + 2))
     shifted = _shifted(taps, grad.shape)
@@ -670,32 +502,20 @@ def _joined_weight_gradient(
     return by_plane.permute(0, 4, 3, 1, 2).contiguous()
 
 
-def _tap_sums(grad: Tensor) -> Tensor:
-    """Sum the gradient of an output over the voxels whose taps are inside: (C, 3, 3, 3)."""
-    for axis in (4, 3, 2):
-        total, size = grad.sum(axis), grad.shape[axis]
-        first, last = grad.select(axis, 0), grad.select(axis, size - 1)
-        grad = torch.stack((total - first, total, total - last), -1)
-        # Axes that are still to be summed stay in front.
-    return grad.sum(0).permute(0, 3, 2, 1)
+def image_gradient(grad: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """
+    Return the gradient of a convolution (kernel 3, padding 1) with respect to the images.
 
+    Parameters
+    ----------
+    grad : Tensor, shape (N, C', I, J, K)
+    weight : Tensor, shape (C', C, 3, 3, 3)
+    bias : Tensor, shape (C,), optional
+        Is added.
 
-def _image_gradient(grad: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the gradient of a convolution with respect to the images, plus a constant."""
+    Returns
+    -------
+    Tensor, shape (N, C, I, J, K)
+    """
     weight = weight.flip(2, 3, 4).transpose(0, 1)
     return channels_last(_conv3d(grad, weight, bias))
-
-
-def _pad_end(grad: Tensor, x: Tensor, constant: Tensor | None = None) -> Tensor:
-    """Pad a gradient, to the size of ``x``, with the constant."""
-    if grad.shape == x.shape:
-        return grad
-    i, j, k = grad.shape[2:]
-    padded = torch.zeros_like(x) if constant is None else _as_channels(constant).expand_as(x)
-    padded = padded.clone(memory_format=torch.channels_last_3d)
-    padded[:, :, :i, :j, :k] = grad
-    return padded
-
-
-def _as_channels(values: Tensor) -> Tensor:
-    return values.view(1, -1, 1, 1, 1)

@@ -19,10 +19,9 @@ from m2m_bids.registration.networks.convolution import (
     channels_last,
     convolve,
     leading_channels,
-    normalize,
-    normalize_and_convolve,
 )
 from m2m_bids.registration.networks.family import NetworkFamily, check_size
+from m2m_bids.registration.networks.normalization import normalize, normalize_and_convolve
 
 
 @dataclass(frozen=True)
