@@ -15,8 +15,10 @@ from m2m_bids.registration.networks.convolution import (
     add_doubled,
     channels_last,
     convolve,
+    convolve_doubled,
     leading_channels,
 )
+from m2m_bids.registration.networks.doubled import convolve_before_doubling
 from m2m_bids.registration.networks.normalization import normalize, normalize_and_convolve
 from m2m_bids.registration.volumes import channel_sums, double_backward
 
@@ -177,6 +179,36 @@ def test_doubling_by_products_is_pytorchs(order):
     doubled = _double_by_products(x)
     torch.testing.assert_close(doubled, expected)
     assert doubled.is_contiguous(memory_format=order)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 1), (2, 2, 2), (3, 5, 4), (8, 9, 10), (47, 46, 2), (2, 2, 90)]
+)
+def test_convolution_of_doubled_images_is_that_of_the_finer_grid(shape):
+    layer = Convolution(7, 5, bias=False).double()
+    x = images(2, 7, *[(n + 1) // 2 for n in shape])
+    i, j, k = shape
+    for stored in (x, channels_last(x)):
+        doubled = functional.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
+        theirs = functional.conv3d(doubled[:, :, :i, :j, :k], layer.weight, padding=1)
+        ours = convolve_doubled(layer, stored, torch.Size(shape))
+        assert ours.is_contiguous(memory_format=torch.channels_last_3d)
+        assert_same(ours, theirs, [x, layer.weight])
+
+
+def test_convolution_before_doubling_gives_the_same_bytes_on_any_number_of_threads(
+    same_on_any_threads,
+):
+    x, weight = (
+        image.detach().float() for image in (images(1, 8, 40, 40, 40), images(8, 8, 3, 3, 3))
+    )
+
+    def convolve_with_gradients():
+        inputs = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = convolve_before_doubling(*inputs, torch.Size((80, 80, 80)))
+        return [y, *torch.autograd.grad(y, inputs, y.detach())]
+
+    same_on_any_threads(convolve_with_gradients)
 
 
 def test_passes_over_volumes_give_the_same_bytes_on_any_number_of_threads(same_on_any_threads):

@@ -301,6 +301,32 @@ def double(x: Tensor) -> Tensor:
     return _double_by_products(x)
 
 
+def convolve_doubled(layer: Convolution, x: Tensor, shape: torch.Size) -> Tensor:
+    """
+    Apply a convolution to images with twice as many voxels along every axis.
+
+    Parameters
+    ----------
+    layer : Convolution
+        Without bias.
+    x : Tensor, shape (N, C, I, J, K)
+        Is interpolated as by `double`.
+    shape : Size
+        Voxels of the result, ``2 * I`` or ``2 * I - 1`` and so on: the last ones of the doubled
+        images may be cut off before these are padded with zeros and convolved.
+
+    Returns
+    -------
+    Tensor, shape (N, C', *shape)
+    """
+    if can_be_compiled(x) and not torch.is_autocast_enabled("cpu"):
+        from m2m_bids.registration.networks.doubled import convolve_before_doubling
+
+        return convolve_before_doubling(x, layer.weight, shape)
+    i, j, k = shape
+    return layer(channels_last(double(x)[:, :, :i, :j, :k]))
+
+
 def _double_by_products(x: Tensor) -> Tensor:
     i, j, k = (_doubling(n, x.dtype, x.device) for n in x.shape[2:])
     if x.is_contiguous(memory_format=torch.channels_last_3d):

@@ -25,7 +25,7 @@ from torch.nn import functional
 from m2m_bids.registration.networks.convolution import (
     Convolution,
     channels_last,
-    double,
+    convolve_doubled,
 )
 from m2m_bids.registration.networks.family import NetworkFamily, check_size
 
@@ -399,9 +399,7 @@ class DecoderBlock(nn.Module):
         -------
         Tensor, shape (N, C'', n, n, n)
         """
-        x = double(x)
-        i, j, k = skip.shape[2:]
-        x = self.coarse_conv(channels_last(x[:, :, :i, :j, :k]))
+        x = convolve_doubled(self.coarse_conv, x, skip.shape[2:])
         return self.refine(x + self.skip_conv(channels_last(skip)))
 
 
