@@ -20,6 +20,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from m2m_bids.registration.networks.convolution import (
@@ -317,23 +318,79 @@ class WindowAttention(nn.Module):
         # One window along an axis has nothing to shift.
         shift = tuple(s * (w < g) for s, w, g in zip(self.shift, window, grid, strict=True))
         # Projected before padding, so that padding costs no projection.
-        tokens = _to_windows(self.qkv(x), window, shift)
-        q, k, v = tokens.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = self._bias(grid, window, shift).to(q.dtype)
-        if len(bias) > 1:  # one for each window; the same for every image
-            bias = bias.expand(len(x), *bias.shape).flatten(0, 1)
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.project(
-            _from_windows(attended.transpose(1, 2).flatten(2), grid, window, shift)
-        )
+        tokens = _to_windows(self.qkv(x), window, shift).unflatten(-1, (3, self.n_heads, -1))
+        offsets = _offset_index(window, self.window_size, x.device)
+        bias = functional.embedding(offsets, self.bias_table).permute(2, 0, 1).to(tokens.dtype)
+        masks, kinds = _hidden(grid, window, shift, x.device)
+        biases = bias.masked_fill(masks[:, None], -torch.inf)
+        kinds = kinds * (len(tokens) // len(kinds))  # the same for every image
+        if x.device.type == "cpu" and tokens.dtype in (torch.float32, torch.float64):
+            attended = _Attention.apply(tokens, biases, kinds)
+        else:
+            attended = _attend(tokens, biases, kinds)
+        return self.project(_from_windows(attended.flatten(2), grid, window, shift))
 
-    def _bias(self, grid: Triple, window: Triple, shift: Triple) -> Tensor:
-        """Return what is added to the logits, (1 or n_windows, n_heads, L, L)."""
-        device = self.bias_table.device
-        offsets = _offset_index(window, self.window_size, device)
-        bias = functional.embedding(offsets, self.bias_table).permute(2, 0, 1)[None]
-        hidden = _hidden(grid, window, shift, device)
-        return bias if hidden is None else bias.masked_fill(hidden[:, None], -torch.inf)
+
+def _attend(tokens: Tensor, biases: Tensor, kinds: list[int]) -> Tensor:
+    """
+    Let the tokens of every window attend to each other.
+
+    Parameters
+    ----------
+    tokens : Tensor, shape (N, L, 3, n_heads, D)
+        Queries, keys and values of windows.
+    biases : Tensor, shape (n_kinds, n_heads, L, L)
+        Added to the logits.
+    kinds : list of int
+        Which of the biases is each window's.
+
+    Returns
+    -------
+    Tensor, shape (N, L, n_heads, D)
+    """
+    q, k, v = tokens.permute(2, 0, 3, 1, 4)
+    bias = biases[kinds] if len(biases) > 1 else biases
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+
+
+class _Attention(torch.autograd.Function):
+    """`_attend` on the CPU: one window after the other, computed again for the gradient."""
+
+    @staticmethod
+    def forward(ctx, tokens, biases, kinds):
+        ctx.save_for_backward(tokens, biases)
+        ctx.kinds = kinds
+        attended = torch.empty_like(tokens[:, :, 0])
+        for window, kind, out in zip(tokens, kinds, attended, strict=True):
+            q, k, v = window.permute(1, 2, 0, 3)
+            out.copy_((_attention_weights(q, k, biases[kind]) @ v).transpose(0, 1))
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        tokens, biases = ctx.saved_tensors
+        grad_tokens, grad_biases = torch.empty_like(tokens), torch.zeros_like(biases)
+        windows = zip(tokens, ctx.kinds, grad, grad_tokens, strict=True)
+        for window, kind, grad_out, grad_window in windows:
+            q, k, v = window.permute(1, 2, 0, 3)
+            grad_q, grad_k, grad_v = grad_window.permute(1, 2, 0, 3)
+            weights = _attention_weights(q, k, biases[kind])
+            grad_out = grad_out.transpose(0, 1)
+            grad_v.copy_(weights.mT @ grad_out)
+            grad_logits = torch.ops.aten._softmax_backward_data(
+                grad_out @ v.mT, weights, -1, weights.dtype
+            )
+            grad_biases[kind] += grad_logits
+            grad_logits *= q.shape[-1] ** -0.5
+            grad_q.copy_(grad_logits @ k)
+            grad_k.copy_(grad_logits.mT @ q)
+        return grad_tokens, grad_biases, None
+
+
+def _attention_weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+    """Return what each token (last axis but one) of a window takes of each, (n_heads, L, L)."""
+    return torch.baddbmm(bias, q, k.mT, alpha=q.shape[-1] ** -0.5).softmax(-1)
 
 
 class PatchMerging(nn.Module):
@@ -477,12 +534,14 @@ def _offset_index(window: Triple, full_window: Triple, device: torch.device) -> 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _hidden(grid: Triple, window: Triple, shift: Triple, device: torch.device) -> Tensor | None:
+def _hidden(
+    grid: Triple, window: Triple, shift: Triple, device: torch.device
+) -> tuple[Tensor, list[int]]:
     """
-    Return which tokens (last axis) of a window each of them must not see, (n_windows, L, L).
+    Return which tokens (last axis) of a window each of them must not see.
 
-    Those are the padding, and across the border that the cyclic shift joins. None if there are no
-    such tokens.
+    Those are the padding, and across the border that the cyclic shift joins. The first is a mask
+    for each kind of window, (n_kinds, L, L), the other each window's kind.
     """
     labels = torch.zeros(1, 1, 1, device=device, dtype=torch.long)
     for axis in range(3):
@@ -492,10 +551,9 @@ def _hidden(grid: Triple, window: Triple, shift: Triple, device: torch.device) -
         shape = [1, 1, 1]
         shape[axis] = -1
         labels = 3 * labels + (is_joined + 2 * is_padding).view(shape)
-    if not labels.any():
-        return None
     labels = _to_windows(labels[None, ..., None], window, shift)
-    return labels != labels.transpose(1, 2)
+    masks, kinds = torch.unique(labels != labels.transpose(1, 2), return_inverse=True, dim=0)
+    return masks, kinds.tolist()
 
 
 FAMILY = NetworkFamily(
