@@ -254,8 +254,8 @@ def from_windows(windows, window, shape):
 
 
 def plain_transmorph(network):
-    def conv_norm(layers, x):
-        return functional.leaky_relu(functional.instance_norm(convolve(layers[0], x)))
+    def conv_norm(conv, x):
+        return functional.leaky_relu(functional.instance_norm(convolve(conv, x)))
 
     def attend(layer, x):
         grid = x.shape[1:4]
@@ -318,7 +318,7 @@ def plain_transmorph(network):
     def predict(moving, fixed):
         images = torch.cat((moving, fixed), 1)
         half = functional.avg_pool3d(images, 3, stride=2, padding=1)
-        skips = [conv_norm(network.full_skip, images), conv_norm(network.half_skip, half)]
+        skips = [conv_norm(network.full_conv, images), conv_norm(network.half_conv, half)]
         skips += encode(network.encoder, images)
         x = skips.pop()
         for block, skip in zip(reversed(network.decoder), reversed(skips), strict=True):
@@ -327,7 +327,7 @@ def plain_transmorph(network):
             x = torch.cat((x[:, :, :i, :j, :k], skip), 1)
             x = functional.conv3d(x, join(block.coarse_conv, block.skip_conv), padding=1)
             x = functional.leaky_relu(functional.instance_norm(x))
-            x = conv_norm(block.refine[2:], x)
+            x = conv_norm(block.refine_conv, x)
         return convolve(network.head, x) / (moving.shape[-1] - 1)
 
     return predict

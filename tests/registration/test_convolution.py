@@ -19,7 +19,11 @@ from m2m_bids.registration.networks.convolution import (
     leading_channels,
 )
 from m2m_bids.registration.networks.doubled import convolve_before_doubling
-from m2m_bids.registration.networks.normalization import normalize, normalize_and_convolve
+from m2m_bids.registration.networks.normalization import (
+    normalize,
+    normalize_and_convolve,
+    rectify_and_convolve,
+)
 from m2m_bids.registration.volumes import channel_sums, double_backward
 
 DOWN = nn.Conv3d(64, 32, 3, padding=1, stride=2)
@@ -160,6 +164,16 @@ def test_parameters_of_the_normalisation_get_pytorchs_gradients(is_training):
     (end(torch.cat((theirs(x), skip), 1)) * weights).sum().backward()
     for mine, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, reference.grad)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("shape", [(4, 6, 5), (1, 1, 2)])
+def test_rectified_convolution_is_pytorchs(shape, has_bias):
+    layer = Convolution(6, 4, bias=has_bias).double()
+    x = images(2, 6, *shape)
+    rectified = functional.leaky_relu(functional.instance_norm(x))
+    theirs = functional.conv3d(rectified, layer.weight, layer.bias, padding=1)
+    assert_same(rectify_and_convolve(layer, x), theirs, [x, *layer.parameters()])
 
 
 def test_float32_statistics_do_not_lose_digits_to_the_order_of_voxels():

@@ -86,7 +86,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return channels_last(_conv3d(x, weight, bias))
+        return convolve_image(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -95,11 +95,43 @@ class _Convolution(torch.autograd.Function):
         grad = channels_last(grad)
         grad_x = image_gradient(grad, weight) if ctx.needs_input_grad[0] else None
         grad_bias = grad.sum((0, 2, 3, 4)) if ctx.has_bias else None
-        return grad_x, _weight_gradient(grad, x, weight), grad_bias
+        return grad_x, weight_gradient(grad, x, weight), grad_bias
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of a `Convolution` with respect to the weights."""
+def convolve_image(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """
+    Convolve images with kernel 3 and padding 1, without a gradient.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, C, I, J, K)
+        On the CPU, channels last.
+    weight : Tensor, shape (C', C, 3, 3, 3)
+    bias : Tensor, shape (C',), optional
+
+    Returns
+    -------
+    Tensor, shape (N, C', I, J, K)
+        Channels last.
+    """
+    return channels_last(_conv3d(x, weight, bias))
+
+
+def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """
+    Return the gradient of `convolve_image` with respect to the weights.
+
+    Parameters
+    ----------
+    grad : Tensor, shape (N, C', I, J, K)
+        Channels last, as ``x`` is.
+    x, weight
+        As of `convolve_image`.
+
+    Returns
+    -------
+    Tensor, shape (C', C, 3, 3, 3)
+    """
     n_out, n_in = weight.shape[:2]
     # Where positions are so few, most of a plane is padding, and weights outnumber images.
     is_for_planes = x.shape[2:].numel() >= 4 * n_in
@@ -543,5 +575,4 @@ def image_gradient(grad: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     -------
     Tensor, shape (N, C, I, J, K)
     """
-    weight = weight.flip(2, 3, 4).transpose(0, 1)
-    return channels_last(_conv3d(grad, weight, bias))
+    return convolve_image(grad, weight.flip(2, 3, 4).transpose(0, 1), bias)

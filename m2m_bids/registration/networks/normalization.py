@@ -1,22 +1,29 @@
-"""Normalisation in front of a skip connection, alone or with the convolution that ends a U-Net.
+"""Normalisation in front of a skip connection or of a convolution, alone or together with it.
 
-On the CPU statistics are added up in float64, and the end is computed plane by plane.
+On the CPU statistics are added up in float64, the end of a U-Net is computed plane by plane, and
+what a convolution gets is not kept.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from m2m_bids.registration.grids import can_be_compiled
 from m2m_bids.registration.networks.convolution import (
+    Convolution,
     channels_last,
+    convolve_image,
     convolve_joined,
     image_gradient,
     joined_weight_gradient,
+    weight_gradient,
 )
 
 # Rows of channels that are reduced at a time, within the cache of a core.
 _N_ROWS = 9216
+# What is left of values below zero.
+_LEAK = 0.01
 
 
 def normalize(layer: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
@@ -36,7 +43,7 @@ def normalize(layer: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
         Concatenation of ``layer(x)`` and ``skip``.
     """
     if _is_batch_norm_on_cpu(layer, x) and layer.training:
-        x = _BatchNorm.apply(x, layer.weight, layer.bias, _Statistics(layer, x))
+        x = _BatchNorm.apply(x, layer.weight, layer.bias, _Statistics(x, layer))
     else:
         x = layer(x)
     i, j, k = skip.shape[2:]
@@ -68,7 +75,7 @@ def normalize_and_convolve(
         x, skip = x.float(), skip.float()
     with torch.autocast("cpu", enabled=False):
         if _is_batch_norm_on_cpu(layer, x):
-            statistics = _Statistics(layer, x)
+            statistics = _Statistics(x, layer)
             parameters = layer.weight, layer.bias
         else:
             x = layer(x)
@@ -76,6 +83,43 @@ def normalize_and_convolve(
         return _End.apply(
             channels_last(x), skip, convolution.weight, convolution.bias, *parameters, statistics
         )
+
+
+def rectify(x: Tensor) -> Tensor:
+    """
+    Normalise each channel of each image to zero mean and unit variance; leaky rectification.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, C, I, J, K)
+
+    Returns
+    -------
+    Tensor, shape (N, C, I, J, K)
+        In the order of memory of ``x``, which PyTorch's instance normalisation does not keep.
+    """
+    images = [functional.batch_norm(image, None, None, training=True) for image in x.split(1)]
+    return functional.leaky_relu_(torch.cat(images) if len(images) > 1 else images[0], _LEAK)
+
+
+def rectify_and_convolve(layer: Convolution, x: Tensor) -> Tensor:
+    """
+    Apply `rectify` and a convolution.
+
+    Parameters
+    ----------
+    layer : Convolution
+    x : Tensor, shape (N, C, I, J, K)
+
+    Returns
+    -------
+    Tensor, shape (N, C', I, J, K)
+    """
+    is_large = x.shape[2:].numel() >= layer.in_channels
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not is_large:
+        return layer(rectify(x))
+    images = [_RectifyAndConvolve.apply(image, layer.weight, layer.bias) for image in x.split(1)]
+    return torch.cat(images) if len(images) > 1 else images[0]
 
 
 def _is_batch_norm_on_cpu(layer: nn.Module, x: Tensor) -> bool:
@@ -87,20 +131,21 @@ class _Statistics:
     """
     Mean and scale of a batch, which the layer's running statistics follow; or those, at rest.
 
-    PyTorch's batch normalisation adds up float32 images that are stored channels last one voxel
-    after the other, which leaves four digits of the variance.
+    Without a layer, of the images alone. PyTorch's batch normalisation adds up float32 images that
+    are stored channels last one voxel after the other, which leaves four digits of the variance.
     """
 
-    def __init__(self, layer: nn.BatchNorm3d, x: Tensor):
-        self.is_of_batch = layer.training
+    def __init__(self, x: Tensor, layer: nn.BatchNorm3d | None = None):
+        self.is_of_batch = layer is None or layer.training
         self.n = x.numel() // x.shape[1]
         with torch.no_grad():
             if self.is_of_batch:
                 self.mean, variance = _moments(x)
-                self._update(layer, variance)
+                if layer is not None:
+                    self._update(layer, variance)
             else:
                 self.mean, variance = layer.running_mean.clone(), layer.running_var
-            self.scale = torch.rsqrt(variance + layer.eps)
+            self.scale = torch.rsqrt(variance + (1e-5 if layer is None else layer.eps))
 
     def _update(self, layer: nn.BatchNorm3d, variance: Tensor) -> None:
         layer.num_batches_tracked += 1
@@ -110,12 +155,25 @@ class _Statistics:
         ):
             running.lerp_(value.to(running.dtype), layer.momentum)
 
-    def standardized(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return voxels, channels last, with the mean taken off and divided by the deviation."""
-        return torch.addcmul(-self.scale * self.mean, rows, self.scale, out=out)
+    def apply(self, x: Tensor, weight: Tensor | float, bias: Tensor | float) -> Tensor:
+        """Normalise images."""
+        slope = self.scale * weight
+        constant = bias - slope * self.mean
+        return torch.addcmul(_as_channels(constant), x, _as_channels(slope))
+
+    def backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of `apply` with respect to images, weight and bias."""
+        sums, products = _channel_sums(grad, x)
+        bias_grad = sums.to(grad.dtype)
+        weight_grad = self.scale * (products - self.mean * sums).to(grad.dtype)
+        slope, along, constant = self.coefficients(weight, weight_grad, bias_grad)
+        grad_x = torch.addcmul(_as_channels(constant), grad, _as_channels(slope))
+        return grad_x.addcmul_(x, _as_channels(along)), weight_grad, bias_grad
 
     def coefficients(
-        self, weight: Tensor, weight_grad: Tensor, bias_grad: Tensor
+        self, weight: Tensor | float, weight_grad: Tensor, bias_grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
         Return the coefficients of the gradient with respect to the images.
@@ -154,21 +212,41 @@ class _BatchNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, statistics):
         ctx.statistics = statistics
         ctx.save_for_backward(x, weight)
-        slope = statistics.scale * weight
-        constant = _as_channels(bias - slope * statistics.mean)
-        return torch.addcmul(constant, x, _as_channels(slope))
+        return statistics.apply(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        statistics = ctx.statistics
-        sums, products = _channel_sums(grad, x)
-        bias_grad = sums.to(grad.dtype)
-        weight_grad = statistics.scale * (products - statistics.mean * sums).to(grad.dtype)
-        slope, along, constant = statistics.coefficients(weight, weight_grad, bias_grad)
-        grad_x = torch.addcmul(_as_channels(constant), grad, _as_channels(slope))
-        return grad_x.addcmul_(x, _as_channels(along)), weight_grad, bias_grad, None
+        return *ctx.statistics.backward(grad, x, weight), None
+
+
+class _RectifyAndConvolve(torch.autograd.Function):
+    """Of one image; what is convolved is computed again for the gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        x = channels_last(x)
+        ctx.statistics = _Statistics(x)
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return convolve_image(_rectified(x, ctx.statistics), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = channels_last(grad)
+        rectified = _rectified(x, ctx.statistics)
+        grad_weight = weight_gradient(grad, rectified, weight)
+        grad_bias = grad.sum((0, 2, 3, 4)) if ctx.has_bias else None
+        grad = image_gradient(grad, weight)
+        grad = torch.ops.aten.leaky_relu_backward(grad, rectified, _LEAK, True)
+        return ctx.statistics.backward(grad, x, 1.0)[0], grad_weight, grad_bias
+
+
+def _rectified(x: Tensor, statistics: _Statistics) -> Tensor:
+    return functional.leaky_relu_(statistics.apply(x, 1.0, 0.0), _LEAK)
 
 
 class _End(torch.autograd.Function):

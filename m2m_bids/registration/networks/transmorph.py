@@ -29,6 +29,7 @@ from m2m_bids.registration.networks.convolution import (
     convolve_doubled,
 )
 from m2m_bids.registration.networks.family import NetworkFamily, check_size
+from m2m_bids.registration.networks.normalization import rectify, rectify_and_convolve
 
 PATCH_SIZE = 4
 MLP_RATIO = 4
@@ -119,12 +120,13 @@ class TransMorph(nn.Module):
         widths = config.widths
         half_width = config.embed_width // 2
         self.encoder = SwinEncoder(config)
-        self.half_skip = _conv_norm(2, half_width)
-        self.full_skip = _conv_norm(2, config.head_width)
+        self.half_conv = Convolution(2, half_width, bias=False)
+        self.full_conv = Convolution(2, config.head_width, bias=False)
         # Finest first, as the encoder's stages are; two more doublings undo the patches.
         up_widths = (config.head_width, half_width, *widths)
         self.decoder = nn.ModuleList(
-            DecoderBlock(coarse, skip=fine, out=fine) for fine, coarse in pairwise(up_widths)
+            DecoderBlock(coarse, out=fine, is_skip_rectified=level < 2)
+            for level, (fine, coarse) in enumerate(pairwise(up_widths))
         )
         self.head = Convolution(config.head_width, 3)
         nn.init.normal_(self.head.weight, std=1e-5)
@@ -155,11 +157,11 @@ class TransMorph(nn.Module):
         check_size(moving, self.config)
         images = channels_last(torch.cat((moving, fixed), 1))
         half_images = channels_last(functional.avg_pool3d(images, 3, stride=2, padding=1))
-        skips = [self.full_skip(images), self.half_skip(half_images), *self.encoder(images)]
-        x = skips.pop()
-        for block, skip in zip(reversed(self.decoder), reversed(skips), strict=True):
-            x = block(x, skip)
-        return self.head(x).float() / (moving.shape[-1] - 1)
+        *skips, x = self.full_conv(images), self.half_conv(half_images), *self.encoder(images)
+        for block, skip in zip(reversed(self.decoder[1:]), reversed(skips[1:]), strict=True):
+            x = rectify(block(x, skip))
+        x = rectify_and_convolve(self.head, self.decoder[0](x, skips[0]))
+        return x.float() / (moving.shape[-1] - 1)
 
 
 class SwinEncoder(nn.Module):
@@ -322,16 +324,14 @@ class WindowAttention(nn.Module):
         offsets = _offset_index(window, self.window_size, x.device)
         bias = functional.embedding(offsets, self.bias_table).permute(2, 0, 1).to(tokens.dtype)
         masks, kinds = _hidden(grid, window, shift, x.device)
-        biases = bias.masked_fill(masks[:, None], -torch.inf)
         kinds = kinds * (len(tokens) // len(kinds))  # the same for every image
-        if x.device.type == "cpu" and tokens.dtype in (torch.float32, torch.float64):
-            attended = _Attention.apply(tokens, biases, kinds)
-        else:
-            attended = _attend(tokens, biases, kinds)
+        is_exact = tokens.dtype in (torch.float32, torch.float64)
+        attend = _Attention.apply if x.device.type == "cpu" and is_exact else _attend
+        attended = attend(tokens, bias, masks, kinds)
         return self.project(_from_windows(attended.flatten(2), grid, window, shift))
 
 
-def _attend(tokens: Tensor, biases: Tensor, kinds: list[int]) -> Tensor:
+def _attend(tokens: Tensor, bias: Tensor, masks: Tensor, kinds: list[int]) -> Tensor:
     """
     Let the tokens of every window attend to each other.
 
@@ -339,27 +339,35 @@ def _attend(tokens: Tensor, biases: Tensor, kinds: list[int]) -> Tensor:
     ----------
     tokens : Tensor, shape (N, L, 3, n_heads, D)
         Queries, keys and values of windows.
-    biases : Tensor, shape (n_kinds, n_heads, L, L)
+    bias : Tensor, shape (n_heads, L, L)
         Added to the logits.
+    masks : Tensor, shape (n_kinds, L, L)
     kinds : list of int
-        Which of the biases is each window's.
+        Which of the masks is each window's.
 
     Returns
     -------
     Tensor, shape (N, L, n_heads, D)
     """
     q, k, v = tokens.permute(2, 0, 3, 1, 4)
-    bias = biases[kinds] if len(biases) > 1 else biases
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+    biases = _masked(bias, masks)
+    biases = biases[kinds] if len(biases) > 1 else biases
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=biases).transpose(1, 2)
+
+
+def _masked(bias: Tensor, masks: Tensor) -> Tensor:
+    """Return a bias for every kind of window, (n_kinds, n_heads, L, L)."""
+    return bias.masked_fill(masks[:, None], -torch.inf)
 
 
 class _Attention(torch.autograd.Function):
     """`_attend` on the CPU: one window after the other, computed again for the gradient."""
 
     @staticmethod
-    def forward(ctx, tokens, biases, kinds):
-        ctx.save_for_backward(tokens, biases)
+    def forward(ctx, tokens, bias, masks, kinds):
+        ctx.save_for_backward(tokens, bias, masks)
         ctx.kinds = kinds
+        biases = _masked(bias, masks)
         attended = torch.empty_like(tokens[:, :, 0])
         for window, kind, out in zip(tokens, kinds, attended, strict=True):
             q, k, v = window.permute(1, 2, 0, 3)
@@ -369,8 +377,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        tokens, biases = ctx.saved_tensors
-        grad_tokens, grad_biases = torch.empty_like(tokens), torch.zeros_like(biases)
+        tokens, bias, masks = ctx.saved_tensors
+        biases = _masked(bias, masks)
+        grad_tokens, grad_bias = torch.empty_like(tokens), torch.zeros_like(bias)
         windows = zip(tokens, ctx.kinds, grad, grad_tokens, strict=True)
         for window, kind, grad_out, grad_window in windows:
             q, k, v = window.permute(1, 2, 0, 3)
@@ -381,11 +390,12 @@ class _Attention(torch.autograd.Function):
             grad_logits = torch.ops.aten._softmax_backward_data(
                 grad_out @ v.mT, weights, -1, weights.dtype
             )
-            grad_biases[kind] += grad_logits
+            # None of what is hidden.
+            grad_bias += grad_logits
             grad_logits *= q.shape[-1] ** -0.5
             grad_q.copy_(grad_logits @ k)
             grad_k.copy_(grad_logits.mT @ q)
-        return grad_tokens, grad_biases, None
+        return grad_tokens, grad_bias, None, None
 
 
 def _attention_weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
@@ -430,18 +440,19 @@ class DecoderBlock(nn.Module):
 
     Parameters
     ----------
-    width, skip, out : int
-        Channels of the coarse features, of the fine ones, and of the result.
+    width, out : int
+        Channels of the coarse features, and of the fine ones and the result.
+    is_skip_rectified : bool
+        The fine features are normalised and rectified before they are convolved.
     """
 
-    def __init__(self, width: int, *, skip: int, out: int):
+    def __init__(self, width: int, *, out: int, is_skip_rectified: bool):
         super().__init__()
         # The sum of two convolutions is one of the joined features, which need not be copied then.
         self.coarse_conv = Convolution(width, out, bias=False)
-        self.skip_conv = Convolution(skip, out, bias=False)
-        self.refine = nn.Sequential(
-            InstanceNorm(), nn.LeakyReLU(inplace=True), *_conv_norm(out, out)
-        )
+        self.skip_conv = Convolution(out, out, bias=False)
+        self.is_skip_rectified = is_skip_rectified
+        self.refine_conv = Convolution(out, out, bias=False)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """
@@ -454,37 +465,15 @@ class DecoderBlock(nn.Module):
 
         Returns
         -------
-        Tensor, shape (N, C'', n, n, n)
+        Tensor, shape (N, C', n, n, n)
+            Not normalised and rectified yet.
         """
-        x = convolve_doubled(self.coarse_conv, x, skip.shape[2:])
-        return self.refine(x + self.skip_conv(channels_last(skip)))
-
-
-class InstanceNorm(nn.Module):
-    """Instance normalisation that keeps the memory format, which `nn.InstanceNorm3d` does not."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """
-        Normalise each channel of each image to zero mean and unit variance.
-
-        Parameters
-        ----------
-        x : Tensor, shape (N, C, I, J, K)
-
-        Returns
-        -------
-        Tensor, shape (N, C, I, J, K)
-        """
-        images = [functional.batch_norm(image, None, None, training=True) for image in x.split(1)]
-        return torch.cat(images) if len(images) > 1 else images[0]
-
-
-def _conv_norm(n_in: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        Convolution(n_in, n_out, bias=False),
-        InstanceNorm(),
-        nn.LeakyReLU(inplace=True),
-    )
+        if self.is_skip_rectified:
+            joined = rectify_and_convolve(self.skip_conv, skip)
+        else:
+            joined = self.skip_conv(skip)
+        joined = joined + convolve_doubled(self.coarse_conv, x, skip.shape[2:])
+        return rectify_and_convolve(self.refine_conv, joined)
 
 
 def _pad_to_multiple(x: Tensor, window: Triple) -> Tensor:
