@@ -5,6 +5,7 @@ run on one thread. Whole calls do not.
 """
 
 import copy
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -111,16 +112,11 @@ class _ConcurrentCalls(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, network, edges, *parameters):
-        n_workers = min(len(edges), torch.get_num_threads())
-        ctx.leaves = [
-            [own.detach().requires_grad_(own.requires_grad) for own in parameters]
-            for _ in range(n_workers)
-        ]
-        replicas = [
-            _replicate(network, ctx.leaves[index % n_workers]) for index in range(len(edges))
-        ]
+        ctx.n_workers = min(len(edges), torch.get_num_threads())
+        ctx.sums = _OrderedSums(len(parameters))
+        replicas = [_replicate(network, ctx.sums, index) for index in range(len(edges))]
         calls = [partial(replica, *edge) for replica, edge in zip(replicas, edges, strict=True)]
-        ctx.disps = _run(calls, n_workers)
+        ctx.disps = _run(calls, ctx.n_workers)
         _follow(network, replicas)
         return tuple(disp.detach() for disp in ctx.disps)
 
@@ -128,14 +124,23 @@ class _ConcurrentCalls(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         calls = [partial(disp.backward, grad) for disp, grad in zip(ctx.disps, grads, strict=True)]
-        leaves, ctx.disps = ctx.leaves, None
-        _run(calls, len(leaves))
-        return None, None, *(_sum_gradients(some) for some in zip(*leaves, strict=True))
+        ctx.disps = None
+        _run(calls, ctx.n_workers)
+        return None, None, *ctx.sums.take()
 
 
-def _replicate(network: nn.Module, leaves: list[Tensor]) -> nn.Module:
-    """Copy a network around other parameters, with buffers and random numbers of its own."""
-    memo = {id(own): leaf for own, leaf in zip(network.parameters(), leaves, strict=True)}
+def _replicate(network: nn.Module, sums: "_OrderedSums", index: int) -> nn.Module:
+    """
+    Copy a network around the same numbers, with buffers and random numbers of its own.
+
+    Its parameters' gradients go to the sums as those of the edge with this index.
+    """
+    memo = {}
+    for place, own in enumerate(network.parameters()):
+        leaf = own.detach().requires_grad_(own.requires_grad)
+        if leaf.requires_grad:
+            leaf.register_post_accumulate_grad_hook(partial(sums.add, place, index))
+        memo[id(own)] = leaf
     replica = copy.deepcopy(network, memo)
     for module in replica.modules():
         if hasattr(module, "generator"):
@@ -145,16 +150,44 @@ def _replicate(network: nn.Module, leaves: list[Tensor]) -> nn.Module:
     return replica
 
 
-def _sum_gradients(leaves: tuple[Tensor, ...]) -> Tensor | None:
-    """Take the gradients of one parameter from the leaves that collected them."""
-    total = None
-    for leaf in leaves:
+class _OrderedSums:
+    """
+    Gradients of parameters, added up edge after edge in whatever order they come.
+
+    Parameters
+    ----------
+    n_parameters : int
+    """
+
+    def __init__(self, n_parameters: int):
+        self._totals: list[Tensor | None] = [None] * n_parameters
+        self._n_added = [0] * n_parameters
+        self._early: list[dict[int, Tensor]] = [{} for _ in range(n_parameters)]
+        self._lock = threading.Lock()
+
+    def add(self, parameter: int, edge: int, leaf: Tensor) -> None:
+        """Take an edge's gradient from a leaf; it waits for those of the edges before."""
         grad, leaf.grad = leaf.grad, None
-        if total is None or grad is None:
-            total = grad if total is None else total
+        with self._lock:
+            early = self._early[parameter]
+            early[edge] = grad
+            while (next_edge := self._n_added[parameter]) in early:
+                self._add_next(parameter, early.pop(next_edge))
+                self._n_added[parameter] += 1
+
+    def take(self) -> list[Tensor | None]:
+        """Return the sums, with what waits for edges that have no gradient."""
+        for parameter, early in enumerate(self._early):
+            for edge in sorted(early):
+                self._add_next(parameter, early.pop(edge))
+        totals, self._totals = self._totals, []
+        return totals
+
+    def _add_next(self, parameter: int, grad: Tensor) -> None:
+        if self._totals[parameter] is None:
+            self._totals[parameter] = grad
         else:
-            total += grad
-    return total
+            self._totals[parameter] += grad
 
 
 def _run(calls: list[Callable[[], object]], n_workers: int) -> list:
