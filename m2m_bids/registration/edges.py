@@ -5,6 +5,8 @@ run on one thread. Whole calls do not.
 """
 
 import copy
+import ctypes
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -63,16 +65,16 @@ def predict_edges(network: Network, edges: list[Edge]) -> list[Tensor]:
     list of Tensor, shape (N, 3, n, n, n)
         Maps from each fixed grid to unit coordinates of its moving images.
     """
-    if not isinstance(network, nn.Module):
-        disps = [network(*edge) for edge in edges]
-    elif _can_be_concurrent(edges):
-        disps = _ConcurrentCalls.apply(network, edges, *network.parameters())
-    elif has_batch_statistics(network):
-        disps = [network(*edge) for edge in edges]
-    else:
-        moving, fixed = (torch.cat(images) for images in zip(*edges, strict=True))
-        disps = network(moving, fixed).split(len(edges[0][0]))
-    return [map_from_displacement(disp) for disp in disps]
+    if isinstance(network, nn.Module) and _can_be_concurrent(edges):
+        return list(_ConcurrentCalls.apply(network, edges, *network.parameters()))
+    if not isinstance(network, nn.Module) or has_batch_statistics(network):
+        return [_predict(network, *edge) for edge in edges]
+    moving, fixed = (torch.cat(images) for images in zip(*edges, strict=True))
+    return list(_predict(network, moving, fixed).split(len(edges[0][0])))
+
+
+def _predict(network: Network, moving: Tensor, fixed: Tensor) -> Tensor:
+    return map_from_displacement(network(moving, fixed))
 
 
 def _can_be_concurrent(edges: list[Edge]) -> bool:
@@ -108,25 +110,45 @@ class InPrecision(nn.Module):
 
 
 class _ConcurrentCalls(torch.autograd.Function):
-    """Displacements of edges, by calls of a network in training that run at the same time."""
+    """Maps of edges, by calls of a network in training that run at the same time."""
 
     @staticmethod
     def forward(ctx, network, edges, *parameters):
         ctx.n_workers = min(len(edges), torch.get_num_threads())
         ctx.sums = _OrderedSums(len(parameters))
         replicas = [_replicate(network, ctx.sums, index) for index in range(len(edges))]
-        calls = [partial(replica, *edge) for replica, edge in zip(replicas, edges, strict=True)]
-        ctx.disps = _run(calls, ctx.n_workers)
+        calls = [
+            partial(_predict, replica, *edge)
+            for replica, edge in zip(replicas, edges, strict=True)
+        ]
+        ctx.maps = _run(calls, ctx.n_workers)
         _follow(network, replicas)
-        return tuple(disp.detach() for disp in ctx.disps)
+        return tuple(phi.detach() for phi in ctx.maps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        calls = [partial(disp.backward, grad) for disp, grad in zip(ctx.disps, grads, strict=True)]
-        ctx.disps = None
-        _run(calls, ctx.n_workers)
+        calls = [partial(phi.backward, grad) for phi, grad in zip(ctx.maps, grads, strict=True)]
+        ctx.maps = None
+        first, others = calls[: ctx.n_workers], calls[ctx.n_workers :]
+        _run(first, ctx.n_workers)
+        if others:
+            _return_free_memory()
+            _run(others, ctx.n_workers)
         return None, None, *ctx.sums.take()
+
+
+def _return_free_memory() -> None:
+    """
+    Return to the system what lies free between arrays.
+
+    By then gradients of weights lie in what the objective and the first edges have freed, and the
+    large arrays of the other edges would go beyond it.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim:
+            trim(0)
 
 
 def _replicate(network: nn.Module, sums: "_OrderedSums", index: int) -> nn.Module:

@@ -168,7 +168,11 @@ def local_correlation(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Ten
         If the shapes differ.
     """
     _check_shapes(a, b)
-    return _LocalCorrelation.apply(a, b, float(sigma_voxels))
+    if a.device.type != "cpu":
+        return _LocalCorrelation.apply(a, b, float(sigma_voxels))
+    # One after the other, so that there are the many intermediate images of one alone.
+    images = zip(a.split(1), b.split(1), strict=True)
+    return torch.cat([_LocalCorrelation.apply(*pair, float(sigma_voxels)) for pair in images])
 
 
 def lncc_loss(a: Tensor, b: Tensor, *, sigma_voxels: float = 5.0) -> Tensor:

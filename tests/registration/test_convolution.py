@@ -131,7 +131,7 @@ def test_normalisation_and_end_are_pytorchs(size, is_training):
     ours, theirs = (layer.train(is_training) for layer in batch_norms())
     x, skip = images(2, 6, 4, 4, 4), images(2, 2, size, size, 4, seed=1)
     joined = torch.cat((theirs(x + 3)[:, :, :size, :size], skip), 1)
-    assert_same(normalize(ours, channels_last(x + 3), skip), joined, [x, skip])
+    assert_same(normalize(ours, channels_last(x + 3), skip)[0], joined, [x, skip])
     convolution_layer = nn.Conv3d(8, 2, 3, padding=1).double()
     inputs = [x, skip, *convolution_layer.parameters()]
     # Another batch: running statistics have moved twice.
@@ -182,7 +182,7 @@ def test_float32_statistics_do_not_lose_digits_to_the_order_of_voxels():
     skip = x[:, :0]
     expected = layer.double()(x.double())
     torch.testing.assert_close(
-        normalize(layer.float(), channels_last(x), skip).double(), expected, rtol=0, atol=1e-5
+        normalize(layer.float(), channels_last(x), skip)[0].double(), expected, rtol=0, atol=1e-5
     )
 
 

@@ -5,7 +5,9 @@ full-size network map one to one onto those of the ICON project's three-step `ta
 (`icon_names`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -17,6 +19,7 @@ from m2m_bids.registration.grids import identity_map, pool, resize, sample
 from m2m_bids.registration.networks.convolution import (
     add_doubled,
     channels_last,
+    computed_again,
     convolve,
     leading_channels,
 )
@@ -136,16 +139,24 @@ class UNet(nn.Module):
         skips = []
         for conv in self.down_convs:
             skips.append(x)
-            y = convolve(conv, functional.leaky_relu(x))
+            rectified = functional.leaky_relu(x)
+            with computed_again(rectified, partial(functional.leaky_relu, x.detach())):
+                y = convolve(conv, rectified)
             x = y + _match_channels(pool(x), y.shape[1])
+        again = None
         for conv, norm in zip(reversed(self.up_convs), reversed(self.norms), strict=True):
             small = _match_channels(x, conv.out_channels)
             # In place: here x is not a skip, `small` a copy, and nothing else is left to use it.
-            y = add_doubled(convolve(conv, functional.leaky_relu_(x)), small)
+            with computed_again(x, again and partial(_rectified, again)):
+                y = add_doubled(convolve(conv, functional.leaky_relu_(x)), small)
             skip = skips.pop()
             if skips:
-                x = normalize(norm, y, skip)
+                x, again = normalize(norm, y, skip)
         return normalize_and_convolve(norm, y, skip, self.last_conv) / 10
+
+
+def _rectified(again: Callable[[], Tensor]) -> Tensor:
+    return functional.leaky_relu_(again())
 
 
 class _GroupNorm(nn.GroupNorm):

@@ -4,6 +4,8 @@ On the CPU statistics are added up in float64, the end of a U-Net is computed pl
 what a convolution gets is not kept.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -26,7 +28,9 @@ _N_ROWS = 9216
 _LEAK = 0.01
 
 
-def normalize(layer: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+def normalize(
+    layer: nn.Module, x: Tensor, skip: Tensor
+) -> tuple[Tensor, Callable[[], Tensor] | None]:
     """
     Apply a normalisation layer and put a skip connection behind it.
 
@@ -39,13 +43,20 @@ def normalize(layer: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (N, C + C', I', J', K')
+    joined : Tensor, shape (N, C + C', I', J', K')
         Concatenation of ``layer(x)`` and ``skip``.
+    again : callable, optional
+        Computes the same once more, where that is little work.
     """
-    if _is_batch_norm_on_cpu(layer, x) and layer.training:
-        x = _BatchNorm.apply(x, layer.weight, layer.bias, _Statistics(x, layer))
-    else:
-        x = layer(x)
+    if not layer.training or not _is_batch_norm_on_cpu(layer, x):
+        return _join(layer(x), skip), None
+    statistics = _Statistics(x, layer)
+    normalized = _BatchNorm.apply(x, layer.weight, layer.bias, statistics)
+    x, fixed_skip, weight, bias = (y.detach() for y in (x, skip, layer.weight, layer.bias))
+    return _join(normalized, skip), lambda: _join(statistics.apply(x, weight, bias), fixed_skip)
+
+
+def _join(x: Tensor, skip: Tensor) -> Tensor:
     i, j, k = skip.shape[2:]
     return torch.cat((x[:, :, :i, :j, :k], skip), 1)
 
@@ -70,7 +81,7 @@ def normalize_and_convolve(
     Tensor, shape (N, C, I', J', K')
     """
     if x.device.type != "cpu":
-        return convolution(normalize(layer, x, skip))
+        return convolution(_join(layer(x), skip))
     if torch.is_autocast_enabled("cpu"):
         x, skip = x.float(), skip.float()
     with torch.autocast("cpu", enabled=False):
