@@ -1,6 +1,8 @@
 """Layers computed another way on the CPU give what PyTorch's give, with their gradients."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from m2m_bids.registration.networks.convolution import (
     _double_by_products,
     add_doubled,
     channels_last,
+    computed_again,
     convolve,
     convolve_doubled,
     leading_channels,
@@ -174,6 +177,37 @@ def test_rectified_convolution_is_pytorchs(shape, has_bias):
     rectified = functional.leaky_relu(functional.instance_norm(x))
     theirs = functional.conv3d(rectified, layer.weight, layer.bias, padding=1)
     assert_same(rectify_and_convolve(layer, x), theirs, [x, *layer.parameters()])
+
+
+def test_what_is_computed_again_is_not_kept():
+    x, weight = images(1, 4, 6, 6, 6), images(2, 4, 3, 3, 3, seed=1)
+    calls = []
+
+    def again():
+        calls.append(torch.is_grad_enabled())
+        return functional.leaky_relu(x.detach())
+
+    rectified = functional.leaky_relu(x)
+    with computed_again(rectified, again):
+        y = functional.conv3d(rectified, weight) + rectified.square().mean()
+    kept = weakref.ref(rectified)
+    del rectified
+    gc.collect()
+    assert kept() is None
+    assert not calls
+    theirs = functional.leaky_relu(x)
+    assert_same(y, functional.conv3d(theirs, weight) + theirs.square().mean(), [x, weight])
+    assert calls == [False]  # once for both, without a gradient
+
+
+def test_normalised_images_are_computed_again_to_the_bit():
+    layer = nn.BatchNorm3d(6).train()
+    torch.nn.init.normal_(layer.weight)
+    x, skip = (image.detach().float() for image in (images(2, 6, 5, 6, 7), images(2, 3, 4, 6, 6)))
+    joined, again = normalize(layer, channels_last(x), channels_last(skip))
+    statistics = copy.deepcopy(layer.state_dict())
+    assert torch.equal(again(), joined)
+    assert all(torch.equal(layer.state_dict()[name], value) for name, value in statistics.items())
 
 
 def test_float32_statistics_do_not_lose_digits_to_the_order_of_voxels():

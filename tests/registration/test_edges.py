@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from m2m_bids.registration.edges import predict_edges
+from m2m_bids.registration.edges import _OrderedSums, predict_edges
 from m2m_bids.registration.maps import map_from_displacement
 from m2m_bids.registration.networks.corrmlp import CorrMLP, CorrMLPConfig
 from m2m_bids.registration.networks.gradicon import GradICON, GradICONConfig
@@ -75,6 +75,24 @@ def test_concurrent_calls_repeat_to_the_bit(n_threads):
         torch.stack([phi.sum() for phi in predict_edges(network, make_edges(5))]).sum().backward()
         results.append([p.grad for p in network.parameters()] + list(network.buffers()))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_gradients_are_added_in_the_order_of_edges_whenever_they_come(order):
+    grads = torch.randn(4, 2, 500, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(sum(grads), sum(grads.flip(0)))
+    sums = _OrderedSums(3)
+    for edge in order:
+        for parameter in range(2):
+            if (edge, parameter) != (1, 1):  # one edge has no gradient of one parameter
+                leaf = torch.zeros(500)
+                leaf.grad = grads[edge, parameter].clone()
+                sums.add(parameter, edge, leaf)
+                assert leaf.grad is None
+    first, second, none = sums.take()
+    assert torch.equal(first, grads[0, 0] + grads[1, 0] + grads[2, 0] + grads[3, 0])
+    assert torch.equal(second, grads[0, 1] + grads[2, 1] + grads[3, 1])
+    assert none is None
 
 
 def test_an_error_in_one_call_is_raised(n_threads):
