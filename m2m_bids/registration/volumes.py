@@ -3,11 +3,14 @@
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from m2m_bids.registration.compiled import compiled, share
 
 # Voxels of a partial sum.
 _N_ROWS = 4096
+# Voxels that lie channel by channel while they are normalised.
+_N_TOGETHER = 64
 
 
 def channel_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,3 +90,76 @@ def _add_four(x0, x1, x2, x3, out):
     near, far = out.dtype.type(0.75), out.dtype.type(0.25)
     for at in range(len(out)):
         out[at] = far * (x0[at] + x3[at]) + near * (x1[at] + x2[at])
+
+
+def normalize_voxels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """
+    Apply layer normalisation to voxels of few channels.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., C)
+    weight, bias : Tensor, shape (C,)
+
+    Returns
+    -------
+    Tensor, shape (..., C)
+        It can be differentiated once.
+    """
+    return _VoxelNorm.apply(x, weight, bias)
+
+
+class _VoxelNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        x = x.contiguous()
+        mean = x.new_empty(*x.shape[:-1], 1)
+        scale, y = torch.empty_like(mean), torch.empty_like(x)
+        ctx.save_for_backward(x, mean, scale, weight, bias)
+        rows, out = (image.view(-1, x.shape[-1]).numpy() for image in (x, y))
+        arrays = (array.flatten().numpy() for array in (weight, bias))
+        n_items = -(-len(rows) // _N_ROWS)
+        moments = (moment.view(-1).numpy() for moment in (mean, scale))
+        share(_normalize, n_items, rows.size, rows, *arrays, out, *moments)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, mean, scale, weight, bias = ctx.saved_tensors
+        return torch.ops.aten.native_layer_norm_backward(
+            grad.contiguous(), x, [x.shape[-1]], mean, scale, weight, bias, ctx.needs_input_grad
+        )
+
+
+@compiled
+def _normalize(x, weight, bias, out, means, scales, start, stop):
+    n_channels = x.shape[1]
+    one, count, epsilon = x.dtype.type(1), x.dtype.type(n_channels), x.dtype.type(1e-5)
+    channels = np.empty((n_channels, _N_TOGETHER), x.dtype)
+    for first in range(start * _N_ROWS, min(stop * _N_ROWS, len(x)), _N_TOGETHER):
+        last = min(first + _N_TOGETHER, len(x))
+        mean, scale = means[first:last], scales[first:last]
+        mean[:] = 0
+        scale[:] = 0
+        for row in range(len(mean)):
+            for c in range(n_channels):
+                channels[c, row] = x[first + row, c]
+        for c in range(n_channels):
+            channel = channels[c]
+            for row in range(len(mean)):
+                mean[row] += channel[row] / count
+        for c in range(n_channels):
+            channel = channels[c]
+            for row in range(len(mean)):
+                channel[row] -= mean[row]
+                scale[row] += channel[row] * channel[row]
+        for row in range(len(mean)):
+            scale[row] = one / np.sqrt(scale[row] / count + epsilon)
+        for c in range(n_channels):
+            channel, slope, constant = channels[c], weight[c], bias[c]
+            for row in range(len(mean)):
+                channel[row] = channel[row] * scale[row] * slope + constant
+        for row in range(len(mean)):
+            for c in range(n_channels):
+                out[first + row, c] = channels[c, row]

@@ -15,6 +15,7 @@ from m2m_bids.registration.networks.corrmlp import (
     PatchExpansion,
     _Standardize,
     local_correlation,
+    normalize_channels,
 )
 
 TINY = CorrMLPConfig(encoder_width=2, decoder_width=4, n_levels=2, windows=(2, 3))
@@ -87,6 +88,22 @@ def test_standardized_channels_are_pytorchs():
     x = noise(2, 3, 4, 8, dtype=torch.float64).mul(3).add(1).requires_grad_()
     torch.testing.assert_close(_Standardize.apply(x), functional.layer_norm(x, (8,)))
     assert torch.autograd.gradcheck(_Standardize.apply, x)
+
+
+@pytest.mark.parametrize("has_weights", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 8), (1, 17, 16, 17, 3), (1, 1)])
+def test_voxels_of_few_channels_are_normalised_as_by_pytorch(shape, has_weights):
+    x = noise(*shape, dtype=torch.float64).mul(3).add(1).requires_grad_()
+    inputs = [x]
+    if has_weights:
+        inputs += [noise(shape[-1], dtype=torch.float64).requires_grad_() for _ in range(2)]
+    ours = normalize_channels(*inputs)
+    theirs = functional.layer_norm(x, shape[-1:], *inputs[1:])
+    grad = torch.randn_like(theirs)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad)
+    )
 
 
 @pytest.mark.parametrize("grid", [(4, 2, 6), (3, 5, 4), (1, 2, 1)])

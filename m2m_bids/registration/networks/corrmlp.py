@@ -21,12 +21,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from m2m_bids.registration.grids import pool
+from m2m_bids.registration.grids import can_be_compiled, pool
 from m2m_bids.registration.maps import map_from_displacement, warp
 from m2m_bids.registration.networks.convolution import Convolution
 from m2m_bids.registration.networks.family import NetworkFamily, check_size
 
 N_NEIGHBOURS = 27
+# So few that layer normalisation of PyTorch's on the CPU takes longer than a loop.
+_FEW_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,8 @@ def normalize_channels(
     """
     Apply layer normalisation to the last axis.
 
-    PyTorch's kernel on a GPU gives each voxel threads for many channels; with eight of them it
-    takes several times as long as its sums and products one after the other.
+    PyTorch's kernels are made for many channels: with eight, that on a GPU takes several times as
+    long as its sums and products one after the other, and that on the CPU as a compiled loop.
 
     Parameters
     ----------
@@ -233,8 +235,15 @@ def normalize_channels(
     Tensor, shape (..., C)
         In float32 at least where it is on a GPU.
     """
+    n_channels = x.shape[-1]
+    if can_be_compiled(x) and n_channels <= _FEW_CHANNELS:
+        from m2m_bids.registration.volumes import normalize_voxels
+
+        if weight is None:
+            weight, bias = x.new_ones(n_channels), x.new_zeros(n_channels)
+        return normalize_voxels(x, weight, bias)
     if x.device.type == "cpu":
-        return functional.layer_norm(x, x.shape[-1:], weight, bias)
+        return functional.layer_norm(x, (n_channels,), weight, bias)
     standard = _Standardize.apply(x)
     return standard if weight is None else torch.addcmul(bias, standard, weight)
 
