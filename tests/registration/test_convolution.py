@@ -16,7 +16,6 @@ from m2m_bids.registration.networks.convolution import (
     _double_by_products,
     add_doubled,
     channels_last,
-    computed_again,
     convolve,
     convolve_doubled,
     leading_channels,
@@ -27,6 +26,7 @@ from m2m_bids.registration.networks.normalization import (
     normalize_and_convolve,
     rectify_and_convolve,
 )
+from m2m_bids.registration.networks.recomputation import computed_again
 from m2m_bids.registration.volumes import channel_sums, double_backward
 
 DOWN = nn.Conv3d(64, 32, 3, padding=1, stride=2)

@@ -12,6 +12,9 @@ from m2m_bids.registration.networks.transmorph import (
     TransMorph,
     TransMorphConfig,
     WindowAttention,
+    _attend,
+    _Attention,
+    _hidden,
 )
 
 TINY = TransMorphConfig(
@@ -79,6 +82,20 @@ def test_attention_is_that_of_loops(shift, grid):
     with torch.no_grad():
         # float32 sums in another order
         torch.testing.assert_close(layer(x), attention_by_loops(layer, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (1, 1, 2)])
+def test_attention_window_by_window_is_pytorchs(shift):
+    masks, kinds = _hidden((4, 6, 5), (2, 3, 4), shift, torch.device("cpu"))
+    tokens = noise(2 * len(kinds), 24, 3, 2, 5).double().requires_grad_()
+    bias = noise(2, 24, 24, seed=1).double().requires_grad_()
+    grad = noise(len(tokens), 24, 2, 5, seed=2).double()
+    results = []
+    for attend in (_Attention.apply, _attend):
+        attended = attend(tokens, bias, masks, kinds.repeat(2))
+        results.append([attended, *torch.autograd.grad(attended, (tokens, bias), grad)])
+    torch.testing.assert_close(*results)
+    assert len(masks) > 1
 
 
 @pytest.mark.parametrize("grid", [(4, 6, 8), (5, 7, 9)])

@@ -9,8 +9,7 @@ done here instead is done plane by plane of the first spatial axis, within the l
 PyTorch keeps what it does well, and everything on other devices.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -450,55 +449,6 @@ class _LeadingChannels(torch.autograd.Function):
         grad_x[:, :n_channels] = grad
         grad_x[:, n_channels:] = 0
         return grad_x, None
-
-
-@contextmanager
-def computed_again(x: Tensor, again: Callable[[], Tensor] | None) -> Iterator[None]:
-    """
-    Do not keep an image on the CPU for the gradient of what is computed in this context.
-
-    Parameters
-    ----------
-    x : Tensor
-    again : callable, optional
-        Computes, without a gradient, what ``x`` is when it would be kept. Without it, or where
-        types are chosen by autocast, ``x`` is kept.
-    """
-    if again is None or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        yield
-        return
-    recipe, pointer, shape = _Recipe(again), x.data_ptr(), x.shape
-
-    def pack(saved: Tensor) -> Tensor | _Recipe:
-        is_x = saved.data_ptr() == pointer and saved.shape == shape
-        return recipe.ordered_once_more() if is_x else saved
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
-        yield
-
-
-class _Recipe:
-    """Computes an image when it is first asked for, and forgets it when it is last asked for."""
-
-    def __init__(self, again: Callable[[], Tensor]):
-        self.again = again
-        self.n_orders = 0
-        self.image: Tensor | None = None
-
-    def ordered_once_more(self) -> "_Recipe":
-        self.n_orders += 1
-        return self
-
-    def serve(self) -> Tensor:
-        with torch.no_grad():
-            image = self.again() if self.image is None else self.image
-        self.n_orders -= 1
-        self.image = image if self.n_orders > 0 else None
-        return image
-
-
-def _unpack(saved: "Tensor | _Recipe") -> Tensor:
-    return saved.serve() if isinstance(saved, _Recipe) else saved
 
 
 def _windows(x: Tensor, skip: Tensor, affine: tuple[Tensor, Tensor] | None) -> Iterator[Tensor]:

@@ -19,12 +19,12 @@ from m2m_bids.registration.grids import identity_map, pool, resize, sample
 from m2m_bids.registration.networks.convolution import (
     add_doubled,
     channels_last,
-    computed_again,
     convolve,
     leading_channels,
 )
 from m2m_bids.registration.networks.family import NetworkFamily, check_size
 from m2m_bids.registration.networks.normalization import normalize, normalize_and_convolve
+from m2m_bids.registration.networks.recomputation import computed_again
 
 
 @dataclass(frozen=True)

@@ -324,14 +324,14 @@ class WindowAttention(nn.Module):
         offsets = _offset_index(window, self.window_size, x.device)
         bias = functional.embedding(offsets, self.bias_table).permute(2, 0, 1).to(tokens.dtype)
         masks, kinds = _hidden(grid, window, shift, x.device)
-        kinds = kinds * (len(tokens) // len(kinds))  # the same for every image
+        kinds = kinds.repeat(len(x))  # the same for every image
         is_exact = tokens.dtype in (torch.float32, torch.float64)
         attend = _Attention.apply if x.device.type == "cpu" and is_exact else _attend
         attended = attend(tokens, bias, masks, kinds)
         return self.project(_from_windows(attended.flatten(2), grid, window, shift))
 
 
-def _attend(tokens: Tensor, bias: Tensor, masks: Tensor, kinds: list[int]) -> Tensor:
+def _attend(tokens: Tensor, bias: Tensor, masks: Tensor, kinds: Tensor) -> Tensor:
     """
     Let the tokens of every window attend to each other.
 
@@ -342,7 +342,7 @@ def _attend(tokens: Tensor, bias: Tensor, masks: Tensor, kinds: list[int]) -> Te
     bias : Tensor, shape (n_heads, L, L)
         Added to the logits.
     masks : Tensor, shape (n_kinds, L, L)
-    kinds : list of int
+    kinds : Tensor, shape (N,)
         Which of the masks is each window's.
 
     Returns
@@ -351,7 +351,7 @@ def _attend(tokens: Tensor, bias: Tensor, masks: Tensor, kinds: list[int]) -> Te
     """
     q, k, v = tokens.permute(2, 0, 3, 1, 4)
     biases = _masked(bias, masks)
-    biases = biases[kinds] if len(biases) > 1 else biases
+    biases = biases.index_select(0, kinds) if len(biases) > 1 else biases
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=biases).transpose(1, 2)
 
 
@@ -365,11 +365,10 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tokens, bias, masks, kinds):
-        ctx.save_for_backward(tokens, bias, masks)
-        ctx.kinds = kinds
+        ctx.save_for_backward(tokens, bias, masks, kinds)
         biases = _masked(bias, masks)
         attended = torch.empty_like(tokens[:, :, 0])
-        for window, kind, out in zip(tokens, kinds, attended, strict=True):
+        for window, kind, out in zip(tokens, kinds.tolist(), attended, strict=True):
             q, k, v = window.permute(1, 2, 0, 3)
             out.copy_((_attention_weights(q, k, biases[kind]) @ v).transpose(0, 1))
         return attended
@@ -377,10 +376,10 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        tokens, bias, masks = ctx.saved_tensors
+        tokens, bias, masks, kinds = ctx.saved_tensors
         biases = _masked(bias, masks)
         grad_tokens, grad_bias = torch.empty_like(tokens), torch.zeros_like(bias)
-        windows = zip(tokens, ctx.kinds, grad, grad_tokens, strict=True)
+        windows = zip(tokens, kinds.tolist(), grad, grad_tokens, strict=True)
         for window, kind, grad_out, grad_window in windows:
             q, k, v = window.permute(1, 2, 0, 3)
             grad_q, grad_k, grad_v = grad_window.permute(1, 2, 0, 3)
@@ -525,12 +524,12 @@ def _offset_index(window: Triple, full_window: Triple, device: torch.device) -> 
 @torch.inference_mode(False)
 def _hidden(
     grid: Triple, window: Triple, shift: Triple, device: torch.device
-) -> tuple[Tensor, list[int]]:
+) -> tuple[Tensor, Tensor]:
     """
     Return which tokens (last axis) of a window each of them must not see.
 
     Those are the padding, and across the border that the cyclic shift joins. The first is a mask
-    for each kind of window, (n_kinds, L, L), the other each window's kind.
+    for each kind of window, (n_kinds, L, L), the other each window's kind, (n_windows,).
     """
     labels = torch.zeros(1, 1, 1, device=device, dtype=torch.long)
     for axis in range(3):
@@ -541,8 +540,7 @@ def _hidden(
         shape[axis] = -1
         labels = 3 * labels + (is_joined + 2 * is_padding).view(shape)
     labels = _to_windows(labels[None, ..., None], window, shift)
-    masks, kinds = torch.unique(labels != labels.transpose(1, 2), return_inverse=True, dim=0)
-    return masks, kinds.tolist()
+    return torch.unique(labels != labels.transpose(1, 2), return_inverse=True, dim=0)
 
 
 FAMILY = NetworkFamily(
