@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from m2m_bids.registration import grids
+from m2m_bids.registration.doubled import convolve_before_doubling
 from m2m_bids.registration.networks import convolution
 from m2m_bids.registration.networks.convolution import (
     Convolution,
@@ -20,7 +21,6 @@ from m2m_bids.registration.networks.convolution import (
     convolve_doubled,
     leading_channels,
 )
-from m2m_bids.registration.networks.doubled import convolve_before_doubling
 from m2m_bids.registration.networks.normalization import (
     normalize,
     normalize_and_convolve,

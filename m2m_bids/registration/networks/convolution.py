@@ -352,7 +352,7 @@ def convolve_doubled(layer: Convolution, x: Tensor, shape: torch.Size) -> Tensor
     Tensor, shape (N, C', *shape)
     """
     if can_be_compiled(x) and not torch.is_autocast_enabled("cpu"):
-        from m2m_bids.registration.networks.doubled import convolve_before_doubling
+        from m2m_bids.registration.doubled import convolve_before_doubling
 
         return convolve_before_doubling(x, layer.weight, shape)
     i, j, k = shape
