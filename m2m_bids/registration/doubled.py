@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from m2m_bids.registration.compiled import compiled, share
 
-# Rows of a product, at least, that are computed at a time.
+# Voxels of planes that are multiplied at a time; one plane is, however large.
 _N_ROWS = 512
 
 
