@@ -126,7 +126,8 @@ def _decision(
 ) -> tuple[str, Level]:
     """Say what became of a scan, and what asks for a look: that a step was used is no proof."""
     if row.status == "failed":
-        return f"Failed: {row.reason}. Figures below, if any, are of an earlier run.", "danger"
+        reason = row.reason.removesuffix(".")
+        return f"Failed: {reason}. Figures below, if any, are of an earlier run.", "danger"
     message, level = _result(row, sidecar)
     if warnings:
         return f"{message} To be looked at: {'; '.join(warnings)}.", "warning"
