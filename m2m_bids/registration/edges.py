@@ -108,6 +108,25 @@ class InPrecision(nn.Module):
         with torch.autocast(moving.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             return self.network(moving, fixed).float()
 
+    def numbers(self) -> list[Tensor]:
+        """
+        Return the numbers of all parameters as the layers take them, without a gradient.
+
+        Returns
+        -------
+        list of Tensor
+            Those of convolutions and products are in bfloat16 where the network computes in it:
+            each call would convert and keep them. The others share memory with the parameters.
+        """
+        in_bfloat16 = set()
+        if self.use_bfloat16:
+            for module in self.modules():
+                if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d, nn.Linear)):
+                    in_bfloat16.update(module.parameters(recurse=False))
+        return [
+            p.detach().bfloat16() if p in in_bfloat16 else p.detach() for p in self.parameters()
+        ]
+
 
 class _ConcurrentCalls(torch.autograd.Function):
     """Maps of edges, by calls of a network in training that run at the same time."""
@@ -115,8 +134,10 @@ class _ConcurrentCalls(torch.autograd.Function):
     @staticmethod
     def forward(ctx, network, edges, *parameters):
         ctx.n_workers = min(len(edges), torch.get_num_threads())
-        ctx.sums = _OrderedSums(len(parameters))
-        replicas = [_replicate(network, ctx.sums, index) for index in range(len(edges))]
+        ctx.sums = _OrderedSums([parameter.dtype for parameter in parameters])
+        is_converted = isinstance(network, InPrecision)
+        numbers = network.numbers() if is_converted else [p.detach() for p in parameters]
+        replicas = [_replicate(network, numbers, ctx.sums, index) for index in range(len(edges))]
         calls = [
             partial(_predict, replica, *edge)
             for replica, edge in zip(replicas, edges, strict=True)
@@ -151,15 +172,17 @@ def _return_free_memory() -> None:
             trim(0)
 
 
-def _replicate(network: nn.Module, sums: "_OrderedSums", index: int) -> nn.Module:
+def _replicate(
+    network: nn.Module, numbers: list[Tensor], sums: "_OrderedSums", index: int
+) -> nn.Module:
     """
-    Copy a network around the same numbers, with buffers and random numbers of its own.
+    Copy a network around the given numbers, with buffers and random numbers of its own.
 
     Its parameters' gradients go to the sums as those of the edge with this index.
     """
     memo = {}
-    for place, own in enumerate(network.parameters()):
-        leaf = own.detach().requires_grad_(own.requires_grad)
+    for place, (own, number) in enumerate(zip(network.parameters(), numbers, strict=True)):
+        leaf = number.detach().requires_grad_(own.requires_grad)
         if leaf.requires_grad:
             leaf.register_post_accumulate_grad_hook(partial(sums.add, place, index))
         memo[id(own)] = leaf
@@ -178,13 +201,15 @@ class _OrderedSums:
 
     Parameters
     ----------
-    n_parameters : int
+    dtypes : list of dtype
+        Of the sums, one for each parameter.
     """
 
-    def __init__(self, n_parameters: int):
-        self._totals: list[Tensor | None] = [None] * n_parameters
-        self._n_added = [0] * n_parameters
-        self._early: list[dict[int, Tensor]] = [{} for _ in range(n_parameters)]
+    def __init__(self, dtypes: list[torch.dtype]):
+        self._dtypes = dtypes
+        self._totals: list[Tensor | None] = [None] * len(dtypes)
+        self._n_added = [0] * len(dtypes)
+        self._early: list[dict[int, Tensor]] = [{} for _ in dtypes]
         self._lock = threading.Lock()
 
     def add(self, parameter: int, edge: int, leaf: Tensor) -> None:
@@ -207,7 +232,7 @@ class _OrderedSums:
 
     def _add_next(self, parameter: int, grad: Tensor) -> None:
         if self._totals[parameter] is None:
-            self._totals[parameter] = grad
+            self._totals[parameter] = grad.to(self._dtypes[parameter])
         else:
             self._totals[parameter] += grad
 

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from m2m_bids.registration.edges import _OrderedSums, predict_edges
+from m2m_bids.registration.edges import InPrecision, _OrderedSums, predict_edges
+from m2m_bids.registration.grids import identity_map
 from m2m_bids.registration.maps import map_from_displacement
 from m2m_bids.registration.networks.corrmlp import CorrMLP, CorrMLPConfig
 from m2m_bids.registration.networks.gradicon import GradICON, GradICONConfig
@@ -81,7 +82,7 @@ def test_concurrent_calls_repeat_to_the_bit(n_threads):
 def test_gradients_are_added_in_the_order_of_edges_whenever_they_come(order):
     grads = torch.randn(4, 2, 500, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(sum(grads), sum(grads.flip(0)))
-    sums = _OrderedSums(3)
+    sums = _OrderedSums([torch.float32] * 3)
     for edge in order:
         for parameter in range(2):
             if (edge, parameter) != (1, 1):  # one edge has no gradient of one parameter
@@ -93,6 +94,70 @@ def test_gradients_are_added_in_the_order_of_edges_whenever_they_come(order):
     assert torch.equal(first, grads[0, 0] + grads[1, 0] + grads[2, 0] + grads[3, 0])
     assert torch.equal(second, grads[0, 1] + grads[2, 1] + grads[3, 1])
     assert none is None
+
+
+def test_gradients_of_another_type_are_added_in_that_of_the_parameter():
+    grads = torch.randn(3, 500, generator=torch.Generator().manual_seed(0)).bfloat16()
+    sums = _OrderedSums([torch.float32])
+    for edge, grad in enumerate(grads):
+        leaf = torch.zeros(500, dtype=torch.bfloat16)
+        leaf.grad = grad
+        sums.add(0, edge, leaf)
+    first, second, third = grads.float()
+    assert torch.equal(sums.take()[0], first + second + third)
+
+
+@pytest.mark.parametrize("is_compact", [False, True])
+def test_edges_in_bfloat16_give_what_single_calls_give(n_threads, is_compact):
+    normalization = "group" if is_compact else "batch"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        config = GradICONConfig(
+            down_widths=(8, 16), up_widths=(8, 16), normalization=normalization
+        )
+        network = GradICON(config).train()
+        for unet in network.unets:
+            torch.nn.init.normal_(unet.last_conv.weight, std=0.1)
+    network = InPrecision(network, use_bfloat16=True)
+    edges = [(moving.float(), fixed.float()) for moving, fixed in make_edges(3)]
+    results = []
+    for threads in (1, 2):  # one after the other, and at the same time
+        n_threads(threads)
+        network.zero_grad()
+        maps = predict_edges(network, edges)
+        sum((i + 1) * phi.square().sum() for i, phi in enumerate(maps)).backward()
+        results.append((torch.cat(maps).detach(), [p.grad for p in network.parameters()]))
+    (alone, alone_grads), (together, together_grads) = results
+    # bfloat16 keeps eight bits; batch normalisation leaves the biases before it without gradient.
+    assert (together - alone).norm() < 0.01 * alone.norm()
+    least = 1e-3 * max(grad.norm() for grad in alone_grads)
+    for ours, theirs in zip(together_grads, alone_grads, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert (ours - theirs).norm() <= 0.2 * theirs.norm() + least
+
+
+def test_weights_in_bfloat16_are_made_once_for_all_edges(n_threads):
+    class Recording(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = torch.nn.Conv3d(2, 3, 3, padding=1)
+            self.norm = torch.nn.GroupNorm(1, 3)
+
+        def forward(self, moving, fixed):
+            weight = self.convolution.weight
+            seen.append((weight.dtype, weight.data_ptr(), self.norm.weight.dtype))
+            return self.norm(self.convolution(torch.cat((moving, fixed), 1)).float())
+
+    n_threads(2)
+    seen = []
+    network = InPrecision(Recording(), use_bfloat16=True)
+    edges = [(moving.float(), fixed.float()) for moving, fixed in make_edges(3)]
+    sum(phi.sum() for phi in predict_edges(network, edges)).backward()
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+    assert seen[0][0] == torch.bfloat16
+    assert seen[0][2] == torch.float32
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in network.parameters())
 
 
 def test_an_error_in_one_call_is_raised(n_threads):

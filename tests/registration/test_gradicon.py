@@ -1,10 +1,12 @@
 """GradICON's network: its size, its start, and the same map as the ICON project's."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from m2m_bids.registration.grids import identity_map
-from m2m_bids.registration.networks import NETWORKS
+from m2m_bids.registration.networks import NETWORKS, gradicon, recomputation
 from m2m_bids.registration.networks.gradicon import (
     COMPACT,
     GradICON,
@@ -108,6 +110,29 @@ def test_training_reaches_every_parameter(pair):
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_what_is_computed_again_for_the_gradient_is_what_was(pair, monkeypatch, is_autocast):
+    config = GradICONConfig(down_widths=(4, 8, 16), up_widths=(4, 8, 8), n_scales=1)
+    served = []
+    serve = recomputation._Recipe.serve
+    monkeypatch.setattr(
+        recomputation._Recipe, "serve", lambda self: served.append(serve(self)) or served[-1]
+    )
+    results = []
+    for context in (recomputation.computed_again, lambda *_: nullcontext()):
+        monkeypatch.setattr(gradicon, "computed_again", context)
+        network = randomize(GradICON(config)).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            disp = network(*pair)
+        disp.square().sum().backward()
+        results.append([disp, *(parameter.grad for parameter in network.parameters())])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    # Two halvings (the third keeps what it gathers); two doublings of what was normalised, whose
+    # rectification asks too.
+    assert len(served) == 2 + 2 * 2
+    assert {x.dtype for x in served} == {torch.bfloat16 if is_autocast else torch.float32}
 
 
 def test_scales_are_composed_coarsest_outermost():

@@ -41,6 +41,23 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
+def convolved_dtype(x: Tensor) -> torch.dtype:
+    """
+    Return the type in which images on the CPU are convolved; elsewhere that of the images.
+
+    Parameters
+    ----------
+    x : Tensor
+
+    Returns
+    -------
+    dtype
+        Autocast's, if it is enabled.
+    """
+    is_converted = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return torch.get_autocast_dtype("cpu") if is_converted else x.dtype
+
+
 class Convolution(nn.Conv3d):
     """
     Convolution of kernel 3, stride 1 and padding 1.
@@ -307,9 +324,11 @@ def add_doubled(y: Tensor, x: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (N, C, 2 * I, 2 * J, 2 * K)
+        In the more exact type.
     """
-    if x.dtype == y.dtype and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-        return _AddDoubled.apply(y, x)
+    if x.device.type == "cpu":
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        return _AddDoubled.apply(y.to(dtype), x.to(dtype))
     doubled = double(x)
     return y.add_(doubled) if y.dtype == doubled.dtype else y + doubled
 

@@ -20,6 +20,7 @@ from m2m_bids.registration.networks.convolution import (
     add_doubled,
     channels_last,
     convolve,
+    convolved_dtype,
     leading_channels,
 )
 from m2m_bids.registration.networks.family import NetworkFamily, check_size
@@ -136,18 +137,20 @@ class UNet(nn.Module):
             # On a GPU group normalisation would undo it, and batch normalisation needs it: the
             # other order leaves it one multiprocessor per channel.
             x = channels_last(x)
+        dtype = convolved_dtype(x)
         skips = []
         for conv in self.down_convs:
             skips.append(x)
-            rectified = functional.leaky_relu(x)
-            with computed_again(rectified, partial(functional.leaky_relu, x.detach())):
+            rectified = _rectified(x, dtype)
+            with computed_again(rectified, partial(_rectified, x.detach(), dtype)):
                 y = convolve(conv, rectified)
             x = y + _match_channels(pool(x), y.shape[1])
         again = None
         for conv, norm in zip(reversed(self.up_convs), reversed(self.norms), strict=True):
             small = _match_channels(x, conv.out_channels)
+            x = x.to(dtype)
             # In place: here x is not a skip, `small` a copy, and nothing else is left to use it.
-            with computed_again(x, again and partial(_rectified, again)):
+            with computed_again(x, again and partial(_rectified_again, again, dtype)):
                 y = add_doubled(convolve(conv, functional.leaky_relu_(x)), small)
             skip = skips.pop()
             if skips:
@@ -155,8 +158,12 @@ class UNet(nn.Module):
         return normalize_and_convolve(norm, y, skip, self.last_conv) / 10
 
 
-def _rectified(again: Callable[[], Tensor]) -> Tensor:
-    return functional.leaky_relu_(again())
+def _rectified(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return functional.leaky_relu(x).to(dtype)
+
+
+def _rectified_again(again: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
+    return functional.leaky_relu_(again().to(dtype))
 
 
 class _GroupNorm(nn.GroupNorm):

@@ -82,8 +82,9 @@ def normalize_and_convolve(
     """
     if x.device.type != "cpu":
         return convolution(_join(layer(x), skip))
+    conv_weight, conv_bias = convolution.weight, convolution.bias
     if torch.is_autocast_enabled("cpu"):
-        x, skip = x.float(), skip.float()
+        x, skip, conv_weight, conv_bias = (y.float() for y in (x, skip, conv_weight, conv_bias))
     with torch.autocast("cpu", enabled=False):
         if _is_batch_norm_on_cpu(layer, x):
             statistics = _Statistics(x, layer)
@@ -91,9 +92,8 @@ def normalize_and_convolve(
         else:
             x = layer(x)
             statistics, parameters = None, (None, None)
-        return _End.apply(
-            channels_last(x), skip, convolution.weight, convolution.bias, *parameters, statistics
-        )
+        x = channels_last(x)
+        return _End.apply(x, skip, conv_weight, conv_bias, *parameters, statistics)
 
 
 def rectify(x: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ def computed_again(x: Tensor, again: Callable[[], Tensor] | None) -> Iterator[No
     ----------
     x : Tensor
     again : callable, optional
-        Computes, without a gradient, what ``x`` is when it would be kept. Without it, or where
-        types are chosen by autocast, ``x`` is kept.
+        Computes, without a gradient, what ``x`` is when it would be kept. Without it ``x`` is
+        kept, as are those copies of it that autocast makes.
     """
-    if again is None or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if again is None or x.device.type != "cpu":
         yield
         return
     recipe, pointer, shape = _Recipe(again), x.data_ptr(), x.shape
