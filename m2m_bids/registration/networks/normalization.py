@@ -15,12 +15,10 @@ from m2m_bids.registration.grids import can_be_compiled
 from m2m_bids.registration.networks.convolution import (
     Convolution,
     channels_last,
-    convolve_image,
-    convolve_joined,
     image_gradient,
-    joined_weight_gradient,
-    weight_gradient,
 )
+from m2m_bids.registration.networks.planes import convolve_joined, joined_weight_gradient
+from m2m_bids.registration.networks.recomputation import computed_again
 
 # Rows of channels that are reduced at a time, within the cache of a core.
 _N_ROWS = 9216
@@ -110,7 +108,7 @@ def rectify(x: Tensor) -> Tensor:
         In the order of memory of ``x``, which PyTorch's instance normalisation does not keep.
     """
     images = [functional.batch_norm(image, None, None, training=True) for image in x.split(1)]
-    return functional.leaky_relu_(torch.cat(images) if len(images) > 1 else images[0], _LEAK)
+    return _rectify(torch.cat(images) if len(images) > 1 else images[0])
 
 
 def rectify_and_convolve(layer: Convolution, x: Tensor) -> Tensor:
@@ -126,11 +124,23 @@ def rectify_and_convolve(layer: Convolution, x: Tensor) -> Tensor:
     -------
     Tensor, shape (N, C', I, J, K)
     """
-    is_large = x.shape[2:].numel() >= layer.in_channels
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not is_large:
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return layer(rectify(x))
-    images = [_RectifyAndConvolve.apply(image, layer.weight, layer.bias) for image in x.split(1)]
+    images = [_rectify_and_convolve(layer, image) for image in channels_last(x).split(1)]
     return torch.cat(images) if len(images) > 1 else images[0]
+
+
+def _rectify_and_convolve(layer: Convolution, image: Tensor) -> Tensor:
+    statistics = _Statistics(image)
+    one_and_zero = image.new_ones(image.shape[1]), image.new_zeros(image.shape[1])
+    normalized = _BatchNorm.apply(image, *one_and_zero, statistics)
+    fixed = image.detach()
+    with computed_again(normalized, lambda: _rectify(statistics.apply(fixed, *one_and_zero))):
+        return layer(_rectify(normalized))
+
+
+def _rectify(x: Tensor) -> Tensor:
+    return functional.leaky_relu_(x, _LEAK)
 
 
 def _is_batch_norm_on_cpu(layer: nn.Module, x: Tensor) -> bool:
@@ -166,15 +176,13 @@ class _Statistics:
         ):
             running.lerp_(value.to(running.dtype), layer.momentum)
 
-    def apply(self, x: Tensor, weight: Tensor | float, bias: Tensor | float) -> Tensor:
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Normalise images."""
         slope = self.scale * weight
         constant = bias - slope * self.mean
         return torch.addcmul(_as_channels(constant), x, _as_channels(slope))
 
-    def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor | float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of `apply` with respect to images, weight and bias."""
         sums, products = _channel_sums(grad, x)
         bias_grad = sums.to(grad.dtype)
@@ -184,7 +192,7 @@ class _Statistics:
         return grad_x.addcmul_(x, _as_channels(along)), weight_grad, bias_grad
 
     def coefficients(
-        self, weight: Tensor | float, weight_grad: Tensor, bias_grad: Tensor
+        self, weight: Tensor, weight_grad: Tensor, bias_grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
         Return the coefficients of the gradient with respect to the images.
@@ -230,34 +238,6 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         return *ctx.statistics.backward(grad, x, weight), None
-
-
-class _RectifyAndConvolve(torch.autograd.Function):
-    """Of one image; what is convolved is computed again for the gradient."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        x = channels_last(x)
-        ctx.statistics = _Statistics(x)
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        return convolve_image(_rectified(x, ctx.statistics), weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        grad = channels_last(grad)
-        rectified = _rectified(x, ctx.statistics)
-        grad_weight = weight_gradient(grad, rectified, weight)
-        grad_bias = grad.sum((0, 2, 3, 4)) if ctx.has_bias else None
-        grad = image_gradient(grad, weight)
-        grad = torch.ops.aten.leaky_relu_backward(grad, rectified, _LEAK, True)
-        return ctx.statistics.backward(grad, x, 1.0)[0], grad_weight, grad_bias
-
-
-def _rectified(x: Tensor, statistics: _Statistics) -> Tensor:
-    return functional.leaky_relu_(statistics.apply(x, 1.0, 0.0), _LEAK)
 
 
 class _End(torch.autograd.Function):
