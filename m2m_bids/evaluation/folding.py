@@ -1,11 +1,11 @@
-"""Folds of displacement fields and of chains of transforms."""
+"""Folds of chains of transforms."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import nibabel as nb
 import numpy as np
-from nibabel.affines import apply_affine, from_matvec
+from nibabel.affines import from_matvec
 from scipy import ndimage
 
 from m2m_bids.spatial.fields import (
@@ -14,45 +14,12 @@ from m2m_bids.spatial.fields import (
     grid_points,
     jacobian_determinant,
 )
-from m2m_bids.spatial.interpolation import interpolate
 from m2m_bids.spatial.transforms import Transform, as_chain, map_points
 
 _POINTS_PER_SLAB = 1_000_000
 
 
-def folding_percentage(field: DisplacementField, mask: nb.Nifti1Image | None = None) -> float:
-    """
-    Return the share of a field's grid points at which its map folds.
-
-    Parameters
-    ----------
-    field : DisplacementField
-        Displacement in world millimetres, at least two grid points along each axis.
-    mask : Nifti1Image, 3-D, optional
-        Where to count, on any grid of the same world: the points of the field whose nearest voxel
-        of the mask is not zero. All points by default.
-
-    Returns
-    -------
-    float
-        Points whose Jacobian determinant is not positive, percent of those in the mask.
-
-    Raises
-    ------
-    ValueError
-        If an axis has a single grid point, or no grid point is in the mask.
-    """
-    determinant = jacobian_determinant(field)
-    if mask is not None:
-        determinant = determinant[mask_on_field(mask, field)]
-    if determinant.size == 0:
-        raise ValueError("mask: no grid point of the field is inside")
-    return 100 * np.count_nonzero(determinant <= 0) / determinant.size
-
-
-def chain_folding_percentage(
-    transforms: Transform | Sequence[Transform], mask: nb.Nifti1Image
-) -> float:
+def folding_percentage(transforms: Transform | Sequence[Transform], mask: nb.Nifti1Image) -> float:
     """
     Return the share of a mask's voxels at which the map of a chain folds.
 
@@ -103,7 +70,7 @@ def folding_percentage_paper(
     The M2M-Reg paper reports the percentage of voxels with a negative determinant
     (``%|J_phi| < 0``); its authors' public code takes the determinant of the differences of each
     voxel to its predecessor along each axis, everywhere in the grid of the network (``flips`` of
-    the ICON project's losses). In contrast to `chain_folding_percentage`, background counts, a
+    the ICON project's losses). In contrast to `folding_percentage`, background counts, a
     determinant of zero does not, and central differences cannot hide a fold between two voxels.
 
     Parameters
@@ -135,34 +102,6 @@ def folding_percentage_paper(
         determinant = _cell_determinant(slab.displacement[: slab.stop - slab.first])
         n_negative += np.count_nonzero(determinant < 0)
     return float(100 * n_negative / np.prod(np.subtract(shape, 1)))
-
-
-def mask_on_field(mask: nb.Nifti1Image, field: DisplacementField) -> np.ndarray:
-    """
-    Sample a mask at the grid points of a field.
-
-    Parameters
-    ----------
-    mask : Nifti1Image, 3-D
-        Zero outside.
-    field : DisplacementField
-        Field in the world of the mask.
-
-    Returns
-    -------
-    ndarray of bool, shape of the field's grid
-        By nearest voxel; False outside the mask's grid.
-
-    Raises
-    ------
-    ValueError
-        If the mask is not 3-D.
-    """
-    if len(mask.shape) != 3:
-        raise ValueError(f"mask must be 3-D, got shape {mask.shape}")
-    inside = (np.asanyarray(mask.dataobj) != 0).astype(np.uint8)
-    ijk = apply_affine(np.linalg.inv(mask.affine), field.points())
-    return interpolate(inside, ijk, order=0) > 0
 
 
 class _Slab(NamedTuple):

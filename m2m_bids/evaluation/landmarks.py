@@ -1,7 +1,6 @@
 """Distances between landmarks that a transform should bring together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -56,23 +55,3 @@ def landmark_errors(
     if not (np.isfinite(fixed_points).all() and np.isfinite(moving_points).all()):
         raise ValueError("landmarks must be finite")
     return np.linalg.norm(map_points(transforms, fixed_points) - moving_points, axis=1)
-
-
-@dataclass(frozen=True)
-class ErrorSummary:
-    """Statistics of landmark errors, all in mm."""
-
-    mean_mm: float
-    median_mm: float
-    percentile_95_mm: float
-    max_mm: float
-
-    @classmethod
-    def of(cls, errors_mm: np.ndarray) -> "ErrorSummary":
-        """Summarise what `landmark_errors` returned."""
-        return cls(
-            float(np.mean(errors_mm)),
-            float(np.median(errors_mm)),
-            float(np.percentile(errors_mm, 95)),
-            float(np.max(errors_mm)),
-        )

@@ -7,7 +7,7 @@ import numpy as np
 from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 
-from m2m_bids.evaluation.folding import chain_folding_percentage, folding_percentage_paper
+from m2m_bids.evaluation.folding import folding_percentage, folding_percentage_paper
 from m2m_bids.evaluation.landmarks import landmark_errors
 from m2m_bids.evaluation.records import Value, label_measures
 from m2m_bids.spatial.landmarks import Landmarks
@@ -58,7 +58,7 @@ def measure_registration(
     """
     shape, affine = paper_grid(mask)
     measures: dict[str, Value] = {
-        "folding_percent": chain_folding_percentage(transforms, mask),
+        "folding_percent": folding_percentage(transforms, mask),
         "folding_percent_paper": folding_percentage_paper(transforms, shape, affine),
     }
     if landmarks is not None:

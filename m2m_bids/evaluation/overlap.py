@@ -46,35 +46,6 @@ def dice_per_label(
     return scores
 
 
-def mean_dice(
-    labels_a: np.ndarray, labels_b: np.ndarray, labels: Iterable[int] | None = None
-) -> float:
-    """
-    Average the Dice coefficients of the labels, each with the same weight.
-
-    Parameters
-    ----------
-    labels_a, labels_b : ndarray of integers, of the same shape
-        Label maps on one grid; 0 is the background.
-    labels : iterable of int, optional
-        Labels to compare; by default all in either map but the background.
-
-    Returns
-    -------
-    float
-        Mean over the labels that are in at least one of the maps.
-
-    Raises
-    ------
-    ValueError
-        If none of the labels is in either map, or as `dice_per_label` says.
-    """
-    scores = dice_per_label(labels_a, labels_b, labels)
-    if not scores:
-        raise ValueError("labels: expected at least one in the label maps, found none")
-    return float(np.mean(list(scores.values())))
-
-
 def check_label_maps(labels_a: np.ndarray, labels_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Return two label maps as arrays, or fail if they cannot be compared.

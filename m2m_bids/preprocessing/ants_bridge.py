@@ -242,14 +242,6 @@ def to_ants(image: nb.Nifti1Image) -> "ants.ANTsImage":
     )
 
 
-def from_ants(image: "ants.ANTsImage") -> nb.Nifti1Image:
-    """Convert an ANTs image to a float32 NIfTI image, same voxel order, in RAS+."""
-    vox2lps = np.eye(4)
-    vox2lps[:3, :3] = np.asarray(image.direction) * np.asarray(image.spacing)
-    vox2lps[:3, 3] = image.origin
-    return nb.Nifti1Image(image.numpy().astype(np.float32), RAS2LPS @ vox2lps)
-
-
 def read_affine(file: Path) -> np.ndarray:
     """
     Read a linear transform of ANTs (``.mat`` or ``.txt``).

@@ -11,7 +11,7 @@ from m2m_bids.api import DEFAULT_WEIGHTS
 from m2m_bids.baselines import fireants
 from m2m_bids.baselines.base import Options
 from m2m_bids.baselines.methods import METHODS, find_method
-from m2m_bids.evaluation.folding import chain_folding_percentage
+from m2m_bids.evaluation.folding import folding_percentage
 
 OPTIONS = Options(device="cpu", n_threads=1, spacing_mm=6.0, n_refine=0)
 HAS_FIREANTS = all(find_spec(name) for name in fireants.PACKAGES)
@@ -99,7 +99,7 @@ def test_landmarks_come_closer(key, images, error_mm, request):
     assert reason == ""
     # A field that is read the wrong way round, or in another frame, makes it larger.
     assert error_mm(chain) < 0.75 * rigid_mm
-    assert chain_folding_percentage(chain, images.fixed_mask) < 0.1
+    assert folding_percentage(chain, images.fixed_mask) < 0.1
 
 
 def test_syn_repeats_by_its_seed(images):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
 
-from m2m_bids.evaluation.landmarks import ErrorSummary, landmark_errors
+from m2m_bids.evaluation.landmarks import landmark_errors
 from m2m_bids.spatial.fields import DisplacementField
 
 
@@ -43,8 +43,3 @@ def test_chain_is_applied_innermost_first():
 def test_landmarks_that_are_no_pairs_of_points_are_errors(fixed, moving):
     with pytest.raises(ValueError, match="landmarks must"):
         landmark_errors((), fixed, moving)
-
-
-def test_summary():
-    summary = ErrorSummary.of(np.arange(101.0))
-    assert summary == ErrorSummary(50.0, 50.0, 95.0, 100.0)

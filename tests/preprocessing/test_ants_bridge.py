@@ -10,7 +10,6 @@ from scipy import ndimage
 from m2m_bids.preprocessing.ants_bridge import (
     Stage,
     finite_data,
-    from_ants,
     parallel_grid,
     read_affine,
     register,
@@ -40,10 +39,8 @@ def test_ants_and_nibabel_agree_on_where_a_voxel_is(oblique):
     np.testing.assert_allclose(np.array(lps) * [-1, -1, 1], ras, atol=1e-4)
 
 
-def test_round_trip_through_ants(oblique):
-    back = from_ants(to_ants(oblique))
-    np.testing.assert_allclose(back.affine, oblique.affine, atol=1e-5)
-    np.testing.assert_array_equal(back.get_fdata(), oblique.get_fdata())
+def test_ants_has_the_same_voxels(oblique):
+    np.testing.assert_array_equal(to_ants(oblique).numpy(), oblique.get_fdata())
 
 
 def test_sheared_image_is_refused(oblique):
