@@ -107,18 +107,25 @@ def test_gradients_of_another_type_are_added_in_that_of_the_parameter():
     assert torch.equal(sums.take()[0], first + second + third)
 
 
-@pytest.mark.parametrize("is_compact", [False, True])
-def test_edges_in_bfloat16_give_what_single_calls_give(n_threads, is_compact):
-    normalization = "group" if is_compact else "batch"
+WITHOUT_BATCH_STATISTICS = {
+    "corrmlp": lambda: CorrMLP(CorrMLPConfig(2, 4, n_levels=2, windows=(2, 3))),
+    "gradicon": lambda: GradICON(
+        GradICONConfig(down_widths=(8, 16), up_widths=(8, 16), normalization="group")
+    ),
+    "transmorph": lambda: TransMorph(
+        TransMorphConfig(8, (1, 1), (2, 2), (2, 2, 2), head_width=4, drop_path=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["gradicon, batch", *WITHOUT_BATCH_STATISTICS])
+def test_edges_in_bfloat16_give_what_single_calls_give(n_threads, name):
     with torch.random.fork_rng():
-        torch.manual_seed(1)
-        config = GradICONConfig(
-            down_widths=(8, 16), up_widths=(8, 16), normalization=normalization
-        )
-        network = GradICON(config).train()
-        for unet in network.unets:
-            torch.nn.init.normal_(unet.last_conv.weight, std=0.1)
-    network = InPrecision(network, use_bfloat16=True)
+        torch.manual_seed(2)
+        make = WITHOUT_BATCH_STATISTICS.get(name, lambda: make_network().float())
+        network = InPrecision(make().train(), use_bfloat16=True)
+        for parameter in network.parameters():
+            parameter.data.add_(0.05 * torch.randn(parameter.shape))
     edges = [(moving.float(), fixed.float()) for moving, fixed in make_edges(3)]
     results = []
     for threads in (1, 2):  # one after the other, and at the same time
@@ -167,17 +174,6 @@ def test_an_error_in_one_call_is_raised(n_threads):
     with pytest.raises(ValueError, match="images must be larger"):
         predict_edges(make_network(), [*make_edges(2), (small, small)])
     assert torch.get_num_threads() == 2
-
-
-WITHOUT_BATCH_STATISTICS = {
-    "corrmlp": lambda: CorrMLP(CorrMLPConfig(2, 4, n_levels=2, windows=(2, 3))),
-    "gradicon": lambda: GradICON(
-        GradICONConfig(down_widths=(8, 16), up_widths=(8, 16), normalization="group")
-    ),
-    "transmorph": lambda: TransMorph(
-        TransMorphConfig(8, (1, 1), (2, 2), (2, 2, 2), head_width=4, drop_path=0)
-    ),
-}
 
 
 @pytest.mark.parametrize("name", list(WITHOUT_BATCH_STATISTICS))

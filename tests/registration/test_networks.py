@@ -149,6 +149,30 @@ def test_displacement_stays_float32_under_autocast(family):
     assert (disp - exact).norm() < 0.2 * exact.norm()
 
 
+@pytest.mark.parametrize("name", ["corrmlp", "transmorph"])
+def test_layer_norms_in_bfloat16_keep_the_gradients_of_many_voxels(name):
+    # Added up in bfloat16, a voxel is lost as soon as the sum is 256 times as large.
+    layers = NETWORKS[name].network(NETWORKS[name].compact).modules()
+    layers = {len(x.weight): x for x in layers if isinstance(x, torch.nn.LayerNorm)}
+    assert len(layers) > 2
+    for n_channels, layer in layers.items():
+        voxels = torch.randn(20000, n_channels, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(voxels.bfloat16()).sum().backward()
+        torch.testing.assert_close(layer.bias.grad, torch.full((n_channels,), 20000.0))
+
+
+def test_group_norms_are_in_float32_under_autocast():
+    seen = []
+    network = NETWORKS["gradicon"].network(NETWORKS["gradicon"].compact)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.GroupNorm):
+            layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(*images())
+    assert set(seen) == {torch.float32}
+
+
 def test_weights_come_back(family, tmp_path):
     network = randomized(family)
     card = WeightsCard(

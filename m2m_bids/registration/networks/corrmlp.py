@@ -233,9 +233,11 @@ def normalize_channels(
     Returns
     -------
     Tensor, shape (..., C)
-        In float32 at least where it is on a GPU.
+        In float32 at least: in bfloat16 PyTorch's kernel on the CPU adds up the gradients of
+        weight and bias voxel by voxel, which leaves nothing of them.
     """
     n_channels = x.shape[-1]
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if can_be_compiled(x) and n_channels <= _FEW_CHANNELS:
         from m2m_bids.registration.volumes import normalize_voxels
 
@@ -253,7 +255,6 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
         scale = torch.rsqrt(variance + 1e-5)
         standard = (x - mean).mul_(scale)
