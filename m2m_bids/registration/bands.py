@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from m2m_bids.registration.compiled import compiled, share
@@ -39,15 +40,14 @@ def multiply_axes_by_bands(images: Tensor, bands: list[Tensor], radius: int) -> 
     return result
 
 
-@compiled
-def _diagonals(band, radius):
+def _diagonals(band: np.ndarray, radius: int) -> np.ndarray:
     """Lay out a band by its diagonals, and zeros to a multiple of what is added at a time."""
     n_taps = -(-(2 * radius + 1) // _N_TAPS) * _N_TAPS
-    diagonals = np.zeros((n_taps, len(band)), band.dtype)
-    for tap in range(2 * radius + 1):
-        for row in range(max(0, radius - tap), min(len(band), len(band) + radius - tap)):
-            diagonals[tap, row] = band[row, row + tap - radius]
-    return diagonals
+    padded = np.zeros((len(band), len(band) + n_taps), band.dtype)
+    padded[:, radius : radius + len(band)] = band
+    # Tap t of row i is in column i + t.
+    to_row, to_column = padded.strides
+    return as_strided(padded, (n_taps, len(band)), (to_column, to_row + to_column)).copy()
 
 
 @compiled
@@ -58,9 +58,10 @@ def _multiply_planes(image, band, diagonals, radius, out, start, stop):
     padded = np.zeros(n_columns + len(diagonals) + radius, image.dtype)
     for i in range(start, stop):
         for j in range(n_rows):
-            padded[radius : radius + n_columns] = image[i, j]
-            total = rows[j]
-            total[:] = 0
+            row, inside, total = image[i, j], padded[radius:], rows[j]
+            for k in range(n_columns):
+                inside[k] = row[k]
+                total[k] = 0
             for tap in range(0, len(diagonals), _N_TAPS):
                 w0, w1, w2, w3 = (
                     diagonals[tap],
@@ -92,7 +93,8 @@ def _multiply_first(slabs, band, radius, out, start, stop):
 def _add_up(weights, rows, at_row, radius, total):
     """Add up the weighted rows around one of them."""
     first, last = max(0, at_row - radius), min(len(rows), at_row + radius + 1)
-    total[:] = 0
+    for k in range(len(total)):
+        total[k] = 0
     n_together = (last - first) // _N_TAPS * _N_TAPS
     for at in range(first, first + n_together, _N_TAPS):
         w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]

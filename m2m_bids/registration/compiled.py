@@ -2,7 +2,7 @@
 
 Every element of a result is the work of one thread, in one order: the number of threads does not
 show in a single bit. Kernels take contiguous arrays and end with the range of items that is a
-thread's share.
+thread's share. They fill and copy arrays by loops: Numba compiles ``x[:] = y`` for a second.
 """
 
 import logging

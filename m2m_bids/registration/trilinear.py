@@ -128,7 +128,8 @@ def _differentiate(points, image, values, grad_points, shape, margin, start, sto
     slopes = np.empty((3, _BLOCK), points.dtype)
     for item in range(start, stop):
         n, first, last = _locate_block(item, points, shape, margin, firsts, weights)
-        slopes[:] = 0
+        for p in range(last - first):
+            slopes[0, p] = slopes[1, p] = slopes[2, p] = 0
         for c in range(values.shape[1]):
             voxels, value = image[n % len(image), c], values[n, c, first:last]
             for p in range(len(value)):
@@ -212,7 +213,8 @@ def _locate_block(block, points, shape, margin, firsts, weights):
 @compiled
 def _locate(points, shape, margin, firsts, weights):
     """Find the voxel before each position, and how far the position is on the way to the next."""
-    firsts[:] = 0
+    for p in range(points.shape[1]):
+        firsts[p] = 0
     for axis in range(3):
         size = shape[axis]
         zero, end = points.dtype.type(0), points.dtype.type(size - 1)

@@ -140,9 +140,8 @@ def _normalize(x, weight, bias, out, means, scales, start, stop):
     for first in range(start * _N_ROWS, min(stop * _N_ROWS, len(x)), _N_TOGETHER):
         last = min(first + _N_TOGETHER, len(x))
         mean, scale = means[first:last], scales[first:last]
-        mean[:] = 0
-        scale[:] = 0
         for row in range(len(mean)):
+            mean[row] = scale[row] = 0
             for c in range(n_channels):
                 channels[c, row] = x[first + row, c]
         for c in range(n_channels):
