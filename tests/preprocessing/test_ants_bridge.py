@@ -30,10 +30,10 @@ def oblique(tools, rng):
     return nb.Nifti1Image(data, vox2ras)
 
 
-def test_ants_and_nibabel_agree_on_where_a_voxel_is(oblique):
+@pytest.mark.parametrize("ijk", [(0, 0, 0), (3, 11, 7), (19, 0, 0), (0, 23, 0), (0, 0, 21)])
+def test_ants_and_nibabel_agree_on_where_a_voxel_is(oblique, ijk):
     import ants
 
-    ijk = (3, 11, 7)
     lps = ants.transform_index_to_physical_point(to_ants(oblique), ijk)
     ras = nb.affines.apply_affine(oblique.affine, ijk)
     np.testing.assert_allclose(np.array(lps) * [-1, -1, 1], ras, atol=1e-4)
