@@ -13,10 +13,9 @@ from m2m_bids.registration.networks.corrmlp import (
     CorrMLPConfig,
     MultiWindowMLP,
     PatchExpansion,
-    _Standardize,
     local_correlation,
-    normalize_channels,
 )
+from m2m_bids.registration.networks.layer_norm import _Standardize, normalize_channels
 
 TINY = CorrMLPConfig(encoder_width=2, decoder_width=4, n_levels=2, windows=(2, 3))
 

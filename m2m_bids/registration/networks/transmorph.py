@@ -29,6 +29,7 @@ from m2m_bids.registration.networks.convolution import (
     convolve_doubled,
 )
 from m2m_bids.registration.networks.family import NetworkFamily, check_size
+from m2m_bids.registration.networks.layer_norm import LayerNorm
 from m2m_bids.registration.networks.normalization import rectify, rectify_and_convolve
 
 PATCH_SIZE = 4
@@ -177,7 +178,7 @@ class SwinEncoder(nn.Module):
         super().__init__()
         widths = config.widths
         self.embed = nn.Conv3d(2, widths[0], PATCH_SIZE, stride=PATCH_SIZE)
-        self.embed_norm = _LayerNorm(widths[0])
+        self.embed_norm = LayerNorm(widths[0])
         last = max(1, sum(config.depths) - 1)
         drop_paths = iter(config.drop_path * i / last for i in range(last + 1))
         shift = tuple(size // 2 for size in config.window_size)
@@ -194,7 +195,7 @@ class SwinEncoder(nn.Module):
                 blocks.append(SwinBlock(attention, drop_path=next(drop_paths)))
             self.stages.append(nn.Sequential(*blocks))
         self.merges = nn.ModuleList(PatchMerging(width) for width in widths[:-1])
-        self.norms = nn.ModuleList(_LayerNorm(width) for width in widths)
+        self.norms = nn.ModuleList(LayerNorm(width) for width in widths)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """
@@ -221,19 +222,6 @@ class SwinEncoder(nn.Module):
         return features
 
 
-class _LayerNorm(nn.LayerNorm):
-    """
-    Layer normalisation in float32 at least.
-
-    In bfloat16 PyTorch's kernel on the CPU adds up the gradients of weight and bias voxel by
-    voxel, which leaves nothing of them where voxels are many.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis."""
-        return super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
-
-
 class SwinBlock(nn.Module):
     """
     Window attention and a two-layer perceptron, each on normalised tokens and added to them.
@@ -255,9 +243,9 @@ class SwinBlock(nn.Module):
         width = attention.width
         self.drop_path = drop_path
         self.generator: torch.Generator | None = None
-        self.attention_norm = _LayerNorm(width)
+        self.attention_norm = LayerNorm(width)
         self.attention = attention
-        self.mlp_norm = _LayerNorm(width)
+        self.mlp_norm = LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width)
         )
@@ -427,7 +415,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm = _LayerNorm(8 * width)
+        self.norm = LayerNorm(8 * width)
         self.reduce = nn.Linear(8 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
